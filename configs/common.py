@@ -1,0 +1,112 @@
+"""What every config has, at its usual value; an experiment states what it changes."""
+
+from ml_collections import ConfigDict, config_dict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.491, 0.482, 0.447)
+CIFAR_STD = (0.247, 0.243, 0.262)
+
+
+def pretraining() -> ConfigDict:
+    """MAE's recipe: AdamW, cosine by step, random-resized crops and flips."""
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.seed = 0
+    config.batch_size = 4096
+    config.epochs = 100
+    config.total_steps = config_dict.placeholder(int)
+    config.image_size = 224
+    config.dtype = "bfloat16"
+    config.log_every_steps = 50
+    config.checkpoint_every_steps = 1000
+    config.eval_every_steps = 5000
+    config.keep_checkpoints = 3
+    config.max_nonfinite_steps = 10
+
+    config.data = ConfigDict()
+    config.data.name = "folder"
+    config.data.dir = ""
+    config.data.train_split = "train"
+    config.data.eval_split = "val"
+    config.data.mean = IMAGENET_MEAN
+    config.data.std = IMAGENET_STD
+    config.data.augment = ConfigDict()
+    config.data.augment.crop = "random_resized"
+    config.data.augment.scale = (0.2, 1.0)
+    config.data.augment.flip = True
+
+    config.model = ConfigDict()
+    config.model.size = "B"
+    config.model.patch_size = 16
+    config.model.channels = 3
+    config.model.remat = "off"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.base_lr = 1.5e-4
+    config.optimizer.lr_batch = 256
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.accumulate = 1
+
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1
+
+    config.evaluators = ConfigDict()
+    config.evaluators.knn = ConfigDict()
+    config.evaluators.knn.k = 20
+    config.evaluators.knn.pool = "mean"
+    config.evaluators.knn.num_train = 0
+    config.evaluators.knn.num_held_out = 0
+    config.evaluators.reconstruct = ConfigDict()
+    config.evaluators.reconstruct.num_images = 8
+    return config
+
+
+def mae() -> ConfigDict:
+    """The section `method` of a masked autoencoder."""
+    method = ConfigDict()
+    method.name = "mae"
+    method.mask = mask()
+    method.decoder = ConfigDict({"depth": 8, "width": 512, "num_heads": 16})
+    return method
+
+
+def ddae() -> ConfigDict:
+    """The section `method` of DDAE; its defaults are ours and provisional."""
+    method = ConfigDict()
+    method.name = "ddae"
+    method.mask = mask()
+    method.decoder = ConfigDict({"depth": 2, "width": 512, "num_heads": 16})
+    method.taps = config_dict.placeholder(tuple)
+    method.tap_weight = 0.25
+    method.metric = "euclidean"
+    method.beta = ConfigDict(
+        {"start": -1.0, "end": 1.0, "phase": "linear", "depth_tilt": -0.5}
+    )
+    method.features = ConfigDict(
+        {"weight": 1.0, "ramp": 0.25, "target": "same_depth", "loss": "mse"}
+    )
+    method.momentum = ConfigDict(
+        {"start": 0.999, "middle": 0.9999, "end": 0.99999, "rise": 0.125}
+    )
+    return method
+
+
+def mask() -> ConfigDict:
+    """Random masks of three quarters of the patches."""
+    return ConfigDict({"kind": "random", "ratio": 0.75})
+
+
+def arguments(text: str | None, **defaults):
+    """The part of --config=FILE:key=value,... behind the colon, by the types of `defaults`."""
+    values = dict(defaults)
+    for pair in filter(None, (text or "").split(",")):
+        key, _, value = pair.partition("=")
+        if key not in defaults:
+            raise ValueError(f"config argument {key!r} is not one of {sorted(defaults)}")
+        values[key] = type(defaults[key])(value)
+    return values

@@ -1,0 +1,38 @@
+"""DDAE on scikit-learn's 1797 scanned digits, 8 x 8 pixels; no download, minutes on a CPU.
+
+python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import common
+
+
+def get_config(_=None):
+    config = common.pretraining()
+    config.image_size = 8
+    config.dtype = "float32"
+    config.batch_size = 256
+    config.epochs = 300
+    config.log_every_steps = 50
+    config.checkpoint_every_steps = 500
+    config.eval_every_steps = 500
+
+    config.data.name = "digits"
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.data.augment.crop = "shift"
+    config.data.augment.pad = 1
+    config.data.augment.flip = False
+
+    config.model.size = "Nano"
+    config.model.patch_size = 2
+    config.model.channels = 1
+
+    config.method = common.ddae()
+    config.method.decoder.depth = 1
+    config.method.decoder.width = 64
+    config.method.decoder.num_heads = 4
+
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.warmup_epochs = 15.0
+    config.evaluators.knn.k = 10
+    return config

@@ -1,0 +1,38 @@
+"""Evaluators, built with their own data and run as run(params, step) -> {name: value}.
+
+A value that is a number goes to the metrics, one of shape [height, width, 3] is a
+figure. A new evaluator is a file and a row in EVALUATORS.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddae import settings
+from ddae.data import Splits
+from ddae.eval.knn import Encode, make_knn
+from ddae.eval.reconstruct import make_reconstruct
+from ddae.settings import UserError
+from ddae.tasks import Task
+
+Evaluator = Callable[[Any, int], dict[str, float | np.ndarray]]
+
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+    "knn": make_knn,
+    "reconstruct": make_reconstruct,
+}
+
+
+def from_config(
+    config: Mapping[str, Any], task: Task, splits: Splits, encode: Encode
+) -> dict[str, Evaluator]:
+    """The evaluators that config.evaluators names, each from its own section."""
+    evaluators = {}
+    for name, section in config["evaluators"].items():
+        if name not in EVALUATORS:
+            raise UserError(f"config.evaluators.{name} is not one of {sorted(EVALUATORS)}")
+        evaluators[name] = settings.build(
+            EVALUATORS[name], section, f"evaluators.{name}.", task, splits, encode
+        )
+    return evaluators

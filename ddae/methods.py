@@ -1,0 +1,260 @@
+"""Methods are data: an encoder, a masking, heads, and a table of Terms."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from ddae import losses
+from ddae.difficulty import BetaSchedule, Metric
+from ddae.masking import Masking
+from ddae.models.heads import MaskedLinear, TapDecoder
+from ddae.models.vit import Encoder, Layout, ViTSpec
+from ddae.objective import Difficulty, Term, teacher_layers
+from ddae.schedules import ema_momentum, linear_ramp
+from ddae.targets import Pixels, TeacherLayer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum:
+    """Teacher momentum over progress t: `start` to `middle` by `rise`, then to `end`."""
+
+    start: float = 0.999
+    middle: float = 0.9999
+    end: float = 0.99999
+    rise: float = 0.125
+
+    def __call__(self, t: Any) -> Any:
+        return ema_momentum(t, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """All that pretraining needs to know; a new method is a new function returning one."""
+
+    encoder: Encoder
+    layout: Layout
+    masking: Masking
+    heads: Mapping[str, nn.Module]
+    terms: tuple[Term, ...]
+    momentum: Momentum = dataclasses.field(default_factory=Momentum)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether some Term asks for the teacher."""
+        return bool(teacher_layers(self.terms))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Blocks, width and attention heads of each tap's decoder (visible layout)."""
+
+    depth: int = 8
+    width: int = 512
+    num_heads: int = 16
+
+
+def mae(
+    encoder: Encoder,
+    *,
+    mask: Masking = Masking(),
+    decoder: Decoder = Decoder(),
+    layout: Layout = "visible",
+    standardise_pixels: bool = True,
+) -> Method:
+    """Masked autoencoder: the last layer predicts the pixels of hidden patches, MSE.
+
+    With layout "mask_token" the decoder is one Linear, as in SimMIM.
+    """
+    depth = encoder.spec.depth
+    outputs = {"pixels": encoder.patch_size**2 * encoder.channels}
+    if layout == "visible":
+        head = TapDecoder(
+            decoder=ViTSpec(decoder.width, decoder.depth, decoder.num_heads),
+            grid=encoder.grid,
+            outputs=outputs,
+            input_norm=False,
+            dtype=encoder.dtype,
+            remat=encoder.remat,
+        )
+    elif layout == "mask_token":
+        head = MaskedLinear(outputs=outputs, input_norm=False, dtype=encoder.dtype)
+    else:
+        raise ValueError(f"layout {layout!r} is not visible or mask_token")
+    term = Term(
+        name=f"pixels/{_block(depth)}",
+        taps=(depth,),
+        head=_block(depth),
+        output="pixels",
+        target=Pixels(standardise=standardise_pixels),
+        loss=losses.mse,
+    )
+    return Method(
+        encoder=encoder, layout=layout, masking=mask, heads={term.head: head}, terms=(term,)
+    )
+
+
+FEATURE_LOSSES: dict[str, Callable[..., Any]] = {
+    "mse": losses.normalised_mse,
+    "smooth_l1": losses.smooth_l1,
+    "cosine": losses.cosine,
+}
+
+
+def with_features(
+    method: Method,
+    *,
+    weight: float = 1.0,
+    ramp: float = 0.25,
+    target: Literal["same_depth", "last", "mean"] = "same_depth",
+    mean_of: int = 4,
+    loss: Literal["mse", "smooth_l1", "cosine"] = "mse",
+) -> Method:
+    """The method with feature self-distillation beside every Term, from its own head.
+
+    weight: lambda, reached linearly over the first `ramp` of the run. target: the
+    teacher's layer at the student's own tap, its last one, or the mean of its top
+    `mean_of`.
+    """
+    if target not in ("same_depth", "last", "mean"):
+        raise ValueError(f"feature target {target!r} is not same_depth, last or mean")
+    if loss not in FEATURE_LOSSES:
+        raise ValueError(f"feature loss {loss!r} is not one of {sorted(FEATURE_LOSSES)}")
+    depth, width = method.encoder.spec.depth, method.encoder.spec.width
+    layers = tuple(range(depth - mean_of + 1, depth + 1)) if target == "mean" else (depth,)
+    teacher = TeacherLayer(teacher_layers=layers, same_depth=target == "same_depth")
+    schedule = functools.partial(_ramped, ramp=ramp, weight=weight)
+    heads: dict[str, nn.Module] = dict(method.heads)
+    terms = list(method.terms)
+    for term in method.terms:
+        heads[term.head] = _with_output(heads[term.head], "features", width)
+        features = dataclasses.replace(
+            term,
+            name=f"features/{term.head}",
+            output="features",
+            target=teacher.at_tap(term.taps[-1]),
+            loss=FEATURE_LOSSES[loss],
+            weight=schedule,
+        )
+        terms.append(features)
+    return dataclasses.replace(method, heads=heads, terms=tuple(terms))
+
+
+def with_dds(
+    method: Method,
+    *,
+    taps: tuple[int, ...] | None = None,
+    beta: BetaSchedule = BetaSchedule(),
+    metric: Metric = "euclidean",
+    tap_weight: float = 0.25,
+) -> Method:
+    """The method under deep dynamic supervision: its Terms at every tap, weighted.
+
+    Each Term of the last layer is repeated at each of `taps` (`default_taps` where
+    None), with a head of its own for a tap before the last and `tap_weight` times its
+    weight, and every Term gets a `Difficulty`. beta = 0 at the last tap alone equals
+    the method itself.
+    """
+    depth = method.encoder.spec.depth
+    taps = default_taps(depth) if taps is None else taps
+    for tap in taps:
+        if not 1 <= tap <= depth:
+            raise ValueError(f"tap {tap} lies outside the network's blocks 1 to {depth}")
+    if list(taps) != sorted(set(taps)) or not taps or taps[-1] != depth:
+        raise ValueError(f"taps {taps} must ascend and end at the last block, {depth}")
+    heads = dict(method.heads)
+    terms = []
+    for tap in taps:
+        difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric)
+        for term in method.terms:
+            if tap == depth:
+                terms.append(dataclasses.replace(term, difficulty=difficulty))
+                continue
+            head = _block(tap)
+            heads[head] = method.heads[term.head].clone(input_norm=True)
+            terms.append(
+                dataclasses.replace(
+                    term,
+                    name=f"{term.output}/{head}",
+                    taps=(tap,),
+                    head=head,
+                    target=term.target.at_tap(tap),
+                    difficulty=difficulty,
+                    weight=_scaled(term.weight, tap_weight),
+                )
+            )
+    return dataclasses.replace(method, heads=heads, terms=tuple(terms))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Settings of `with_features`; weight 0 leaves feature distillation out."""
+
+    weight: float = 1.0
+    ramp: float = 0.25
+    target: Literal["same_depth", "last", "mean"] = "same_depth"
+    mean_of: int = 4
+    loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
+
+
+def ddae(
+    encoder: Encoder,
+    *,
+    mask: Masking = Masking(),
+    decoder: Decoder = Decoder(depth=2),
+    layout: Layout = "visible",
+    standardise_pixels: bool = True,
+    taps: tuple[int, ...] | None = None,
+    beta: BetaSchedule = BetaSchedule(),
+    metric: Metric = "euclidean",
+    tap_weight: float = 0.25,
+    features: FeatureSettings = FeatureSettings(),
+    momentum: Momentum = Momentum(),
+) -> Method:
+    """Deep Dynamic AutoEncoding: pixels and teacher features at every tap, weighted.
+
+    The seed fixes the parts (pixel regression, dynamic feature self-distillation of
+    intermediate layers, weights by distance over phase and depth); every default here
+    is ours.
+    """
+    method = mae(
+        encoder,
+        mask=mask,
+        decoder=decoder,
+        layout=layout,
+        standardise_pixels=standardise_pixels,
+    )
+    if features.weight:
+        method = with_features(method, **dataclasses.asdict(features))
+    method = with_dds(method, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight)
+    return dataclasses.replace(method, momentum=momentum)
+
+
+METHODS: dict[str, Callable[..., Method]] = {"mae": mae, "ddae": ddae}
+
+
+def default_taps(depth: int) -> tuple[int, ...]:
+    """Four taps over the last half, {6, 8, 10, 12} of 12; every block of it when small."""
+    if depth < 12:
+        return tuple(range(depth // 2 + 1, depth + 1))
+    return tuple(round(depth / 2 + i * depth / 6) for i in range(4))
+
+
+def _block(layer: int) -> str:
+    return f"block{layer:02d}"
+
+
+def _ramped(t: Any, *, ramp: float, weight: float) -> Any:
+    return weight * linear_ramp(t, until=ramp)
+
+
+def _scaled(weight: Any, scale: float) -> Any:
+    if callable(weight):
+        return lambda t: scale * weight(t)
+    return scale * weight
+
+
+def _with_output(head: Any, name: str, width: int) -> nn.Module:
+    return head.clone(outputs={**head.outputs, name: width})

@@ -1,0 +1,1 @@
+"""Flax modules; the only place where Flax is imported."""

@@ -1,0 +1,132 @@
+"""THE loss function: a sum of Terms, each a weighted mean over masked patches."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddae.difficulty import (
+    DISTANCE_BINS,
+    BetaSchedule,
+    Metric,
+    difficulty_weights,
+    effective_sample_size,
+    nearest_visible_distance,
+)
+from ddae.losses import weighted_mean
+from ddae.masking import gather_patches
+from ddae.models.heads import Predictions
+from ddae.targets import Target, TargetContext
+
+Scalar = Float[Array, ""]
+Progress = Float[Array, ""]
+PatchLoss = Callable[..., Float[Array, "b m"]]
+Weight = Callable[[Progress], Scalar]
+Metrics = dict[str, tuple[Scalar, Scalar]]
+"""Name to (sum, count), so that means over devices, micro-batches and steps are exact."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difficulty:
+    """Deep dynamic supervision of one Term: the exponent at its relative depth."""
+
+    beta: BetaSchedule
+    depth: float
+    metric: Metric = "euclidean"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    """One line of a method's loss table.
+
+    name: of its metrics, "pixels/block12". taps: layers that its head reads. head: key
+    into the method's heads; the same key is one set of weights, run once. output:
+    which of the head's predictions. weight: a number or a function of progress.
+    """
+
+    name: str
+    taps: tuple[int, ...]
+    head: str
+    output: str
+    target: Target
+    loss: PatchLoss
+    difficulty: Difficulty | None = None
+    weight: float | Weight = 1.0
+
+
+def evaluate_terms(
+    terms: tuple[Term, ...],
+    predictions: Mapping[str, Predictions],
+    context: TargetContext,
+    progress: Progress,
+) -> tuple[Scalar, Metrics]:
+    """The total loss, and metrics of every Term.
+
+    L = sum over Terms of weight(t) * mean over images of (1/m) sum_i w_i(beta) e_i, with
+    e the Term's per-patch loss, and w = 1 where it has no difficulty. `progress` is
+    t in [0, 1].
+    """
+    # The map is cheap and its bins are worth seeing for every method, weighted or not.
+    metrics_used = {"euclidean"} | {t.difficulty.metric for t in terms if t.difficulty}
+    distances = {
+        metric: gather_patches(
+            nearest_visible_distance(context.mask, context.grid, metric),
+            context.mask.ids_masked,
+        )
+        for metric in sorted(metrics_used)
+    }
+    total = jnp.zeros((), jnp.float32)
+    metrics: Metrics = {}
+    for term in terms:
+        target = gather_patches(term.target(context), context.mask.ids_masked)
+        errors = term.loss(predictions[term.head][term.output], target)
+        weights = None
+        if term.difficulty is not None:
+            beta = term.difficulty.beta(progress, term.difficulty.depth)
+            weights = difficulty_weights(distances[term.difficulty.metric], beta)
+            metrics[f"beta/{term.name}"] = _scalar(beta)
+            metrics[f"ess/{term.name}"] = _mean(effective_sample_size(weights))
+            metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1))
+        loss = weighted_mean(errors, weights)
+        share = term.weight(progress) if callable(term.weight) else term.weight
+        total = total + share * loss
+        metrics[f"loss/{term.name}"] = _scalar(loss)
+        metrics |= _by_distance(term.name, errors, distances["euclidean"])
+    metrics["loss"] = _scalar(total)
+    return total, metrics
+
+
+def _by_distance(
+    name: str, errors: Float[Array, "b m"], distance: Float[Array, "b m"]
+) -> Metrics:
+    """The unweighted loss of the patches in each distance bin."""
+    metrics: Metrics = {}
+    for label, low, high in DISTANCE_BINS:
+        inside = ((distance >= low) & (distance < high)).astype(jnp.float32)
+        metrics[f"distance/{name}/{label}"] = ((errors * inside).sum(), inside.sum())
+    return metrics
+
+
+def _scalar(value: Scalar) -> tuple[Scalar, Scalar]:
+    return value, jnp.ones((), jnp.float32)
+
+
+def _mean(values: Float[Array, " b"]) -> tuple[Scalar, Scalar]:
+    return values.sum(), jnp.asarray(values.size, jnp.float32)
+
+
+def teacher_layers(terms: tuple[Term, ...]) -> tuple[int, ...]:
+    """Layers of the teacher that some Term asks for, ascending; empty: no teacher."""
+    return tuple(sorted({layer for term in terms for layer in term.target.teacher_layers}))
+
+
+def head_taps(terms: tuple[Term, ...]) -> dict[str, tuple[int, ...]]:
+    """The taps of each head. Raises `ValueError` where two Terms disagree on a head's."""
+    taps: dict[str, tuple[int, ...]] = {}
+    for term in terms:
+        if taps.setdefault(term.head, term.taps) != term.taps:
+            raise ValueError(f"head {term.head!r} is read at {taps[term.head]} and {term.taps}")
+    return taps
+
+

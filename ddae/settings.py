@@ -1,0 +1,77 @@
+"""Settings become frozen dataclasses here, strictly: nothing unread, nothing misspelt.
+
+A config file is a nested mapping. Below the door (`train.loop.run`) nobody sees it:
+each room declares a frozen dataclass and `build` fills it from one section. A key that
+the dataclass does not have is an error, so a setting that nobody reads cannot exist.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+    """Wrong configuration or data: one line that names the thing and the mend.
+
+    `train.py` prints it without a traceback and exits with code 2.
+    """
+
+
+def check_keys(given: Mapping[str, Any], known: list[str], where: str) -> None:
+    """Raises `UserError` naming the first key of `given` that is not `known`."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            mend = f"did you mean {near[0]!r}?" if near else f"known: {sorted(known)}"
+            raise UserError(f"config.{where}{key} is not a setting that is read; {mend}")
+
+
+def build(
+    target: Callable[..., Any], section: Mapping[str, Any], where: str, *arguments: Any
+) -> Any:
+    """Calls `target(*arguments, **section)`, strictly; settings are its keyword-only names.
+
+    Values that are mappings are built first, into the dataclass that the parameter is
+    annotated with; lists become tuples. `where` is the dotted path of the section with
+    a trailing dot, for messages. Raises `UserError` for an unknown or missing key.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    check_keys(section, list(parameters), where)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in section:
+            raise UserError(f"config.{where}{name} is missing and has no default")
+    annotations = typing.get_type_hints(target)
+    settings = {
+        key: _convert(value, annotations.get(key), f"{where}{key}")
+        for key, value in section.items()
+    }
+    try:
+        return target(*arguments, **settings)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{where.rstrip('.')}: {error}") from error
+
+
+def _convert(value: Any, annotation: Any, where: str) -> Any:
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    if isinstance(value, Mapping):
+        for option in options:
+            if dataclasses.is_dataclass(option):
+                return build(option, value, f"{where}.")  # type: ignore[arg-type]
+        return dict(value)
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return value
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

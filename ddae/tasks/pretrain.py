@@ -1,0 +1,278 @@
+"""Pretraining: any `Method` as a Task."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, Shaped
+
+from ddae import settings
+from ddae.difficulty import nearest_visible_distance
+from ddae.losses import normalise_features
+from ddae.masking import Mask, gather_patches
+from ddae.methods import METHODS, Method
+from ddae.models.heads import Predictions
+from ddae.models.vit import VIT_SPECS, Encoder, Features, Remat
+from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
+from ddae.patches import patch_statistics, patchify, unpatchify
+from ddae.settings import UserError
+from ddae.targets import Pixels, TargetContext
+from ddae.tasks.task import Batch, Params
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full."""
+
+    size: str = "B"
+    patch_size: int = 16
+    channels: int = 3
+    remat: Remat = "off"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standardisation:
+    """Mean and deviation of each channel, of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def undo(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Back to [0, 1], unclipped."""
+        return image * jnp.asarray(self.std) + jnp.asarray(self.mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Masked image modelling of `method` on images standardised by `standardise`."""
+
+    method: Method
+    standardise: Standardisation
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Pretrain":
+        """Reads the sections model, method and data.mean / data.std, image_size, dtype."""
+        encoder = encoder_from_config(config)
+        section = dict(config["method"])
+        name = section.pop("name")
+        if name not in METHODS:
+            raise UserError(f"config.method.name={name!r} is not one of {sorted(METHODS)}")
+        method = settings.build(METHODS[name], section, "method.", encoder)
+        try:
+            method.masking.num_masked(encoder.grid)
+        except ValueError as error:
+            raise UserError(f"config.method.mask: {error}") from error
+        mean, std = tuple(config["data"]["mean"]), tuple(config["data"]["std"])
+        for key, value in (("mean", mean), ("std", std)):
+            if len(value) != encoder.channels:
+                raise UserError(
+                    f"config.data.{key} has {len(value)} entries for"
+                    f" config.model.channels={encoder.channels}"
+                )
+        return cls(method, Standardisation(mean=mean, std=std))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images that the encoder takes."""
+        encoder = self.method.encoder
+        h, w = encoder.grid
+        return h * encoder.patch_size, w * encoder.patch_size, encoder.channels
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """{"encoder": ..., "heads": {key: ...}}, float32."""
+        method = self.method
+        key_encoder, key_heads, key_mask = jax.random.split(rng, 3)
+        image = jnp.zeros((1, *self.image_shape))
+        mask = method.masking.draw(key_mask[None], method.encoder.grid)
+        features, variables = method.encoder.init_with_output(
+            key_encoder, image, mask, method.layout, self._all_taps()
+        )
+        heads = {}
+        for name, taps in head_taps(method.terms).items():
+            taken = tuple(features[tap] for tap in taps)
+            key = jax.random.fold_in(key_heads, zlib.crc32(name.encode()))
+            heads[name] = method.heads[name].init(key, taken, mask)["params"]
+        return {"encoder": variables["params"], "heads": heads}
+
+    def ema_of(self, params: Params) -> Params:
+        """The encoder, where the method has a teacher."""
+        return {"encoder": params["encoder"]} if self.method.has_teacher else {}
+
+    def momentum(self, progress: Scalar) -> Scalar:
+        return self.method.momentum(progress)
+
+    def loss(
+        self,
+        params: Params,
+        ema_params: Params,
+        batch: Batch,
+        progress: Scalar,
+        rngs: Key[Array, " b"],
+    ) -> tuple[Scalar, Metrics]:
+        """Draws the masks, once, and evaluates the method's Terms."""
+        mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
+        context = self._context(ema_params, batch["image"], mask)
+        predictions, features = self.predict(params, context.standardised, mask)
+        loss, metrics = evaluate_terms(self.method.terms, predictions, context, progress)
+        return loss, metrics | _teacher_metrics(features, context)
+
+    def predict(
+        self, params: Params, standardised: Float[Array, "b h w c"], mask: Mask
+    ) -> tuple[dict[str, Predictions], dict[int, Features]]:
+        """Predictions of every head, and the student's features at every tap."""
+        method = self.method
+        features = method.encoder.apply(
+            {"params": params["encoder"]}, standardised, mask, method.layout, self._all_taps()
+        )
+        predictions = {
+            name: method.heads[name].apply(
+                {"params": params["heads"][name]},
+                tuple(features[tap] for tap in taps),
+                mask,
+            )
+            for name, taps in head_taps(method.terms).items()
+        }
+        return predictions, features
+
+    def reconstruct(
+        self, params: Params, images: Shaped[Array, "b h w c"], rngs: Key[Array, " b"]
+    ) -> "Reconstruction":
+        """What the deepest pixel head makes of the hidden patches of `images`.
+
+        Patches predicted standardised are given back the true mean and deviation of
+        the patch. Raises `ValueError` where the method predicts no pixels.
+        """
+        method, encoder = self.method, self.method.encoder
+        terms = [term for term in method.terms if isinstance(term.target, Pixels)]
+        if not terms:
+            raise ValueError("the method predicts no pixels, so nothing can be drawn")
+        term = max(terms, key=lambda term: term.taps)
+        mask = method.masking.draw(stream(rngs, "mask"), encoder.grid)
+        standardised = self.standardise(unit_range(images))
+        predictions, _ = self.predict(params, standardised, mask)
+        hidden = predictions[term.head][term.output].astype(jnp.float32)
+        patches = patchify(standardised, encoder.patch_size)
+        if term.target.standardise:
+            mean, deviation = patch_statistics(gather_patches(patches, mask.ids_masked))
+            hidden = hidden * deviation + mean
+        pasted = jax.vmap(lambda rows, ids, new: rows.at[ids].set(new))(
+            patches, mask.ids_masked, hidden
+        )
+        image = unpatchify(pasted, encoder.grid, encoder.patch_size)
+        return Reconstruction(
+            original=unit_range(images),
+            reconstruction=self.standardise.undo(image).clip(0.0, 1.0),
+            is_masked=mask.is_masked.reshape(-1, *encoder.grid),
+            distance=nearest_visible_distance(mask, encoder.grid).reshape(-1, *encoder.grid),
+        )
+
+    def encode(self, params: Params, images: Shaped[Array, "b h w c"]) -> Features:
+        encoder = self.method.encoder
+        image = self.standardise(unit_range(images))
+        return encoder.apply({"params": params["encoder"]}, image)[encoder.spec.depth]
+
+    def _all_taps(self) -> tuple[int, ...]:
+        return tuple(sorted({tap for term in self.method.terms for tap in term.taps}))
+
+    def _context(
+        self, ema_params: Params, images: Shaped[Array, "b h w c"], mask: Mask
+    ) -> TargetContext:
+        image = unit_range(images)
+        standardised = self.standardise(image)
+        encoder, layers = self.method.encoder, teacher_layers(self.method.terms)
+        teacher = {}
+        if layers:
+            variables = {"params": jax.lax.stop_gradient(ema_params["encoder"])}
+            teacher = encoder.apply(variables, standardised, taps=layers)
+            teacher = jax.lax.stop_gradient(teacher)
+        return TargetContext(
+            image=image,
+            standardised=standardised,
+            mask=mask,
+            teacher=teacher,
+            grid=encoder.grid,
+            patch_size=encoder.patch_size,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Images in [0, 1]; visible patches are the original's. distance: in patches."""
+
+    original: Float[Array, "b height width c"]
+    reconstruction: Float[Array, "b height width c"]
+    is_masked: Bool[Array, "b h w"]
+    distance: Float[Array, "b h w"]
+
+
+def _teacher_metrics(features: Mapping[int, Features], context: TargetContext) -> Metrics:
+    """Signs of collapse: spread of the teacher's features, agreement with the student.
+
+    teacher_std: mean over channels of the deviation over all patches of the batch,
+    after LayerNorm; near 0 is collapse. teacher_cosine: of the mean-pooled student and
+    teacher features.
+    """
+    metrics: Metrics = {}
+    one = jnp.ones((), jnp.float32)
+    for layer, tokens in context.teacher.items():
+        x = normalise_features(tokens.patches)
+        metrics[f"teacher_std/block{layer:02d}"] = (x.std(axis=(0, 1)).mean(), one)
+        if layer in features:
+            y = normalise_features(features[layer].patches)
+            pooled = _cosine(x.mean(axis=1), y.mean(axis=1))
+            metrics[f"teacher_cosine/block{layer:02d}"] = (pooled.mean(), one)
+    return metrics
+
+
+def encoder_from_config(config: Mapping[str, Any]) -> Encoder:
+    """The encoder of config.model at config.image_size, computing in config.dtype."""
+    model = settings.build(ModelSettings, config["model"], "model.")
+    if model.size not in VIT_SPECS:
+        raise UserError(f"config.model.size={model.size!r} is not one of {list(VIT_SPECS)}")
+    if config["dtype"] not in DTYPES:
+        raise UserError(f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}")
+    if model.remat not in ("off", "dots", "full"):
+        raise UserError(f"config.model.remat={model.remat!r} is not off, dots or full")
+    size = config["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    p = model.patch_size
+    if p < 1 or height % p or width % p:
+        near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []
+        raise UserError(
+            f"config.model.patch_size={p} does not divide config.image_size={size};"
+            f" use {' or '.join(map(str, near)) or 'a positive patch size'}"
+        )
+    return Encoder(
+        spec=VIT_SPECS[model.size],
+        grid=(height // p, width // p),
+        patch_size=p,
+        channels=model.channels,
+        dtype=DTYPES[config["dtype"]],
+        remat=model.remat,
+    )
+
+
+def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """uint8 images as float32 in [0, 1]; floats are taken to be so already."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255.0
+    return images.astype(jnp.float32)
+
+
+def stream(rngs: Key[Array, " b"], name: str) -> Key[Array, " b"]:
+    """The named random stream of each example."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(rngs)
+
+
+def _cosine(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, " b"]:
+    norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+    return (x * y).sum(axis=-1) / jnp.maximum(norms, 1e-12)

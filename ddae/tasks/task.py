@@ -1,0 +1,46 @@
+"""The Task protocol: all that the train step, checkpoints and evaluators know."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Key
+
+from ddae.models.vit import Features
+from ddae.objective import Metrics, Scalar
+
+Params = dict[str, Any]
+Batch = Mapping[str, Array]
+"""image: uint8 in [0, 255] or float in [0, 1], [b, height, width, c]; label: int32 [b]."""
+
+
+class Task(Protocol):
+    """A differentiable loss over parameters; pure functions of what they are given."""
+
+    image_shape: tuple[int, int, int]
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """Fresh parameters: nested dicts of float32 arrays."""
+        ...
+
+    def ema_of(self, params: Params) -> Params:
+        """The part of `params` that has a moving average; {} where there is none."""
+        ...
+
+    def momentum(self, progress: Scalar) -> Scalar:
+        """Momentum of that average at progress t in [0, 1]."""
+        ...
+
+    def loss(
+        self,
+        params: Params,
+        ema_params: Params,
+        batch: Batch,
+        progress: Scalar,
+        rngs: Key[Array, " b"],
+    ) -> tuple[Scalar, Metrics]:
+        """The loss to descend and metrics as (sum, count). One random key an example."""
+        ...
+
+    def encode(self, params: Params, images: Float[Array, "b height width c"]) -> Features:
+        """Features of the last layer, never masked; images as in `Batch`."""
+        ...

@@ -1,0 +1,1 @@
+"""The trainer; it never names a method."""

@@ -1,0 +1,126 @@
+"""Checkpoints over Orbax: the whole state, and enough beside it to say what it is."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ddae.settings import UserError
+from ddae.train.optimizer import path_name
+from ddae.train.state import TrainState
+
+Tree = Any
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a workdir; each step is written in the background.
+
+    A step counts only with Orbax's commit file in it, so a run may be killed at any
+    moment. `params` is an item of its own: an encoder is read without the optimiser.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 3):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            atomicity_options=ocp.options.AtomicityOptions(
+                mode=ocp.options.AtomicityMode.COMMIT_FILE
+            ),
+        )
+        self.folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The newest committed step."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int, config: Mapping[str, Any]) -> None:
+        """Starts writing `state`; a step that is already there is left as it is."""
+        if step == self.latest():
+            return
+        params, training = _split(state)
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                training=ocp.args.StandardSave(training),
+                meta=ocp.args.JsonSave({"step": step, "config": dict(config)}),
+            ),
+        )
+        if not saved:
+            raise RuntimeError(f"step {step} was not saved: {self.folder} holds a later one")
+
+    def check(self, shapes: TrainState) -> None:
+        """Raises `UserError` naming the first parameter whose shape in the newest
+        checkpoint is not that of `shapes` (from `jax.eval_shape`). Compiles nothing."""
+        step = self.latest()
+        if step is None:
+            return
+        stored = _shapes(self._manager.item_metadata(step)["params"])
+        wanted = _shapes(shapes.params)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {self.folder}/{step} holds {name} of shape"
+                    f" {stored.get(name, 'none')}, this config makes"
+                    f" {wanted.get(name, 'none')}; use its own config or another --workdir"
+                )
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest state, laid out as `shapes` (with shardings) says; None at a start."""
+        step = self.latest()
+        if step is None:
+            return None
+        params, training = _split(shapes)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                training=ocp.args.StandardRestore(training),
+            ),
+        )
+        return TrainState(params=restored["params"], **restored["training"])
+
+    def restore_params(self) -> tuple[Tree, dict[str, Any]]:
+        """(params as NumPy arrays, the run's config) of the newest step.
+
+        Raises `UserError` where there is none.
+        """
+        step = self.latest()
+        if step is None:
+            raise UserError(f"no checkpoint in {self.folder}")
+        import numpy as np
+
+        metadata = self._manager.item_metadata(step)["params"]
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _plain(metadata))
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["params"], restored["meta"]["config"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
+    fields = dict(vars(state))
+    return fields.pop("params"), fields
+
+
+def _plain(tree: Tree) -> Tree:
+    """Orbax's metadata container as plain nested dicts."""
+    tree = getattr(tree, "tree", tree)
+    return jax.tree.map(lambda x: x, tree, is_leaf=lambda x: hasattr(x, "shape"))
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        _plain(tree), is_leaf=lambda x: hasattr(x, "shape")
+    )
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,153 @@
+"""What a run says: metrics.jsonl, TensorBoard, figures, and a line on the terminal."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ddae.objective import Metrics
+
+
+class Report:
+    """Writes of one run into `workdir`; only the first process writes.
+
+    metrics.jsonl holds one object a logged step. On resume, rows after `first_step` are
+    dropped: the steps they speak of are about to be taken again.
+    """
+
+    def __init__(self, workdir: str, first_step: int):
+        self.active = jax.process_index() == 0
+        self.path = os.path.join(workdir, "metrics.jsonl")
+        self.figures = os.path.join(workdir, "figures")
+        self._board = None
+        if not self.active:
+            return
+        os.makedirs(self.figures, exist_ok=True)
+        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        with open(self.path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._board = _tensorboard(workdir)
+
+    def say(self, line: str) -> None:
+        """A line on the terminal."""
+        if self.active:
+            print(line, flush=True)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers to metrics.jsonl and TensorBoard, pictures to figures/ and TensorBoard."""
+        if not self.active:
+            return
+        scalars = {k: float(v) for k, v in values.items() if np.ndim(v) == 0}
+        pictures = {k: v for k, v in values.items() if np.ndim(v) == 3}
+        if scalars:
+            row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        for name, picture in pictures.items():
+            name = name.rsplit("/", 1)[-1]
+            Image.fromarray(picture).save(os.path.join(self.figures, f"{name}.png"))
+        if self._board is not None:
+            self._board.write_scalars(step, scalars)
+            if pictures:
+                self._board.write_images(step, {k: v[None] for k, v in pictures.items()})
+            self._board.flush()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl so far."""
+        return read_metrics(self.path)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+class Meter:
+    """Sums of metrics over a log interval, kept on the device, and where the time went."""
+
+    def __init__(self):
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Metrics | None = None
+        self._steps, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    def add(self, metrics: Metrics, waited: float) -> None:
+        """One step's metrics, and the seconds the loop waited for its batch."""
+        self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
+        self._steps, self._waited = self._steps + 1, self._waited + waited
+
+    def skip(self, seconds: float) -> None:
+        """Leaves time spent elsewhere (an evaluation, a save) out of the interval."""
+        self._start += seconds
+
+    def take(self, batch_size: int) -> dict[str, float]:
+        """Means over the interval, with images_per_second, step_seconds, data_wait."""
+        sums = jax.device_get(self._sums) if self._sums is not None else {}
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        values = {
+            f"train/{name}": float(total / count)
+            for name, (total, count) in sums.items()
+            if count > 0
+        }
+        values |= {
+            "train/images_per_second": self._steps * batch_size / elapsed,
+            "train/step_seconds": elapsed / max(self._steps, 1),
+            "train/data_wait": min(self._waited / elapsed, 1.0),
+        }
+        self._reset()
+        return values
+
+
+def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
+    """Step of total, loss, images/s, data-wait share, time left."""
+    left = (total_steps - step) * values["train/step_seconds"]
+    loss = values.get("train/loss", float("nan"))
+    return (
+        f"step {step:>{len(str(total_steps))}}/{total_steps}  loss {loss:.4f}"
+        f"  {values['train/images_per_second']:,.0f} images/s"
+        f"  data wait {100 * values['train/data_wait']:.0f} %  eta {duration(left)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1h02m, 3m05s or 7s."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not os.path.exists(path):
+        return []
+    rows = []
+    with open(path) as file:
+        for line in file:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _tensorboard(workdir: str) -> Any:
+    """clu's writer, or None with a line saying so where TensorFlow is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+        from clu import metric_writers
+    except ModuleNotFoundError as error:
+        print(f"no TensorBoard events: {error.name} is not installed", flush=True)
+        return None
+    tf.config.set_visible_devices([], "GPU")
+    return metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))

@@ -1,0 +1,74 @@
+"""The device mesh, and how state and batches lie on it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddae.settings import UserError
+
+MIN_SHARDED = 2**12
+"""Arrays of fewer elements are replicated: gathering them costs more than it saves."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """fsdp: over how many devices each parameter is cut; the rest is data parallel."""
+
+    fsdp: int = 1
+
+
+def make_mesh(settings: MeshSettings, batch_size: int, accumulate: int) -> Mesh:
+    """A ("data", "fsdp") mesh of all devices. Raises `UserError` where sizes do not divide."""
+    devices = jax.device_count()
+    if settings.fsdp < 1 or devices % settings.fsdp:
+        raise UserError(f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices")
+    if accumulate < 1 or batch_size % (devices * accumulate):
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide over {devices} devices"
+            f" times config.optimizer.accumulate={accumulate}"
+        )
+    shape = (devices // settings.fsdp, settings.fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are cut along their first axis over every device."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(shapes: Any, mesh: Mesh) -> Any:
+    """For every array its longest axis that fsdp divides is cut; small ones are whole."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, _partition(x.shape, mesh)), shapes)
+
+
+def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    parts = mesh.shape["fsdp"]
+    if parts == 1 or np.prod(shape) < MIN_SHARDED:
+        return PartitionSpec()
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if not divisible:
+        return PartitionSpec()
+    axis = max(divisible, key=lambda i: shape[i])
+    return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
+
+
+def to_devices(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This host's rows of a global batch as global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+def host_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this host reads."""
+    per_host = batch_size // jax.process_count()
+    return slice(jax.process_index() * per_host, (jax.process_index() + 1) * per_host)

@@ -1,0 +1,46 @@
+"""All that a run changes from step to step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from ddae.tasks import Task
+from ddae.train.optimizer import Optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step counts batches consumed, skipped ones included; parameters are float32.
+
+    ema_params: the moving average of `task.ema_of(params)`. nonfinite_in_row: batches
+    skipped since the last good one; nonfinite: in all.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    optimizer: Any
+    ema_params: Any
+    nonfinite_in_row: Int[Array, ""]
+    nonfinite: Int[Array, ""]
+
+
+def make_init(task: Task, optimizer: Optimizer):
+    """A jittable function from a key to the state at step 0."""
+
+    def init(rng: Key[Array, ""]) -> TrainState:
+        params = task.init(rng)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            optimizer=optimizer.init(params),
+            # A copy: a buffer shared with `params` could not be donated.
+            ema_params=jax.tree.map(jnp.copy, task.ema_of(params)),
+            nonfinite_in_row=jnp.zeros((), jnp.int32),
+            nonfinite=jnp.zeros((), jnp.int32),
+        )
+
+    return init

@@ -1,0 +1,62 @@
+"""Trains what a config file says: python train.py --config=configs/NAME.py --workdir=DIR.
+
+Rerunning the same command resumes. Exit codes: 0 done; 2 wrong config or data; 3 the
+loss stayed non-finite and the run stopped; 1 a crash.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and figures go.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the config; returns the exit code."""
+    if len(argv) > 1:
+        return wrong(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
+    from ddae.settings import UserError
+    from ddae.train import loop
+
+    workdir = os.path.abspath(WORKDIR.value)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        return wrong(f"--workdir={WORKDIR.value} cannot be made: {error.strerror}")
+    try:
+        loop.run(CONFIG.value.to_dict(), workdir)
+    except UserError as error:
+        return wrong(str(error))
+    except loop.NonFiniteError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def wrong(message: str) -> int:
+    """Says what is wrong in one line; exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags of the command line; a misspelt key or missing file is one line, exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        for name in ("config", "workdir"):
+            if flags.FLAGS[name].value is None:
+                raise ValueError(f"--{name} is missing")
+        return rest
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        text = error.args[0] if isinstance(error, KeyError) else str(error)
+        sys.exit(wrong(" ".join(str(text).split())))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
