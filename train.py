@@ -7,20 +7,27 @@ loss stayed non-finite and the run stopped; 1 a crash.
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and figures go.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, metrics and figures go."
+)
 
 
 def main(argv: list[str]) -> int:
     """Runs the config; returns the exit code."""
     if len(argv) > 1:
-        return wrong(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
+        return wrong(
+            f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE"
+        )
+    logging.set_verbosity(logging.WARNING)
     from ddae.settings import UserError
     from ddae.train import loop
 
@@ -53,7 +60,14 @@ def parse(argv: list[str]) -> list[str]:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing")
         return rest
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        flags.Error,
+    ) as error:
         text = error.args[0] if isinstance(error, KeyError) else str(error)
         sys.exit(wrong(" ".join(str(text).split())))
 

@@ -66,6 +66,41 @@ def pretraining() -> ConfigDict:
     return config
 
 
+def cifar10(text: str | None) -> ConfigDict:
+    """Pretraining at 32 pixels; arguments size, patch, epochs."""
+    chosen = arguments(text, size="Ti", patch=4, epochs=100)
+    config = pretraining()
+    config.image_size = 32
+    config.batch_size = 512
+    config.epochs = chosen["epochs"]
+    config.eval_every_steps = 2000
+    config.data.dir = "data/cifar10"
+    config.data.eval_split = "test"
+    config.data.mean = CIFAR_MEAN
+    config.data.std = CIFAR_STD
+    config.model.size = chosen["size"]
+    config.model.patch_size = chosen["patch"]
+    config.optimizer.base_lr = 5e-4
+    config.optimizer.warmup_epochs = 0.1 * chosen["epochs"]
+    config.evaluators.knn.num_train = 10000
+    config.evaluators.knn.num_held_out = 2000
+    return config
+
+
+def imagenet(text: str | None) -> ConfigDict:
+    """Pretraining at 224 pixels; arguments model (S, B, L, H) and epochs."""
+    chosen = arguments(text, model="B", epochs=100)
+    config = pretraining()
+    config.epochs = chosen["epochs"]
+    config.data.dir = "data/imagenet"
+    config.model.size = chosen["model"]
+    config.model.patch_size = 14 if chosen["model"] == "H" else 16
+    config.optimizer.warmup_epochs = 10.0 if chosen["epochs"] <= 100 else 40.0
+    config.evaluators.knn.num_train = 100000
+    config.evaluators.knn.num_held_out = 10000
+    return config
+
+
 def mae() -> ConfigDict:
     """The section `method` of a masked autoencoder."""
     method = ConfigDict()
@@ -107,6 +142,8 @@ def arguments(text: str | None, **defaults):
     for pair in filter(None, (text or "").split(",")):
         key, _, value = pair.partition("=")
         if key not in defaults:
-            raise ValueError(f"config argument {key!r} is not one of {sorted(defaults)}")
+            raise ValueError(
+                f"config argument {key!r} is not one of {sorted(defaults)}"
+            )
         values[key] = type(defaults[key])(value)
     return values

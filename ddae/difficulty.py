@@ -37,9 +37,13 @@ def nearest_visible_distance(
     """
     h, w = grid
     if mask.ids_visible.shape[-1] == 0:
-        raise ValueError("no visible patch: the distance to the nearest one is undefined")
+        raise ValueError(
+            "no visible patch: the distance to the nearest one is undefined"
+        )
     rows = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)[None, :]).astype(jnp.float32)
-    columns = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)[None, :]).astype(jnp.float32)
+    columns = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)[None, :]).astype(
+        jnp.float32
+    )
     if metric == "euclidean":
         rows, columns = rows**2, columns**2
     elif metric not in ("chebyshev", "manhattan"):
@@ -96,7 +100,9 @@ class BetaSchedule:
 
     def __post_init__(self):
         if self.phase not in ("constant", "linear", "cosine", "steps"):
-            raise ValueError(f"beta phase {self.phase!r} is not constant, linear, cosine or steps")
+            raise ValueError(
+                f"beta phase {self.phase!r} is not constant, linear, cosine or steps"
+            )
         if self.phase == "steps" and self.num_steps < 2:
             raise ValueError("beta num_steps must be at least 2")
 
@@ -112,7 +118,9 @@ class BetaSchedule:
         else:
             stair = jnp.minimum(jnp.floor(t * self.num_steps), self.num_steps - 1)
             share = stair / (self.num_steps - 1)
-        beta = self.start + share * (self.end - self.start) + self.depth_tilt * (2 * u - 1)
+        beta = (
+            self.start + share * (self.end - self.start) + self.depth_tilt * (2 * u - 1)
+        )
         return jnp.clip(beta, -self.limit, self.limit)
 
 

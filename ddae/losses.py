@@ -48,7 +48,9 @@ def cross_entropy(logits: Values, ids: Int[Array, "b m"]) -> PerPatch:
     return -jnp.take_along_axis(log_probabilities, ids[..., None], axis=-1)[..., 0]
 
 
-def weighted_mean(values: PerPatch, weights: PerPatch | None = None) -> Float[Array, ""]:
+def weighted_mean(
+    values: PerPatch, weights: PerPatch | None = None
+) -> Float[Array, ""]:
     """Mean over images and patches of weights * values; weights average 1 an image."""
     if weights is not None:
         values = values * weights

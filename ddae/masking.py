@@ -44,7 +44,9 @@ def make_mask(is_masked: Bool[Array, "b n"], num_masked: int) -> Mask:
 def check_num_masked(num_masked: int, num_patches: int) -> None:
     """Raises `ValueError` unless at least one patch is masked and one visible."""
     if num_masked <= 0:
-        raise ValueError(f"no patch of {num_patches} would be masked; raise the mask ratio")
+        raise ValueError(
+            f"no patch of {num_patches} would be masked; raise the mask ratio"
+        )
     if num_masked >= num_patches:
         raise ValueError(
             f"no patch of {num_patches} would stay visible; lower the mask ratio"
@@ -54,7 +56,9 @@ def check_num_masked(num_masked: int, num_patches: int) -> None:
 def random_mask(keys: Key[Array, " b"], grid: Grid, num_masked: int) -> Mask:
     """Patches hidden uniformly at random (MAE)."""
     n = grid[0] * grid[1]
-    return make_mask(jax.vmap(lambda key: _hide_randomly(key, n, num_masked))(keys), num_masked)
+    return make_mask(
+        jax.vmap(lambda key: _hide_randomly(key, n, num_masked))(keys), num_masked
+    )
 
 
 def _hide_randomly(key: Key[Array, ""], n: int, num_masked: int) -> Bool[Array, " n"]:
@@ -62,9 +66,7 @@ def _hide_randomly(key: Key[Array, ""], n: int, num_masked: int) -> Bool[Array, 
     return ranks < num_masked
 
 
-def cell_mask(
-    keys: Key[Array, " b"], grid: Grid, num_masked: int, cell: int
-) -> Mask:
+def cell_mask(keys: Key[Array, " b"], grid: Grid, num_masked: int, cell: int) -> Mask:
     """Square cells of `cell` x `cell` patches hidden at random (SimMIM's 32-px cells).
 
     `num_masked` counts patches and is a whole number of cells; the cell divides the
@@ -126,7 +128,9 @@ def block_mask(
         hidden, key, _ = carry
         key, key_round = jax.random.split(key)
         left = num_masked - hidden.sum()
-        blocks = jax.vmap(rectangle, (0, None))(jax.random.split(key_round, attempts), left)
+        blocks = jax.vmap(rectangle, (0, None))(
+            jax.random.split(key_round, attempts), left
+        )
         added = (blocks & ~hidden).sum(axis=(1, 2))
         taken = (added > 0) & (added <= jnp.minimum(left, limit))
         block = blocks[jnp.argmax(taken)] & taken.any()
@@ -171,7 +175,9 @@ class Masking:
         """Hidden patches a sample on this grid. Raises `ValueError` for none or all."""
         n = grid[0] * grid[1]
         if not 0.0 < self.ratio < 1.0:
-            raise ValueError(f"mask ratio {self.ratio} is not between 0 and 1, exclusive")
+            raise ValueError(
+                f"mask ratio {self.ratio} is not between 0 and 1, exclusive"
+            )
         if self.kind == "cell":
             num_cells = n // self.cell**2
             count = math.ceil(num_cells * self.ratio) * self.cell**2

@@ -92,7 +92,11 @@ def mae(
         loss=losses.mse,
     )
     return Method(
-        encoder=encoder, layout=layout, masking=mask, heads={term.head: head}, terms=(term,)
+        encoder=encoder,
+        layout=layout,
+        masking=mask,
+        heads={term.head: head},
+        terms=(term,),
     )
 
 
@@ -121,9 +125,13 @@ def with_features(
     if target not in ("same_depth", "last", "mean"):
         raise ValueError(f"feature target {target!r} is not same_depth, last or mean")
     if loss not in FEATURE_LOSSES:
-        raise ValueError(f"feature loss {loss!r} is not one of {sorted(FEATURE_LOSSES)}")
+        raise ValueError(
+            f"feature loss {loss!r} is not one of {sorted(FEATURE_LOSSES)}"
+        )
     depth, width = method.encoder.spec.depth, method.encoder.spec.width
-    layers = tuple(range(depth - mean_of + 1, depth + 1)) if target == "mean" else (depth,)
+    layers = (
+        tuple(range(depth - mean_of + 1, depth + 1)) if target == "mean" else (depth,)
+    )
     teacher = TeacherLayer(teacher_layers=layers, same_depth=target == "same_depth")
     schedule = functools.partial(_ramped, ramp=ramp, weight=weight)
     heads: dict[str, nn.Module] = dict(method.heads)
@@ -161,7 +169,9 @@ def with_dds(
     taps = default_taps(depth) if taps is None else taps
     for tap in taps:
         if not 1 <= tap <= depth:
-            raise ValueError(f"tap {tap} lies outside the network's blocks 1 to {depth}")
+            raise ValueError(
+                f"tap {tap} lies outside the network's blocks 1 to {depth}"
+            )
     if list(taps) != sorted(set(taps)) or not taps or taps[-1] != depth:
         raise ValueError(f"taps {taps} must ascend and end at the last block, {depth}")
     heads = dict(method.heads)
@@ -228,7 +238,9 @@ def ddae(
     )
     if features.weight:
         method = with_features(method, **dataclasses.asdict(features))
-    method = with_dds(method, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight)
+    method = with_dds(
+        method, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight
+    )
     return dataclasses.replace(method, momentum=momentum)
 
 

@@ -118,7 +118,9 @@ def _mean(values: Float[Array, " b"]) -> tuple[Scalar, Scalar]:
 
 def teacher_layers(terms: tuple[Term, ...]) -> tuple[int, ...]:
     """Layers of the teacher that some Term asks for, ascending; empty: no teacher."""
-    return tuple(sorted({layer for term in terms for layer in term.target.teacher_layers}))
+    return tuple(
+        sorted({layer for term in terms for layer in term.target.teacher_layers})
+    )
 
 
 def head_taps(terms: tuple[Term, ...]) -> dict[str, tuple[int, ...]]:
@@ -126,7 +128,7 @@ def head_taps(terms: tuple[Term, ...]) -> dict[str, tuple[int, ...]]:
     taps: dict[str, tuple[int, ...]] = {}
     for term in terms:
         if taps.setdefault(term.head, term.taps) != term.taps:
-            raise ValueError(f"head {term.head!r} is read at {taps[term.head]} and {term.taps}")
+            raise ValueError(
+                f"head {term.head!r} is read at {taps[term.head]} and {term.taps}"
+            )
     return taps
-
-

@@ -10,7 +10,12 @@ Scalar = Float[Array, ""]
 
 
 def warmup_cosine(
-    step: Int[Array, ""], *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0
+    step: Int[Array, ""],
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    final: float = 0.0,
 ) -> Scalar:
     """Linear from 0 to `peak` over the warmup, then half a cosine to `final` (MAE)."""
     step = jnp.asarray(step, jnp.float32)

@@ -27,7 +27,9 @@ def check_keys(given: Mapping[str, Any], known: list[str], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             mend = f"did you mean {near[0]!r}?" if near else f"known: {sorted(known)}"
-            raise UserError(f"config.{where}{key} is not a setting that is read; {mend}")
+            raise UserError(
+                f"config.{where}{key} is not a setting that is read; {mend}"
+            )
 
 
 def build(

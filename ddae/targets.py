@@ -85,4 +85,3 @@ class TeacherLayer:
             for layer in self.teacher_layers
         ]
         return sum(layers[1:], layers[0]) / len(layers)
-

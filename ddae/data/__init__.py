@@ -61,7 +61,9 @@ class Splits:
     augment: Augment
 
 
-SourceBuilder = Callable[[DataSettings, Literal["train", "held_out"], tuple[int, int, int]], Source]
+SourceBuilder = Callable[
+    [DataSettings, Literal["train", "held_out"], tuple[int, int, int]], Source
+]
 
 SOURCES: dict[str, SourceBuilder] = {"digits": digits, "folder": folder}
 
@@ -74,7 +76,9 @@ def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
     """
     data = settings.build(DataSettings, config["data"], "data.")
     if data.name not in SOURCES:
-        raise UserError(f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}")
+        raise UserError(
+            f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"
+        )
     source = SOURCES[data.name]
     return Splits(
         train=source(data, "train", image_shape),

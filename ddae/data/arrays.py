@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class ArraySource:
     """A `Source` of images [n, h, w, c], uint8 or float32 in [0, 1], with int labels [n]."""
 
-    def __init__(self, images: Shaped[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]):
+    def __init__(
+        self, images: Shaped[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    ):
         if len(images) != len(labels):
             raise UserError(f"{len(images)} images but {len(labels)} labels")
         self.images, self.labels = images, labels.astype(np.int32)
@@ -44,10 +46,14 @@ class ArraySource:
     ) -> Iterator[Batch]:
         for step in itertools.count(first_step):
             positions, indices = (ids[rows] for ids in order.batch(step))
-            images = shift_and_flip(self.images[indices], positions, order.seed, augment)
+            images = shift_and_flip(
+                self.images[indices], positions, order.seed, augment
+            )
             yield {"image": images, "label": self.labels[indices]}
 
-    def batches(self, indices: Int[np.ndarray, " k"], batch_size: int) -> Iterator[Batch]:
+    def batches(
+        self, indices: Int[np.ndarray, " k"], batch_size: int
+    ) -> Iterator[Batch]:
         for start in range(0, len(indices), batch_size):
             taken = indices[start : start + batch_size]
             yield {"image": self.images[taken], "label": self.labels[taken]}

@@ -46,12 +46,16 @@ class FolderSource:
                 yield positions[rows], indices[rows]
 
         def read(position: Any, index: Any) -> Any:
-            image = _augment(self._read(index), self.image_shape, augment, order.seed, position)
+            image = _augment(
+                self._read(index), self.image_shape, augment, order.seed, position
+            )
             return self._example(image, index)
 
         return self._pipeline(chosen, read)
 
-    def batches(self, indices: Int[np.ndarray, " k"], batch_size: int) -> Iterator[Batch]:
+    def batches(
+        self, indices: Int[np.ndarray, " k"], batch_size: int
+    ) -> Iterator[Batch]:
         def chosen() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for start in range(0, len(indices), batch_size):
                 taken = indices[start : start + batch_size]
@@ -71,7 +75,9 @@ class FolderSource:
 
         def one_batch(positions: Any, indices: Any) -> Any:
             examples = tf.data.Dataset.from_tensor_slices((positions, indices))
-            examples = examples.map(read, num_parallel_calls=parallel, deterministic=True)
+            examples = examples.map(
+                read, num_parallel_calls=parallel, deterministic=True
+            )
             return examples.batch(tf.size(indices, out_type=tf.int64))
 
         return pairs.flat_map(one_batch).prefetch(2).as_numpy_iterator()
@@ -92,7 +98,9 @@ def folder(
     """`data.dir`/SPLIT/CLASS/*.jpg (.jpeg, .png). Raises `UserError` where there is none."""
     name = data.train_split if split == "train" else data.eval_split
     if not data.dir:
-        raise UserError("config.data.dir is empty; give the folder with --config.data.dir=...")
+        raise UserError(
+            "config.data.dir is empty; give the folder with --config.data.dir=..."
+        )
     if image_shape[2] not in (1, 3):
         raise UserError(f"image files have 1 or 3 channels, not {image_shape[2]}")
     if split == "train" and data.augment.crop == "shift":
@@ -128,7 +136,11 @@ def _scan(root: str) -> tuple[list[str], list[str], list[int]]:
 
 
 def _augment(
-    image: Any, image_shape: tuple[int, int, int], augment: Augment, seed: int, position: Any
+    image: Any,
+    image_shape: tuple[int, int, int],
+    augment: Augment,
+    seed: int,
+    position: Any,
 ) -> Any:
     tf = tensorflow()
     seeds = tf.stack([tf.constant(seed, tf.int64), position])

@@ -31,7 +31,9 @@ def from_config(
     evaluators = {}
     for name, section in config["evaluators"].items():
         if name not in EVALUATORS:
-            raise UserError(f"config.evaluators.{name} is not one of {sorted(EVALUATORS)}")
+            raise UserError(
+                f"config.evaluators.{name} is not one of {sorted(EVALUATORS)}"
+            )
         evaluators[name] = settings.build(
             EVALUATORS[name], section, f"evaluators.{name}.", task, splits, encode
         )

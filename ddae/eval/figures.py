@@ -8,7 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def new_figure(
+    rows: int, columns: int, width: float, height: float
+) -> tuple[Figure, np.ndarray]:
     """An empty figure, in inches, and its axes [rows, columns]."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -39,10 +41,14 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
     terms = sorted(curves)
     columns = min(len(terms), 4)
     height = -(-len(terms) // columns)
-    figure, axes = new_figure(height, columns, width=3.2 * columns, height=2.6 * height + 0.3)
+    figure, axes = new_figure(
+        height, columns, width=3.2 * columns, height=2.6 * height + 0.3
+    )
     for axis, term in zip(axes.flat, terms, strict=False):
         for label in sorted(curves[term]):
-            axis.plot(*curves[term][label], label=label.removeprefix("d"), linewidth=1.2)
+            axis.plot(
+                *curves[term][label], label=label.removeprefix("d"), linewidth=1.2
+            )
         axis.set_title(term, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -1,6 +1,7 @@
 """k-nearest-neighbour top-1 of frozen features (the DINO protocol)."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -39,19 +40,30 @@ def make_knn(
         raise UserError(f"config.evaluators.knn.pool={pool!r} is not mean or cls")
     available = num_train or len(splits.train)
     if not 0 < k <= min(available, len(splits.train)):
-        raise UserError(f"config.evaluators.knn.k={k} is not between 1 and {available} images")
+        raise UserError(
+            f"config.evaluators.knn.k={k} is not between 1 and {available} images"
+        )
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
         pooled = functools.partial(_features, params, encode, pool, batch_size)
         train, train_labels = pooled(splits.train, num_train, "kNN: training features")
-        test, test_labels = pooled(splits.held_out, num_held_out, "kNN: held-out features")
+        test, test_labels = pooled(
+            splits.held_out, num_held_out, "kNN: held-out features"
+        )
         right = 0
         for start in range(0, len(test), batch_size):
             rows = slice(start, start + batch_size)
             scores = class_scores(
-                test[rows], train, train_labels, k, temperature, splits.train.num_classes
+                test[rows],
+                train,
+                train_labels,
+                k,
+                temperature,
+                splits.train.num_classes,
             )
-            right += int((np.asarray(scores).argmax(axis=-1) == test_labels[rows]).sum())
+            right += int(
+                (np.asarray(scores).argmax(axis=-1) == test_labels[rows]).sum()
+            )
         return {f"knn{k}_top1": 100.0 * right / len(test)}
 
     return run
@@ -92,9 +104,12 @@ def _features(
         description,
         total=-(-len(indices) // batch_size),
         transient=True,
+        disable=not sys.stdout.isatty(),
     )
     for batch in batches:
         tokens = encode(params, batch["image"])
-        rows.append(tokens.patches.mean(axis=1) if pool == "mean" else tokens.prefix[:, 0])
+        rows.append(
+            tokens.patches.mean(axis=1) if pool == "mean" else tokens.prefix[:, 0]
+        )
         labels.append(batch["label"])
     return np.concatenate(rows), np.concatenate(labels)

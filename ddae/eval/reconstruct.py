@@ -48,7 +48,9 @@ def draw(result: Reconstruction, step: int) -> np.ndarray:
         for column, image in enumerate((images, masked, result.reconstruction)):
             picture = image[row] if image.shape[-1] == 3 else image[row].mean(axis=-1)
             axes[row, column].imshow(picture, vmin=0, vmax=1, cmap="gray")
-        shown = axes[row, 3].imshow(result.distance[row], vmin=0, vmax=farthest, cmap="viridis")
+        shown = axes[row, 3].imshow(
+            result.distance[row], vmin=0, vmax=farthest, cmap="viridis"
+        )
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=9)
     for axis in axes.flat:
@@ -61,4 +63,8 @@ def draw(result: Reconstruction, step: int) -> np.ndarray:
 def _at_pixels(is_masked: np.ndarray, images: np.ndarray) -> np.ndarray:
     """A grid of patches as an image of 0 and 1, [b, height, width, 1]."""
     patch = images.shape[1] // is_masked.shape[1]
-    return is_masked.repeat(patch, axis=1).repeat(patch, axis=2)[..., None].astype(np.float32)
+    return (
+        is_masked.repeat(patch, axis=1)
+        .repeat(patch, axis=2)[..., None]
+        .astype(np.float32)
+    )

@@ -68,7 +68,8 @@ class TapDecoder(nn.Module):
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return {
-            name: Dense(k, dtype=self.dtype, name=name)(x) for name, k in self.outputs.items()
+            name: Dense(k, dtype=self.dtype, name=name)(x)
+            for name, k in self.outputs.items()
         }
 
 
@@ -86,5 +87,6 @@ class MaskedLinear(nn.Module):
         if self.input_norm:
             x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
         return {
-            name: Dense(k, dtype=self.dtype, name=name)(x) for name, k in self.outputs.items()
+            name: Dense(k, dtype=self.dtype, name=name)(x)
+            for name, k in self.outputs.items()
         }

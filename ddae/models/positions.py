@@ -14,7 +14,9 @@ def sincos(width: int, grid: Grid) -> Float[np.ndarray, "n width"]:
     Raises `ValueError` where 4 does not divide the width.
     """
     if width % 4:
-        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {width}")
+        raise ValueError(
+            f"sine-cosine positions need a width divisible by 4, not {width}"
+        )
     h, w = grid
     frequencies = 10000.0 ** -(np.arange(width // 4, dtype=np.float64) / (width / 4))
     rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")

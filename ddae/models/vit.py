@@ -149,7 +149,9 @@ class Encoder(nn.Module):
             x = x + positions[0][mask.ids_visible]
         else:
             token = self.param("mask_token", token_init, (1, 1, self.spec.width))
-            x = jnp.where(mask.is_masked[..., None], token.astype(self.dtype), embed(patches))
+            x = jnp.where(
+                mask.is_masked[..., None], token.astype(self.dtype), embed(patches)
+            )
             x = x + positions
         cls = self.param("cls_token", token_init, (1, 1, self.spec.width))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.spec.width))

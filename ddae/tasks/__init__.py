@@ -7,7 +7,9 @@ from ddae.settings import UserError
 from ddae.tasks.pretrain import Pretrain
 from ddae.tasks.task import Task
 
-TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {"pretrain": Pretrain.from_config}
+TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
+    "pretrain": Pretrain.from_config
+}
 
 
 def from_config(config: Mapping[str, Any]) -> Task:

@@ -64,7 +64,9 @@ class Pretrain:
         section = dict(config["method"])
         name = section.pop("name")
         if name not in METHODS:
-            raise UserError(f"config.method.name={name!r} is not one of {sorted(METHODS)}")
+            raise UserError(
+                f"config.method.name={name!r} is not one of {sorted(METHODS)}"
+            )
         method = settings.build(METHODS[name], section, "method.", encoder)
         try:
             method.masking.num_masked(encoder.grid)
@@ -121,7 +123,9 @@ class Pretrain:
         mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
         context = self._context(ema_params, batch["image"], mask)
         predictions, features = self.predict(params, context.standardised, mask)
-        loss, metrics = evaluate_terms(self.method.terms, predictions, context, progress)
+        loss, metrics = evaluate_terms(
+            self.method.terms, predictions, context, progress
+        )
         return loss, metrics | _teacher_metrics(features, context)
 
     def predict(
@@ -130,7 +134,11 @@ class Pretrain:
         """Predictions of every head, and the student's features at every tap."""
         method = self.method
         features = method.encoder.apply(
-            {"params": params["encoder"]}, standardised, mask, method.layout, self._all_taps()
+            {"params": params["encoder"]},
+            standardised,
+            mask,
+            method.layout,
+            self._all_taps(),
         )
         predictions = {
             name: method.heads[name].apply(
@@ -171,7 +179,9 @@ class Pretrain:
             original=unit_range(images),
             reconstruction=self.standardise.undo(image).clip(0.0, 1.0),
             is_masked=mask.is_masked.reshape(-1, *encoder.grid),
-            distance=nearest_visible_distance(mask, encoder.grid).reshape(-1, *encoder.grid),
+            distance=nearest_visible_distance(mask, encoder.grid).reshape(
+                -1, *encoder.grid
+            ),
         )
 
     def encode(self, params: Params, images: Shaped[Array, "b h w c"]) -> Features:
@@ -214,7 +224,9 @@ class Reconstruction:
     distance: Float[Array, "b h w"]
 
 
-def _teacher_metrics(features: Mapping[int, Features], context: TargetContext) -> Metrics:
+def _teacher_metrics(
+    features: Mapping[int, Features], context: TargetContext
+) -> Metrics:
     """Signs of collapse: spread of the teacher's features, agreement with the student.
 
     teacher_std: mean over channels of the deviation over all patches of the batch,
@@ -237,9 +249,13 @@ def encoder_from_config(config: Mapping[str, Any]) -> Encoder:
     """The encoder of config.model at config.image_size, computing in config.dtype."""
     model = settings.build(ModelSettings, config["model"], "model.")
     if model.size not in VIT_SPECS:
-        raise UserError(f"config.model.size={model.size!r} is not one of {list(VIT_SPECS)}")
+        raise UserError(
+            f"config.model.size={model.size!r} is not one of {list(VIT_SPECS)}"
+        )
     if config["dtype"] not in DTYPES:
-        raise UserError(f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}")
+        raise UserError(
+            f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}"
+        )
     if model.remat not in ("off", "dots", "full"):
         raise UserError(f"config.model.remat={model.remat!r} is not off, dots or full")
     size = config["image_size"]
@@ -270,7 +286,9 @@ def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 def stream(rngs: Key[Array, " b"], name: str) -> Key[Array, " b"]:
     """The named random stream of each example."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(rngs)
+    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(
+        rngs
+    )
 
 
 def _cosine(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -41,6 +41,8 @@ class Task(Protocol):
         """The loss to descend and metrics as (sum, count). One random key an example."""
         ...
 
-    def encode(self, params: Params, images: Float[Array, "b height width c"]) -> Features:
+    def encode(
+        self, params: Params, images: Float[Array, "b height width c"]
+    ) -> Features:
         """Features of the last layer, never masked; images as in `Batch`."""
         ...

@@ -49,7 +49,9 @@ class Checkpoints:
             ),
         )
         if not saved:
-            raise RuntimeError(f"step {step} was not saved: {self.folder} holds a later one")
+            raise RuntimeError(
+                f"step {step} was not saved: {self.folder} holds a later one"
+            )
 
     def check(self, shapes: TrainState) -> None:
         """Raises `UserError` naming the first parameter whose shape in the newest

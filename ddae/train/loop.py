@@ -63,7 +63,12 @@ class RunSettings:
     max_nonfinite_steps: int = 10
 
     def __post_init__(self):
-        for name in ("batch_size", "epochs", "log_every_steps", "checkpoint_every_steps"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "log_every_steps",
+            "checkpoint_every_steps",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
@@ -82,12 +87,16 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     options = settings.build(RunSettings, plain, "")
     task = tasks.from_config(config)
     splits = data.from_config(config, task.image_shape)
-    optimizer_settings = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+    optimizer_settings = settings.build(
+        OptimizerSettings, config["optimizer"], "optimizer."
+    )
     mesh_settings = settings.build(MeshSettings, config["mesh"], "mesh.")
     mesh = make_mesh(mesh_settings, options.batch_size, optimizer_settings.accumulate)
     order = Order(len(splits.train), options.batch_size, options.seed)
     total_steps = options.steps(order.steps_per_epoch)
-    warmup_steps = round(total_steps * optimizer_settings.warmup_epochs / options.epochs)
+    warmup_steps = round(
+        total_steps * optimizer_settings.warmup_epochs / options.epochs
+    )
     optimizer = make_optimizer(
         optimizer_settings, options.batch_size, warmup_steps, total_steps
     )
@@ -106,7 +115,9 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     report = Report(workdir, first_step)
     report.say(_overview(shapes, options, optimizer_settings, mesh, total_steps, order))
     targets = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
     )
     state = checkpoints.restore(targets)
     if state is None:
@@ -124,7 +135,6 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         _evaluate(evaluators, state, step, report)
 
     if first_step == 0 and not any(row["step"] == 0 for row in report.rows()):
-        report.say("evaluating the untrained encoder")
         evaluate(state, 0)
     batches = _prefetch(
         splits.train.train_batches(
@@ -151,7 +161,9 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         aside = time.monotonic()
         if step % options.checkpoint_every_steps == 0 or last:
             checkpoints.save(state, step, config)
-        if last or (options.eval_every_steps > 0 and step % options.eval_every_steps == 0):
+        if last or (
+            options.eval_every_steps > 0 and step % options.eval_every_steps == 0
+        ):
             evaluate(state, step)
         meter.skip(time.monotonic() - aside)
     if first_step < total_steps:
@@ -168,11 +180,15 @@ def _prefetch(batches: Iterator[Any], sharding: Any) -> Iterator[Any]:
     while True:
         while len(queue) < 2:
             batch = next(batches)
-            queue.append(to_devices({"image": batch["image"], "label": batch["label"]}, sharding))
+            queue.append(
+                to_devices({"image": batch["image"], "label": batch["label"]}, sharding)
+            )
         yield queue.popleft()
 
 
-def _check_finite(step: int, in_row: jax.Array, limit: int, checkpoints: Checkpoints) -> None:
+def _check_finite(
+    step: int, in_row: jax.Array, limit: int, checkpoints: Checkpoints
+) -> None:
     bad = int(in_row)
     if bad >= limit:
         checkpoints.close()
@@ -184,8 +200,12 @@ def _check_finite(step: int, in_row: jax.Array, limit: int, checkpoints: Checkpo
 
 
 def _evaluate(
-    evaluators: Mapping[str, eval.Evaluator], state: TrainState, step: int, report: Report
+    evaluators: Mapping[str, eval.Evaluator],
+    state: TrainState,
+    step: int,
+    report: Report,
 ) -> None:
+    report.say(f"step {step}: evaluating")
     values: dict[str, Any] = {}
     for evaluator in evaluators.values():
         values |= {f"eval/{k}": v for k, v in evaluator(state.params, step).items()}
@@ -193,8 +213,12 @@ def _evaluate(
     if curves is not None:
         values["eval/loss_by_distance"] = curves
     report.write(step, values)
-    shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in values.items() if np.ndim(v) == 0]
-    report.say(f"step {step}: " + ", ".join(shown))
+    shown = [
+        f"{k.removeprefix('eval/')} {v:.4g}"
+        for k, v in values.items()
+        if np.ndim(v) == 0
+    ]
+    report.say(f"step {step}: {', '.join(shown)}")
 
 
 def _overview(
@@ -228,7 +252,9 @@ def _closing(report: Report) -> str:
     shown = [
         f"{key.removeprefix('eval/')} {first[key]:.4g} untrained, {last[key]:.4g} pretrained"
         for key in last
-        if key.startswith("eval/") and first.get(key) is not None and last[key] is not None
+        if key.startswith("eval/")
+        and first.get(key) is not None
+        and last[key] is not None
     ]
     return "done: " + "; ".join(shown) if shown else "done"
 

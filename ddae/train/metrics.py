@@ -47,7 +47,9 @@ class Report:
         scalars = {k: float(v) for k, v in values.items() if np.ndim(v) == 0}
         pictures = {k: v for k, v in values.items() if np.ndim(v) == 3}
         if scalars:
-            row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+            row = {"step": step} | {
+                k: v if math.isfinite(v) else None for k, v in scalars.items()
+            }
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
         for name, picture in pictures.items():
@@ -56,7 +58,9 @@ class Report:
         if self._board is not None:
             self._board.write_scalars(step, scalars)
             if pictures:
-                self._board.write_images(step, {k: v[None] for k, v in pictures.items()})
+                self._board.write_images(
+                    step, {k: v[None] for k, v in pictures.items()}
+                )
             self._board.flush()
 
     def rows(self) -> list[dict[str, Any]]:

@@ -93,7 +93,9 @@ def make_optimizer(
 
 def decay_mask(params: Params) -> Params:
     """True where a parameter decays. Raises `UserError` for one that no group covers."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: group_of(path).decays, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: group_of(path).decays, params
+    )
 
 
 def group_of(path: Any) -> Group:
@@ -102,7 +104,9 @@ def group_of(path: Any) -> Group:
     for group in GROUPS:
         if re.search(group.pattern, name):
             return group
-    raise UserError(f"parameter {name} is in no optimiser group; add a pattern to GROUPS")
+    raise UserError(
+        f"parameter {name} is in no optimiser group; add a pattern to GROUPS"
+    )
 
 
 def path_name(path: Any) -> str:
@@ -115,7 +119,11 @@ def group_table(params: Params) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for group in GROUPS:
-        sizes = [int(jnp.size(leaf)) for path, leaf in leaves if group_of(path) is group]
+        sizes = [
+            int(jnp.size(leaf)) for path, leaf in leaves if group_of(path) is group
+        ]
         decay = "weight decay" if group.decays else "no decay"
-        lines.append(f"{decay:12s} {len(sizes):4d} arrays {sum(sizes):>12,d}  {group.pattern}")
+        lines.append(
+            f"{decay:12s} {len(sizes):4d} arrays {sum(sizes):>12,d}  {group.pattern}"
+        )
     return lines

@@ -24,7 +24,9 @@ def make_mesh(settings: MeshSettings, batch_size: int, accumulate: int) -> Mesh:
     """A ("data", "fsdp") mesh of all devices. Raises `UserError` where sizes do not divide."""
     devices = jax.device_count()
     if settings.fsdp < 1 or devices % settings.fsdp:
-        raise UserError(f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices")
+        raise UserError(
+            f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices"
+        )
     if accumulate < 1 or batch_size % (devices * accumulate):
         raise UserError(
             f"config.batch_size={batch_size} does not divide over {devices} devices"
@@ -46,7 +48,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_sharding(shapes: Any, mesh: Mesh) -> Any:
     """For every array its longest axis that fsdp divides is cut; small ones are whole."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, _partition(x.shape, mesh)), shapes)
+    return jax.tree.map(
+        lambda x: NamedSharding(mesh, _partition(x.shape, mesh)), shapes
+    )
 
 
 def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -60,7 +64,9 @@ def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
-def to_devices(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+def to_devices(
+    batch: dict[str, np.ndarray], sharding: NamedSharding
+) -> dict[str, jax.Array]:
     """This host's rows of a global batch as global arrays."""
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)

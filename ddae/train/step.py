@@ -32,7 +32,9 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         progress = state.step.astype(jnp.float32) / total_steps
-        rngs = jax.random.split(jax.random.fold_in(root, state.step), batch["image"].shape[0])
+        rngs = jax.random.split(
+            jax.random.fold_in(root, state.step), batch["image"].shape[0]
+        )
 
         def loss(params: Params, batch: Batch, rngs: Key[Array, " b"]):
             return task.loss(params, state.ema_params, batch, progress, rngs)
@@ -70,7 +72,10 @@ def make_step(
         one = jnp.ones((), jnp.float32)
         metrics |= {
             "learning_rate": (optimizer.schedule(state.step), one),
-            "gradient_norm": (jnp.where(finite, norm, 0.0), jnp.where(finite, one, 0.0)),
+            "gradient_norm": (
+                jnp.where(finite, norm, 0.0),
+                jnp.where(finite, one, 0.0),
+            ),
             "nonfinite_steps": (new_state.nonfinite.astype(jnp.float32), one),
             "nonfinite_in_row": (new_state.nonfinite_in_row.astype(jnp.float32), one),
         }
@@ -96,7 +101,9 @@ def make_encode(
         rows = host_rows(batch_size)
         batch = to_devices({"image": padded[rows]}, batch_sharding(mesh))
         features = jitted(params, batch["image"])
-        return jax.tree.map(lambda x: np.asarray(x, np.float32)[: len(images)], features)
+        return jax.tree.map(
+            lambda x: np.asarray(x, np.float32)[: len(images)], features
+        )
 
     return encode
 
@@ -121,6 +128,8 @@ def _accumulate(gradient: Any, params: Params, micro: Any, accumulate: int):
         return jax.tree.map(jnp.add, carry, (metrics, grads)), None
 
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1])
+    )
     (metrics, grads), _ = jax.lax.scan(add, zeros, micro)
     return metrics, jax.tree.map(lambda g: g / accumulate, grads)

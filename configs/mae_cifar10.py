@@ -1,0 +1,15 @@
+"""MAE on CIFAR-10, 32 x 32 pixels, patch 4 (or 2): the control beside ddae_cifar10.
+
+python train.py --config=configs/mae_cifar10.py --config.data.dir=DIR --workdir=runs/mae_cifar10
+"""
+
+from configs import common
+
+
+def get_config(text=None):
+    config = common.cifar10(text)
+    config.method = common.mae()
+    config.method.decoder.depth = 4
+    config.method.decoder.width = 192
+    config.method.decoder.num_heads = 6
+    return config

@@ -1,0 +1,48 @@
+"""The package's metadata and dependencies."""
+
+from setuptools import find_packages, setup
+
+TENSORFLOW = [
+    # tf.data reads image files; clu's TensorBoard writer imports it. CPU build where
+    # there is one: the accelerator belongs to JAX.
+    'tensorflow-cpu>=2.21; sys_platform == "linux" and platform_machine == "x86_64"',
+    'tensorflow>=2.21; sys_platform != "linux" or platform_machine != "x86_64"',
+]
+
+setup(
+    name="ddae",
+    version="0.1.0",
+    description="Deep Dynamic AutoEncoding: masked image modelling in JAX",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ddae", "ddae.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",  # the networks
+        "optax>=0.2.8",  # AdamW, clipping
+        "orbax-checkpoint>=0.12.8",  # COMMIT_FILE atomicity
+        "ml_collections>=1.1",  # config files
+        "clu>=0.0.12",  # parameter overview, TensorBoard scalars and images
+        "tensorboard>=2.19",  # clu's writer imports it and does not declare it
+        *TENSORFLOW,
+        "absl-py",  # flags
+        "jaxtyping>=0.3",  # shapes in signatures
+        "numpy>=2.0",
+        "scikit-learn>=1.5",  # the scanned digits of the quickstart
+        "matplotlib>=3.9",  # figures
+        "pillow>=10",  # writes them
+        "rich>=13",  # progress bars
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        # Live parity with transformers; gigabytes, so not part of `test`.
+        "torch": ["torch>=2.6", "transformers>=5.0"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",  # property-based tests
+            "beartype>=0.20",  # checks the shapes in signatures
+            "scipy>=1.13",  # the distance transform as an oracle
+            "ruff>=0.14",
+        ],
+    },
+)
