@@ -1,4 +1,6 @@
-"""Trains what a config file says: python train.py --config=configs/NAME.py --workdir=DIR.
+"""Trains what a config file says, in a workdir.
+
+python train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Rerunning the same command resumes. Exit codes: 0 done; 2 wrong config or data; 3 the
 loss stayed non-finite and the run stopped; 1 a crash.
@@ -53,7 +55,7 @@ def wrong(message: str) -> int:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Flags of the command line; a misspelt key or missing file is one line, exit code 2."""
+    """Parses flags; a misspelt key or missing file is one line, exit code 2."""
     try:
         rest = flags.FLAGS(argv)
         for name in ("config", "workdir"):

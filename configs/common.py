@@ -137,7 +137,7 @@ def mask() -> ConfigDict:
 
 
 def arguments(text: str | None, **defaults):
-    """The part of --config=FILE:key=value,... behind the colon, by the types of `defaults`."""
+    """The arguments of --config=FILE:key=value,..., typed as `defaults`."""
     values = dict(defaults)
     for pair in filter(None, (text or "").split(",")):
         key, _, value = pair.partition("=")

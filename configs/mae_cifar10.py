@@ -1,6 +1,7 @@
 """MAE on CIFAR-10, 32 x 32 pixels, patch 4 (or 2): the control beside ddae_cifar10.
 
-python train.py --config=configs/mae_cifar10.py --config.data.dir=DIR --workdir=runs/mae_cifar10
+python train.py --config=configs/mae_cifar10.py:size=Ti,patch=4,epochs=100 \\
+  --config.data.dir=DIR --workdir=runs/mae_cifar10
 """
 
 from configs import common

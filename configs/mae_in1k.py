@@ -1,8 +1,10 @@
 """MAE on ImageNet-1K at 224, ViT-S/B/L/16 (H takes patch 14), by the public recipe.
 
-python train.py --config=configs/mae_in1k.py:model=B,epochs=800 --config.data.dir=DIR --workdir=DIR
+python train.py --config=configs/mae_in1k.py:model=B,epochs=800 \\
+  --config.data.dir=DIR --workdir=runs/mae_in1k
+
 DIR holds train/SYNSET/*.JPEG and val/SYNSET/*.JPEG. Published for ViT-B at 800 epochs:
-83.3 % top-1 after fine-tuning, 65.1 % linear. Not run here: it wants a pod or 8 GPUs.
+83.3 % top-1 after fine-tuning, 65.1 % linear. Not run by us: it wants a pod or 8 GPUs.
 """
 
 from configs import common

@@ -1,4 +1,4 @@
-"""DDAE on scikit-learn's 1797 scanned digits, 8 x 8 pixels; no download, minutes on a CPU.
+"""DDAE on scikit-learn's 1797 scanned digits, 8 x 8 pixels: minutes on a CPU.
 
 python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """

@@ -23,7 +23,7 @@ DISTANCE_BINS: tuple[tuple[str, float, float], ...] = (
     ("d4", 3.5, 4.5),
     ("d5+", 4.5, float("inf")),
 )
-"""Name, lower (inclusive) and upper (exclusive) edge of the bins that metrics use, in patches."""
+"""Bins of distance in metrics: name, lower (inclusive) and upper edge, in patches."""
 
 
 def nearest_visible_distance(
@@ -61,7 +61,7 @@ def nearest_visible_distance(
 def difficulty_weights(
     distance: Float[Array, "b m"], beta: Float[Array, ""] | float
 ) -> Float[Array, "b m"]:
-    """Weights m * d^beta / sum d^beta of masked patches: mean 1 over each image, float32.
+    """Weights m * d^beta / sum d^beta of masked patches: mean 1 an image, float32.
 
     distance: at the masked patches, in patches, at least 1. beta > 0 looks at far
     (hard) patches, beta < 0 at near (easy) ones, and beta = 0 gives exactly 1.
@@ -84,11 +84,12 @@ def effective_sample_size(weights: Float[Array, "b m"]) -> Float[Array, " b"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BetaSchedule:
-    """The exponent over phase and depth: clip(b(t) + depth_tilt * (2u - 1), -limit, limit).
+    """The exponent over phase and depth.
 
-    b(t) goes from `start` to `end` as t goes from 0 to 1: "constant" (stays at
-    `start`), "linear", "cosine", or "steps" (`num_steps` equal stairs). depth_tilt < 0
-    makes deeper taps look nearer. Every default is ours and provisional.
+    beta(t, u) = clip(b(t) + depth_tilt * (2u - 1), -limit, limit), where b(t) goes from
+    `start` to `end` as t goes from 0 to 1: "constant" (stays at `start`), "linear",
+    "cosine", or "steps" (`num_steps` equal stairs). depth_tilt < 0 makes deeper taps
+    look nearer. Every default is ours and provisional.
     """
 
     start: float = -1.0

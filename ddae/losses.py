@@ -1,4 +1,4 @@
-"""Losses of one patch, [b, m] from [b, m, k], and their weighted mean. All in float32."""
+"""Losses of one patch, [b, m] from [b, m, k], and their weighted mean, in float32."""
 
 import jax
 import jax.numpy as jnp

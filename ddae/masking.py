@@ -155,8 +155,8 @@ class Masking:
     """How masks are drawn, independent of the grid.
 
     kind: "random" (MAE), "block" (BEiT) or "cell" (SimMIM).
-    ratio: share of hidden patches, in (0, 1); the count is n - int(n * (1 - ratio)) as in
-      MAE, and for cells the smallest whole number of cells above the ratio as in SimMIM.
+    ratio: share of hidden patches, in (0, 1); the count is n - int(n * (1 - ratio)) as
+      in MAE, and for cells the ratio rounded up to whole cells as in SimMIM.
     min_area: smallest rectangle of a block mask, in patches; None scales BEiT's 16 of
       196 to the grid.
     cell: side of a cell in patches.

@@ -19,7 +19,7 @@ from ddae.targets import Pixels, TeacherLayer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Momentum:
-    """Teacher momentum over progress t: `start` to `middle` by `rise`, then to `end`."""
+    """Teacher momentum over t: `start` to `middle` by `rise`, then to `end`."""
 
     start: float = 0.999
     middle: float = 0.9999
@@ -32,7 +32,7 @@ class Momentum:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """All that pretraining needs to know; a new method is a new function returning one."""
+    """All that pretraining needs to know; a new method is a function returning one."""
 
     encoder: Encoder
     layout: Layout
@@ -248,7 +248,7 @@ METHODS: dict[str, Callable[..., Method]] = {"mae": mae, "ddae": ddae}
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
-    """Four taps over the last half, {6, 8, 10, 12} of 12; every block of it when small."""
+    """Four taps over the last half, 6, 8, 10, 12 of 12; all of it below 12 blocks."""
     if depth < 12:
         return tuple(range(depth // 2 + 1, depth + 1))
     return tuple(round(depth / 2 + i * depth / 6) for i in range(4))

@@ -24,7 +24,7 @@ Progress = Float[Array, ""]
 PatchLoss = Callable[..., Float[Array, "b m"]]
 Weight = Callable[[Progress], Scalar]
 Metrics = dict[str, tuple[Scalar, Scalar]]
-"""Name to (sum, count), so that means over devices, micro-batches and steps are exact."""
+"""Name to (sum, count): means over devices, micro-batches and steps stay exact."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def evaluate_terms(
 ) -> tuple[Scalar, Metrics]:
     """The total loss, and metrics of every Term.
 
-    L = sum over Terms of weight(t) * mean over images of (1/m) sum_i w_i(beta) e_i, with
-    e the Term's per-patch loss, and w = 1 where it has no difficulty. `progress` is
-    t in [0, 1].
+    L = sum over Terms of weight(t) * mean over images of (1/m) sum_i w_i(beta) e_i,
+    with e the Term's per-patch loss, and w = 1 where it has no difficulty. `progress`
+    is t in [0, 1].
     """
     # The map is cheap and its bins are worth seeing for every method, weighted or not.
     metrics_used = {"euclidean"} | {t.difficulty.metric for t in terms if t.difficulty}
@@ -124,7 +124,7 @@ def teacher_layers(terms: tuple[Term, ...]) -> tuple[int, ...]:
 
 
 def head_taps(terms: tuple[Term, ...]) -> dict[str, tuple[int, ...]]:
-    """The taps of each head. Raises `ValueError` where two Terms disagree on a head's."""
+    """The taps of each head. Raises `ValueError` where Terms disagree on them."""
     taps: dict[str, tuple[int, ...]] = {}
     for term in terms:
         if taps.setdefault(term.head, term.taps) != term.taps:

@@ -34,7 +34,7 @@ def linear_ramp(t: Scalar | float, *, until: float) -> Scalar:
 def ema_momentum(
     t: Scalar | float, *, start: float, middle: float, end: float, rise: float
 ) -> Scalar:
-    """Teacher momentum: linear `start` to `middle` until t = `rise`, then cosine to `end`.
+    """Teacher momentum: linear `start` to `middle` by t = `rise`, then cosine to `end`.
 
     Ours; a function of progress, so that short and long runs see the same curve.
     """

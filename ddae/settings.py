@@ -35,11 +35,12 @@ def check_keys(given: Mapping[str, Any], known: list[str], where: str) -> None:
 def build(
     target: Callable[..., Any], section: Mapping[str, Any], where: str, *arguments: Any
 ) -> Any:
-    """Calls `target(*arguments, **section)`, strictly; settings are its keyword-only names.
+    """Calls `target(*arguments, **section)`, strictly.
 
-    Values that are mappings are built first, into the dataclass that the parameter is
-    annotated with; lists become tuples. `where` is the dotted path of the section with
-    a trailing dot, for messages. Raises `UserError` for an unknown or missing key.
+    Settings are its keyword-only parameters. Values that are mappings are built first,
+    into the dataclass that the parameter is annotated with; lists become tuples.
+    `where` is the dotted path of the section with a trailing dot, for messages. Raises
+    `UserError` for an unknown or missing key.
     """
     parameters = {
         name: parameter

@@ -35,13 +35,13 @@ class Source(Protocol):
         ...
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """The examples at `indices`, in order, once each; the last batch may be short."""
+        """The examples at `indices`, in order; the last batch may be short."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """name: a row of SOURCES. dir: its folder. mean, std: of [0, 1] images, by channel."""
+    """name: a row of SOURCES. dir: its folder. mean, std: by channel, in [0, 1]."""
 
     name: str
     mean: tuple[float, ...]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ArraySource:
-    """A `Source` of images [n, h, w, c], uint8 or float32 in [0, 1], with int labels [n]."""
+    """A `Source` of images, uint8 or float32 in [0, 1], with int labels."""
 
     def __init__(
         self, images: Shaped[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
@@ -69,8 +69,8 @@ def digits(
     images = (images.reshape(-1, 8, 8, 1) / 16.0).astype(np.float32)
     if images.shape[1:] != image_shape:
         raise UserError(
-            f"the scanned digits are (8, 8, 1), not {image_shape}; set config.image_size=8"
-            " and config.model.channels=1"
+            f"the scanned digits are (8, 8, 1), not {image_shape}; set"
+            " config.image_size=8 and config.model.channels=1"
         )
     held_out = np.arange(len(images)) % 5 == 0
     chosen = held_out if split == "held_out" else ~held_out

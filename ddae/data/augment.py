@@ -11,9 +11,9 @@ from jaxtyping import Int, Shaped
 class Augment:
     """How a training image is cut and flipped.
 
-    crop: "random_resized" (area share U(scale), aspect 3/4 to 4/3, bicubic), "shift" (by
-    up to `pad` pixels each way, zeros come in), or "none". flip: left to right with
-    probability one half.
+    crop: "random_resized" (area share U(scale), aspect 3/4 to 4/3, bicubic), "shift"
+    (by up to `pad` pixels each way, zeros come in), or "none". flip: left to right,
+    with probability one half.
     """
 
     crop: Literal["random_resized", "shift", "none"] = "none"
@@ -32,7 +32,7 @@ def shift_and_flip(
     seed: int,
     augment: Augment,
 ) -> Shaped[np.ndarray, "b h w c"]:
-    """`augment` ("shift" or "none") of each image, seeded by (seed, its global position)."""
+    """`augment` ("shift" or "none"), seeded by (seed, global position of the image)."""
     if augment.crop == "none" and not augment.flip:
         return images
     pad = augment.pad if augment.crop == "shift" else 0

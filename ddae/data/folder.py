@@ -67,7 +67,7 @@ class FolderSource:
         return self._pipeline(chosen, read)
 
     def _pipeline(self, chosen: Any, read: Any) -> Iterator[Batch]:
-        """Batches of `read(position, index)` for each pair of rows that `chosen` yields."""
+        """Batches of `read(position, index)` over the rows that `chosen` yields."""
         tf = tensorflow()
         rows = tf.TensorSpec((None,), tf.int64)
         pairs = tf.data.Dataset.from_generator(chosen, output_signature=(rows, rows))
@@ -95,7 +95,7 @@ class FolderSource:
 def folder(
     data: DataSettings, split: str, image_shape: tuple[int, int, int]
 ) -> FolderSource:
-    """`data.dir`/SPLIT/CLASS/*.jpg (.jpeg, .png). Raises `UserError` where there is none."""
+    """`data.dir`/SPLIT/CLASS/*.jpg (.jpeg, .png); `UserError` where there is none."""
     name = data.train_split if split == "train" else data.eval_split
     if not data.dir:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which example stands at a global position: seeded, and the same for any host count."""
+"""Which example stands at a global position: seeded, the same for any host count."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ class Order:
     def __post_init__(self):
         if self.batch_size > self.num_examples:
             raise UserError(
-                f"config.batch_size={self.batch_size} is larger than the training set of"
-                f" {self.num_examples} images; lower it"
+                f"config.batch_size={self.batch_size} is larger than the training set"
+                f" of {self.num_examples} images; lower it"
             )
 
     @property

@@ -18,6 +18,9 @@ from ddae.tasks import Task
 
 Encode = Callable[[Any, np.ndarray], Features]
 
+CHUNK = 1024
+"""Images read, or queries compared, at a time."""
+
 
 def make_knn(
     task: Task,
@@ -29,7 +32,6 @@ def make_knn(
     pool: Literal["mean", "cls"] = "mean",
     num_train: int = 0,
     num_held_out: int = 0,
-    batch_size: int = 256,
 ):
     """An evaluator: neighbours in the training set, top-1 on the held-out set, in %.
 
@@ -45,14 +47,14 @@ def make_knn(
         )
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
-        pooled = functools.partial(_features, params, encode, pool, batch_size)
+        pooled = functools.partial(_features, params, encode, pool)
         train, train_labels = pooled(splits.train, num_train, "kNN: training features")
         test, test_labels = pooled(
             splits.held_out, num_held_out, "kNN: held-out features"
         )
         right = 0
-        for start in range(0, len(test), batch_size):
-            rows = slice(start, start + batch_size)
+        for start in range(0, len(test), CHUNK):
+            rows = slice(start, start + CHUNK)
             scores = class_scores(
                 test[rows],
                 train,
@@ -89,7 +91,6 @@ def _features(
     params: Any,
     encode: Encode,
     pool: str,
-    batch_size: int,
     source: Source,
     limit: int,
     description: str,
@@ -100,9 +101,9 @@ def _features(
         indices = np.sort(chosen)
     rows, labels = [], []
     batches = track(
-        source.batches(indices, batch_size),
+        source.batches(indices, CHUNK),
         description,
-        total=-(-len(indices) // batch_size),
+        total=-(-len(indices) // CHUNK),
         transient=True,
         disable=not sys.stdout.isatty(),
     )

@@ -15,8 +15,11 @@ from ddae.tasks.pretrain import Pretrain, Reconstruction
 def make_reconstruct(
     task: Task, splits: Splits, encode: Any, *, num_images: int = 8, seed: int = 0
 ):
-    """An evaluator: the figure `reconstruction` of the first held-out images of a shuffle,
-    and `masked_rmse`, the root mean square error of their hidden pixels, of [0, 1]."""
+    """An evaluator that draws `num_images` held-out images, the same at every step.
+
+    It gives the figure `reconstruction` and `masked_rmse`, the root mean square error
+    of their hidden pixels, which lie in [0, 1].
+    """
     if not isinstance(task, Pretrain):
         raise UserError("config.evaluators.reconstruct draws pretraining; remove it")
     indices = np.random.default_rng(seed).permutation(len(splits.held_out))[:num_images]
@@ -35,7 +38,7 @@ def make_reconstruct(
 
 
 def draw(result: Reconstruction, step: int) -> np.ndarray:
-    """Original, masked, reconstruction with the visible patches pasted in, difficulty."""
+    """Original, masked, reconstruction with visible patches pasted in, difficulty."""
     titles = ("original", "masked", "reconstruction", "distance to visible")
     images = result.original
     hidden = _at_pixels(result.is_masked, images)

@@ -24,7 +24,7 @@ Predictions = dict[str, Float[Array, "b m _"]]
 
 
 class Head(Protocol):
-    """What the objective needs of a head; `outputs` names predictions and their widths."""
+    """What the objective needs of a head; `outputs`: predictions and their widths."""
 
     outputs: Mapping[str, int]
 
@@ -74,7 +74,7 @@ class TapDecoder(nn.Module):
 
 
 class MaskedLinear(nn.Module):
-    """(LayerNorm) -> one Linear an output, on the masked patches of one mask_token tap."""
+    """(LayerNorm) -> one Linear an output, on the masked patches of the tap."""
 
     outputs: Mapping[str, int]
     input_norm: bool

@@ -1,4 +1,4 @@
-"""The Vision Transformer: one encoder for student and teacher, in both token layouts."""
+"""The Vision Transformer: one encoder for student and teacher, both token layouts."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ Remat = Literal["off", "dots", "full"]
 
 @flax.struct.dataclass
 class Features:
-    """Tokens of one layer: prefix (cls) tokens and patches; t = v or n by the layout."""
+    """Tokens of one layer: prefix (cls) and patches; t = v or n by the layout."""
 
     prefix: Float[Array, "b p d"]
     patches: Float[Array, "b t d"]
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 
 def block_class(remat: Remat) -> type[nn.Module]:
-    """`Block`, keeping every activation, only matmul outputs ("dots") or none ("full")."""
+    """`Block`, keeping all activations, matmul outputs ("dots") or none ("full")."""
     if remat == "off":
         return Block
     if remat not in ("dots", "full"):

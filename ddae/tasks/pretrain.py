@@ -59,7 +59,7 @@ class Pretrain:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pretrain":
-        """Reads the sections model, method and data.mean / data.std, image_size, dtype."""
+        """Reads sections model and method, data.mean, data.std, image_size, dtype."""
         encoder = encoder_from_config(config)
         section = dict(config["method"])
         name = section.pop("name")

@@ -10,7 +10,7 @@ from ddae.objective import Metrics, Scalar
 
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
-"""image: uint8 in [0, 255] or float in [0, 1], [b, height, width, c]; label: int32 [b]."""
+"""image: uint8, or float in [0, 1], [b, height, width, c]; label: int32 [b]."""
 
 
 class Task(Protocol):
@@ -38,7 +38,7 @@ class Task(Protocol):
         progress: Scalar,
         rngs: Key[Array, " b"],
     ) -> tuple[Scalar, Metrics]:
-        """The loss to descend and metrics as (sum, count). One random key an example."""
+        """The loss to descend, metrics as (sum, count); one random key an example."""
         ...
 
     def encode(

@@ -66,11 +66,12 @@ class Checkpoints:
                 raise UserError(
                     f"checkpoint {self.folder}/{step} holds {name} of shape"
                     f" {stored.get(name, 'none')}, this config makes"
-                    f" {wanted.get(name, 'none')}; use its own config or another --workdir"
+                    f" {wanted.get(name, 'none')}; use its own config or another"
+                    " --workdir"
                 )
 
     def restore(self, shapes: TrainState) -> TrainState | None:
-        """The newest state, laid out as `shapes` (with shardings) says; None at a start."""
+        """The newest state, laid out as `shapes` (with shardings); None at a start."""
         step = self.latest()
         if step is None:
             return None

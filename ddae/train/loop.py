@@ -35,11 +35,11 @@ SECTIONS = ("data", "model", "method", "optimizer", "mesh", "evaluators")
 """Read by the rooms that they name; `image_size`, `dtype` and `task` by the task."""
 
 LAG = 2
-"""The loop looks at a step's outcome this many steps later, so it never waits for one."""
+"""A step's outcome is looked at this many steps later, so the loop never waits."""
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite (exit code 3)."""
+    """Too many steps in a row had a non-finite loss or gradient (exit code 3)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     optimizer = make_optimizer(
         optimizer_settings, options.batch_size, warmup_steps, total_steps
     )
-    encode = make_encode(task, mesh, options.batch_size)
+    encode = make_encode(task, mesh)
     evaluators = eval.from_config(config, task, splits, encode)
 
     init = make_init(task, optimizer)
@@ -229,13 +229,13 @@ def _overview(
     total_steps: int,
     order: Order,
 ) -> str:
-    """What is about to run: parameters, optimiser groups, learning rate, length, devices."""
+    """What is about to run: parameters, optimiser groups, length, devices."""
     peak = optimizer.base_lr * options.batch_size / optimizer.lr_batch
     lines = [
         parameter_overview.get_parameter_overview(shapes.params, include_stats=False),
         *group_table(shapes.params),
-        f"learning rate {peak:.3g} = {optimizer.base_lr:.3g} x batch {options.batch_size}"
-        f" / {optimizer.lr_batch}",
+        f"learning rate {peak:.3g} = {optimizer.base_lr:.3g}"
+        f" x batch {options.batch_size} / {optimizer.lr_batch}",
         f"{total_steps} steps of {options.batch_size} images,"
         f" {order.steps_per_epoch} an epoch of {order.num_examples} images",
         f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
@@ -250,7 +250,8 @@ def _closing(report: Report) -> str:
     first = next((r for r in rows if r["step"] == 0), {})
     last = rows[-1] if rows else {}
     shown = [
-        f"{key.removeprefix('eval/')} {first[key]:.4g} untrained, {last[key]:.4g} pretrained"
+        f"{key.removeprefix('eval/')} {first[key]:.4g} untrained,"
+        f" {last[key]:.4g} pretrained"
         for key in last
         if key.startswith("eval/")
         and first.get(key) is not None

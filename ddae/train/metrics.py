@@ -41,7 +41,7 @@ class Report:
             print(line, flush=True)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers to metrics.jsonl and TensorBoard, pictures to figures/ and TensorBoard."""
+        """Numbers to metrics.jsonl, pictures to figures/, both to TensorBoard."""
         if not self.active:
             return
         scalars = {k: float(v) for k, v in values.items() if np.ndim(v) == 0}
@@ -73,7 +73,7 @@ class Report:
 
 
 class Meter:
-    """Sums of metrics over a log interval, kept on the device, and where the time went."""
+    """Sums of metrics over a log interval, on the device, and where the time went."""
 
     def __init__(self):
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))

@@ -53,7 +53,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """`init` and `update` over parameter trees; the learning rate is `schedule(step)`."""
+    """`init` and `update` over trees; the learning rate is `schedule(step)`."""
 
     transform: optax.GradientTransformation
     schedule: Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -92,7 +92,7 @@ def make_optimizer(
 
 
 def decay_mask(params: Params) -> Params:
-    """True where a parameter decays. Raises `UserError` for one that no group covers."""
+    """True where a parameter decays; `UserError` for one that no group covers."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: group_of(path).decays, params
     )
@@ -115,7 +115,7 @@ def path_name(path: Any) -> str:
 
 
 def group_table(params: Params) -> list[str]:
-    """One line a group: its pattern, whether it decays, how many parameters it holds."""
+    """One line a group: its pattern, whether it decays, its parameter count."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for group in GROUPS:

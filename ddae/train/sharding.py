@@ -21,7 +21,7 @@ class MeshSettings:
 
 
 def make_mesh(settings: MeshSettings, batch_size: int, accumulate: int) -> Mesh:
-    """A ("data", "fsdp") mesh of all devices. Raises `UserError` where sizes do not divide."""
+    """A ("data", "fsdp") mesh of all devices; `UserError` where sizes do not divide."""
     devices = jax.device_count()
     if settings.fsdp < 1 or devices % settings.fsdp:
         raise UserError(
@@ -47,7 +47,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(shapes: Any, mesh: Mesh) -> Any:
-    """For every array its longest axis that fsdp divides is cut; small ones are whole."""
+    """An array is cut along its longest axis that fsdp divides; small ones not."""
     return jax.tree.map(
         lambda x: NamedSharding(mesh, _partition(x.shape, mesh)), shapes
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, Shaped
 
 from ddae.models.vit import Features
 from ddae.objective import Metrics
@@ -19,6 +19,9 @@ from ddae.train.sharding import batch_sharding, host_rows, replicated, to_device
 from ddae.train.state import TrainState
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
+
+ENCODE_IMAGES = 256
+"""Images encoded at a time in evaluations, over all devices."""
 
 
 def make_step(
@@ -87,29 +90,33 @@ def make_step(
 
 
 def make_encode(
-    task: Task, mesh: Mesh, batch_size: int
-) -> Callable[[Params, np.ndarray], Features]:
-    """(params, up to `batch_size` images of the host) -> their last features, in NumPy.
+    task: Task, mesh: Mesh
+) -> Callable[[Params, Shaped[np.ndarray, "b h w c"]], Features]:
+    """(params, any number of images on the host) -> their last features, in NumPy.
 
-    Short batches are padded, so that one compiled function serves all.
+    Images go through in chunks of one size, so that one compiled function serves all.
     """
     jitted = jax.jit(task.encode, out_shardings=replicated(mesh))
+    size = jax.device_count() * max(1, ENCODE_IMAGES // jax.device_count())
 
-    def encode(params: Params, images: np.ndarray) -> Features:
-        short = batch_size - len(images)
-        padded = np.pad(images, ((0, short), (0, 0), (0, 0), (0, 0)))
-        rows = host_rows(batch_size)
-        batch = to_devices({"image": padded[rows]}, batch_sharding(mesh))
-        features = jitted(params, batch["image"])
+    def chunk(params: Params, images: np.ndarray) -> Features:
+        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+        rows = {"image": padded[host_rows(size)]}
+        features = jitted(params, to_devices(rows, batch_sharding(mesh))["image"])
         return jax.tree.map(
             lambda x: np.asarray(x, np.float32)[: len(images)], features
         )
+
+    def encode(params: Params, images: np.ndarray) -> Features:
+        starts = range(0, len(images), size)
+        chunks = [chunk(params, images[start : start + size]) for start in starts]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
     return encode
 
 
 def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:
-    """[b, ...] to [accumulate, b / accumulate, ...], each still spread over all devices."""
+    """[b, ...] to [accumulate, b / accumulate, ...], each spread over all devices."""
 
     def cut(x: Array) -> Array:
         # Neighbouring rows go to different micro-batches, so no row changes its device.
