@@ -1,3 +1,16 @@
 """Deep Dynamic AutoEncoding: masked image modelling in JAX."""
 
+from collections.abc import Callable
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def load_encoder(workdir: str) -> Callable[[Any], Any]:
+    """The encoder of a workdir's newest checkpoint: images to `Features`, never masked.
+
+    See `ddae.train.checkpoint.load_encoder`.
+    """
+    from ddae.train import checkpoint
+
+    return checkpoint.load_encoder(workdir)

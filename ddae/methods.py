@@ -5,14 +5,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import flax.linen as nn
-
 from ddae import losses
 from ddae.difficulty import BetaSchedule, Metric
 from ddae.masking import Masking
-from ddae.models.heads import MaskedLinear, TapDecoder
+from ddae.models.heads import Head, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
-from ddae.objective import Difficulty, Term, teacher_layers
+from ddae.objective import Difficulty, Term, Weight, teacher_layers
 from ddae.schedules import ema_momentum, linear_ramp
 from ddae.targets import Pixels, TeacherLayer
 
@@ -37,7 +35,7 @@ class Method:
     encoder: Encoder
     layout: Layout
     masking: Masking
-    heads: Mapping[str, nn.Module]
+    heads: Mapping[str, Head]
     terms: tuple[Term, ...]
     momentum: Momentum = dataclasses.field(default_factory=Momentum)
 
@@ -134,7 +132,7 @@ def with_features(
     )
     teacher = TeacherLayer(teacher_layers=layers, same_depth=target == "same_depth")
     schedule = functools.partial(_ramped, ramp=ramp, weight=weight)
-    heads: dict[str, nn.Module] = dict(method.heads)
+    heads = dict(method.heads)
     terms = list(method.terms)
     for term in method.terms:
         heads[term.head] = _with_output(heads[term.head], "features", width)
@@ -262,11 +260,11 @@ def _ramped(t: Any, *, ramp: float, weight: float) -> Any:
     return weight * linear_ramp(t, until=ramp)
 
 
-def _scaled(weight: Any, scale: float) -> Any:
-    if callable(weight):
-        return lambda t: scale * weight(t)
-    return scale * weight
+def _scaled(weight: float | Weight, scale: float) -> float | Weight:
+    if isinstance(weight, float | int):
+        return scale * weight
+    return lambda t: scale * weight(t)
 
 
-def _with_output(head: Any, name: str, width: int) -> nn.Module:
+def _with_output(head: Head, name: str, width: int) -> Head:
     return head.clone(outputs={**head.outputs, name: width})

@@ -68,7 +68,8 @@ def evaluate_terms(
     is t in [0, 1].
     """
     # The map is cheap and its bins are worth seeing for every method, weighted or not.
-    metrics_used = {"euclidean"} | {t.difficulty.metric for t in terms if t.difficulty}
+    metrics_used: set[Metric] = {"euclidean"}
+    metrics_used |= {term.difficulty.metric for term in terms if term.difficulty}
     distances = {
         metric: gather_patches(
             nearest_visible_distance(context.mask, context.grid, metric),

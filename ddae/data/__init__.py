@@ -75,6 +75,8 @@ def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
     another shape.
     """
     data = settings.build(DataSettings, config["data"], "data.")
+    if min(data.std) <= 0:
+        raise UserError(f"config.data.std={data.std} must be positive")
     if data.name not in SOURCES:
         raise UserError(
             f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"

@@ -40,25 +40,24 @@ def make_reconstruct(
 def draw(result: Reconstruction, step: int) -> np.ndarray:
     """Original, masked, reconstruction with visible patches pasted in, difficulty."""
     titles = ("original", "masked", "reconstruction", "distance to visible")
-    images = result.original
-    hidden = _at_pixels(result.is_masked, images)
+    images = np.asarray(result.original)
+    hidden = _at_pixels(np.asarray(result.is_masked), images)
     masked = images * (1 - hidden) + 0.5 * hidden
     rows = len(images)
     figure, axes = new_figure(rows, len(titles), width=6.4, height=1.5 * rows + 0.5)
     farthest = max(float(result.distance.max()), 2.0)
-    shown = None
     for row in range(rows):
         for column, image in enumerate((images, masked, result.reconstruction)):
             picture = image[row] if image.shape[-1] == 3 else image[row].mean(axis=-1)
             axes[row, column].imshow(picture, vmin=0, vmax=1, cmap="gray")
-        shown = axes[row, 3].imshow(
-            result.distance[row], vmin=0, vmax=farthest, cmap="viridis"
-        )
+        axes[row, 3].imshow(result.distance[row], vmin=0, vmax=farthest)
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(shown, ax=axes[:, 3], label="patches", shrink=min(1.0, 4 / rows))
+    figure.colorbar(
+        axes[0, 3].images[0], ax=axes[:, 3], label="patches", shrink=min(1.0, 4 / rows)
+    )
     figure.suptitle(f"held-out images, step {step}", fontsize=10)
     return to_array(figure)
 

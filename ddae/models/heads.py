@@ -24,11 +24,19 @@ Predictions = dict[str, Float[Array, "b m _"]]
 
 
 class Head(Protocol):
-    """What the objective needs of a head; `outputs`: predictions and their widths."""
+    """A Flax module called as head(features at its taps, mask) -> Predictions.
 
-    outputs: Mapping[str, int]
+    `outputs` names the predictions and gives their widths.
+    """
 
-    def __call__(self, features: tuple[Features, ...], mask: Mask) -> Predictions: ...
+    @property
+    def outputs(self) -> Mapping[str, int]: ...
+
+    def init(self, rngs: Any, features: Any, mask: Mask) -> Any: ...
+
+    def apply(self, variables: Any, features: Any, mask: Mask) -> Any: ...
+
+    def clone(self, **changes: Any) -> Any: ...
 
 
 class TapDecoder(nn.Module):

@@ -133,14 +133,14 @@ class Pretrain:
     ) -> tuple[dict[str, Predictions], dict[int, Features]]:
         """Predictions of every head, and the student's features at every tap."""
         method = self.method
-        features = method.encoder.apply(
+        features: Any = method.encoder.apply(
             {"params": params["encoder"]},
             standardised,
             mask,
             method.layout,
             self._all_taps(),
         )
-        predictions = {
+        predictions: Any = {
             name: method.heads[name].apply(
                 {"params": params["heads"][name]},
                 tuple(features[tap] for tap in taps),
@@ -168,7 +168,7 @@ class Pretrain:
         predictions, _ = self.predict(params, standardised, mask)
         hidden = predictions[term.head][term.output].astype(jnp.float32)
         patches = patchify(standardised, encoder.patch_size)
-        if term.target.standardise:
+        if isinstance(term.target, Pixels) and term.target.standardise:
             mean, deviation = patch_statistics(gather_patches(patches, mask.ids_masked))
             hidden = hidden * deviation + mean
         pasted = jax.vmap(lambda rows, ids, new: rows.at[ids].set(new))(
@@ -187,7 +187,8 @@ class Pretrain:
     def encode(self, params: Params, images: Shaped[Array, "b h w c"]) -> Features:
         encoder = self.method.encoder
         image = self.standardise(unit_range(images))
-        return encoder.apply({"params": params["encoder"]}, image)[encoder.spec.depth]
+        features: Any = encoder.apply({"params": params["encoder"]}, image)
+        return features[encoder.spec.depth]
 
     def _all_taps(self) -> tuple[int, ...]:
         return tuple(sorted({tap for term in self.method.terms for tap in term.taps}))
@@ -198,7 +199,7 @@ class Pretrain:
         image = unit_range(images)
         standardised = self.standardise(image)
         encoder, layers = self.method.encoder, teacher_layers(self.method.terms)
-        teacher = {}
+        teacher: Any = {}
         if layers:
             variables = {"params": jax.lax.stop_gradient(ema_params["encoder"])}
             teacher = encoder.apply(variables, standardised, taps=layers)

@@ -16,7 +16,10 @@ Batch = Mapping[str, Array]
 class Task(Protocol):
     """A differentiable loss over parameters; pure functions of what they are given."""
 
-    image_shape: tuple[int, int, int]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images that it takes."""
+        ...
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Fresh parameters: nested dicts of float32 arrays."""

@@ -1,12 +1,16 @@
 """Checkpoints over Orbax: the whole state, and enough beside it to say what it is."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax import Array
 
+from ddae import tasks
+from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
@@ -22,14 +26,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int = 3):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            atomicity_options=ocp.options.AtomicityOptions(
-                mode=ocp.options.AtomicityMode.COMMIT_FILE
-            ),
-        )
         self.folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=_options(keep))
 
     def latest(self) -> int | None:
         """The newest committed step."""
@@ -85,30 +83,54 @@ class Checkpoints:
         )
         return TrainState(params=restored["params"], **restored["training"])
 
-    def restore_params(self) -> tuple[Tree, dict[str, Any]]:
-        """(params as NumPy arrays, the run's config) of the newest step.
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
 
-        Raises `UserError` where there is none.
-        """
-        step = self.latest()
+
+def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
+    """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint.
+
+    Raises `UserError` where there is none.
+    """
+    folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+    if not os.path.isdir(folder):
+        raise UserError(f"no checkpoint in {folder}")
+    with ocp.CheckpointManager(folder, options=_options()) as manager:
+        step = manager.latest_step()
         if step is None:
-            raise UserError(f"no checkpoint in {self.folder}")
-        import numpy as np
-
-        metadata = self._manager.item_metadata(step)["params"]
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _plain(metadata))
-        restored = self._manager.restore(
+            raise UserError(f"no checkpoint in {folder}")
+        target = jax.tree.map(
+            lambda x: np.empty(x.shape, x.dtype),
+            _plain(manager.item_metadata(step)["params"]),
+            is_leaf=lambda x: hasattr(x, "shape"),
+        )
+        restored = manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
             ),
         )
-        return restored["params"], restored["meta"]["config"]
+    return restored["params"], restored["meta"]["config"]
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+
+def load_encoder(workdir: str) -> Callable[[Array], Features]:
+    """The encoder of a workdir's newest checkpoint, as a function of images.
+
+    images: [b, height, width, c], float in [0, 1] or uint8, at the run's own size; they
+    are standardised with the run's mean and deviation and never masked.
+    """
+    params, config = load_params(workdir)
+    encode = jax.jit(tasks.from_config(config).encode)
+    return lambda images: encode(params, images)
+
+
+def _options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return ocp.CheckpointManagerOptions(
+        max_to_keep=keep, atomicity_options=ocp.options.AtomicityOptions(mode=mode)
+    )
 
 
 def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
@@ -117,9 +139,8 @@ def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
 
 
 def _plain(tree: Tree) -> Tree:
-    """Orbax's metadata container as plain nested dicts."""
-    tree = getattr(tree, "tree", tree)
-    return jax.tree.map(lambda x: x, tree, is_leaf=lambda x: hasattr(x, "shape"))
+    """Orbax wraps the metadata of a tree."""
+    return getattr(tree, "tree", tree)
 
 
 def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:

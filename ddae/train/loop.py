@@ -11,14 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
 from ddae.eval.figures import distance_curves
-from ddae.settings import UserError
+from ddae.tasks import Task
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.metrics import Meter, Report, progress_line
-from ddae.train.optimizer import OptimizerSettings, group_table, make_optimizer
+from ddae.train.optimizer import (
+    Optimizer,
+    OptimizerSettings,
+    group_table,
+    make_optimizer,
+)
 from ddae.train.sharding import (
     MeshSettings,
     batch_sharding,
@@ -77,101 +83,142 @@ class RunSettings:
         return self.total_steps or max(1, round(self.epochs * steps_per_epoch))
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config, read and checked: all that a run needs, with nothing compiled yet."""
+
+    config: Mapping[str, Any]
+    options: RunSettings
+    task: Task
+    splits: data.Splits
+    mesh: Mesh
+    order: Order
+    total_steps: int
+    optimizer: Optimizer
+    accumulate: int
+    evaluators: Mapping[str, eval.Evaluator]
+    shapes: TrainState
+    shardings: TrainState
+
+
+def plan(config: Mapping[str, Any]) -> Job:
+    """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    plain = {key: value for key, value in config.items() if key not in SECTIONS}
+    options = settings.build(RunSettings, plain, "")
+    task = tasks.from_config(config)
+    chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+    mesh = make_mesh(
+        settings.build(MeshSettings, config["mesh"], "mesh."),
+        options.batch_size,
+        chosen.accumulate,
+    )
+    splits = data.from_config(config, task.image_shape)
+    order = Order(len(splits.train), options.batch_size, options.seed)
+    total_steps = options.steps(order.steps_per_epoch)
+    warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
+    optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
+    shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    return Job(
+        config=config,
+        options=options,
+        task=task,
+        splits=splits,
+        mesh=mesh,
+        order=order,
+        total_steps=total_steps,
+        optimizer=optimizer,
+        accumulate=chosen.accumulate,
+        evaluators=eval.from_config(config, task, splits, make_encode(task, mesh)),
+        shapes=shapes,
+        shardings=state_sharding(shapes, mesh),
+    )
+
+
 def run(config: Mapping[str, Any], workdir: str) -> None:
     """Trains what `config` says in `workdir`, from its newest checkpoint if it has one.
 
     Raises `UserError` for wrong configuration or data, before anything compiles, and
     `NonFiniteError` after `max_nonfinite_steps` bad steps in a row.
     """
-    plain = {key: value for key, value in config.items() if key not in SECTIONS}
-    options = settings.build(RunSettings, plain, "")
-    task = tasks.from_config(config)
-    splits = data.from_config(config, task.image_shape)
-    optimizer_settings = settings.build(
-        OptimizerSettings, config["optimizer"], "optimizer."
-    )
-    mesh_settings = settings.build(MeshSettings, config["mesh"], "mesh.")
-    mesh = make_mesh(mesh_settings, options.batch_size, optimizer_settings.accumulate)
-    order = Order(len(splits.train), options.batch_size, options.seed)
-    total_steps = options.steps(order.steps_per_epoch)
-    warmup_steps = round(
-        total_steps * optimizer_settings.warmup_epochs / options.epochs
-    )
-    optimizer = make_optimizer(
-        optimizer_settings, options.batch_size, warmup_steps, total_steps
-    )
-    encode = make_encode(task, mesh)
-    evaluators = eval.from_config(config, task, splits, encode)
-
-    init = make_init(task, optimizer)
-    root = jax.random.key(options.seed)
-    shapes = jax.eval_shape(init, root)
-    shardings = state_sharding(shapes, mesh)
-    checkpoints = Checkpoints(workdir, keep=options.keep_checkpoints)
-    checkpoints.check(shapes)
+    job = plan(config)
+    checkpoints = Checkpoints(workdir, keep=job.options.keep_checkpoints)
+    checkpoints.check(job.shapes)
     _write_config(config, workdir)
-
     first_step = checkpoints.latest() or 0
     report = Report(workdir, first_step)
-    report.say(_overview(shapes, options, optimizer_settings, mesh, total_steps, order))
+    report.say(_overview(job))
+    try:
+        if first_step >= job.total_steps:
+            report.say(f"nothing to do: {workdir} is at its last step, {first_step}")
+            return
+        state = start(job, checkpoints, report)
+        train(job, state, first_step, checkpoints, report)
+        report.say(_closing(report))
+    finally:
+        checkpoints.close()
+        report.close()
+
+
+def start(job: Job, checkpoints: Checkpoints, report: Report) -> TrainState:
+    """The newest checkpoint's state, or a fresh one, evaluated untrained."""
     targets = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        shardings,
+        job.shapes,
+        job.shardings,
     )
     state = checkpoints.restore(targets)
-    if state is None:
-        state = jax.jit(init, out_shardings=shardings)(root)
-    else:
-        report.say(f"resuming {workdir} at step {first_step}")
+    if state is not None:
+        report.say(f"resuming at step {checkpoints.latest()} of {checkpoints.folder}")
+        return state
+    init = jax.jit(make_init(job.task, job.optimizer), out_shardings=job.shardings)
+    state = init(jax.random.key(job.options.seed))
+    evaluate(job, state, 0, report)
+    return state
 
-    step_function = jax.jit(
-        make_step(task, optimizer, mesh, total_steps, optimizer_settings.accumulate),
+
+def train(
+    job: Job,
+    state: TrainState,
+    first_step: int,
+    checkpoints: Checkpoints,
+    report: Report,
+) -> None:
+    """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
+    options, last_step = job.options, job.total_steps
+    take_step = jax.jit(
+        make_step(job.task, job.optimizer, job.mesh, last_step, job.accumulate),
         donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(job.shardings, replicated(job.mesh)),
     )
-
-    def evaluate(state: TrainState, step: int) -> None:
-        _evaluate(evaluators, state, step, report)
-
-    if first_step == 0 and not any(row["step"] == 0 for row in report.rows()):
-        evaluate(state, 0)
-    batches = _prefetch(
-        splits.train.train_batches(
-            order, first_step, host_rows(options.batch_size), splits.augment
-        ),
-        batch_sharding(mesh),
+    rows = host_rows(options.batch_size)
+    batches = job.splits.train.train_batches(
+        job.order, first_step, rows, job.splits.augment
     )
+    batches = _prefetch(batches, batch_sharding(job.mesh))
+    root = jax.random.key(options.seed)
     meter = Meter()
     outcomes: collections.deque[tuple[int, jax.Array]] = collections.deque()
-    for step in range(first_step + 1, total_steps + 1):
+    for step in range(first_step + 1, last_step + 1):
         waiting = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - waiting
-        state, metrics = step_function(state, batch, root)
+        state, metrics = take_step(state, batch, root)
         meter.add(metrics, waited)
         outcomes.append((step, metrics["nonfinite_in_row"][0]))
-        last = step == total_steps
-        while len(outcomes) > (0 if last else LAG):
-            _check_finite(*outcomes.popleft(), options.max_nonfinite_steps, checkpoints)
+        last = step == last_step
+        saves = step % options.checkpoint_every_steps == 0 or last
+        while len(outcomes) > (0 if saves else LAG):
+            check_finite(*outcomes.popleft(), options.max_nonfinite_steps, checkpoints)
         if step % options.log_every_steps == 0 or last:
             values = meter.take(options.batch_size)
             report.write(step, values)
-            report.say(progress_line(step, total_steps, values))
+            report.say(progress_line(step, last_step, values))
         aside = time.monotonic()
-        if step % options.checkpoint_every_steps == 0 or last:
-            checkpoints.save(state, step, config)
-        if last or (
-            options.eval_every_steps > 0 and step % options.eval_every_steps == 0
-        ):
-            evaluate(state, step)
+        if saves:
+            checkpoints.save(state, step, job.config)
+        if last or (options.eval_every_steps and step % options.eval_every_steps == 0):
+            evaluate(job, state, step, report)
         meter.skip(time.monotonic() - aside)
-    if first_step < total_steps:
-        report.say(_closing(report))
-    else:
-        report.say(f"nothing to do: {workdir} is at step {first_step} of {total_steps}")
-    checkpoints.close()
-    report.close()
 
 
 def _prefetch(batches: Iterator[Any], sharding: Any) -> Iterator[Any]:
@@ -179,19 +226,16 @@ def _prefetch(batches: Iterator[Any], sharding: Any) -> Iterator[Any]:
     queue: collections.deque[Any] = collections.deque()
     while True:
         while len(queue) < 2:
-            batch = next(batches)
-            queue.append(
-                to_devices({"image": batch["image"], "label": batch["label"]}, sharding)
-            )
+            queue.append(to_devices(next(batches), sharding))
         yield queue.popleft()
 
 
-def _check_finite(
+def check_finite(
     step: int, in_row: jax.Array, limit: int, checkpoints: Checkpoints
 ) -> None:
+    """Raises `NonFiniteError` where `in_row` bad steps, up to `step`, reach `limit`."""
     bad = int(in_row)
     if bad >= limit:
-        checkpoints.close()
         raise NonFiniteError(
             f"the loss or gradient was not finite in steps {step - bad + 1} to {step}"
             f" (config.max_nonfinite_steps={limit}); the last good checkpoint is step"
@@ -199,47 +243,33 @@ def _check_finite(
         )
 
 
-def _evaluate(
-    evaluators: Mapping[str, eval.Evaluator],
-    state: TrainState,
-    step: int,
-    report: Report,
-) -> None:
+def evaluate(job: Job, state: TrainState, step: int, report: Report) -> None:
+    """Runs every evaluator on the parameters of `state`, and plots the loss so far."""
     report.say(f"step {step}: evaluating")
     values: dict[str, Any] = {}
-    for evaluator in evaluators.values():
-        values |= {f"eval/{k}": v for k, v in evaluator(state.params, step).items()}
+    for evaluator in job.evaluators.values():
+        found = evaluator(state.params, step)
+        values |= {f"eval/{name}": value for name, value in found.items()}
     curves = distance_curves(report.rows()) if report.active else None
     if curves is not None:
         values["eval/loss_by_distance"] = curves
     report.write(step, values)
-    shown = [
-        f"{k.removeprefix('eval/')} {v:.4g}"
-        for k, v in values.items()
-        if np.ndim(v) == 0
-    ]
+    numbers = {k: v for k, v in values.items() if np.ndim(v) == 0}
+    shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
     report.say(f"step {step}: {', '.join(shown)}")
 
 
-def _overview(
-    shapes: TrainState,
-    options: RunSettings,
-    optimizer: OptimizerSettings,
-    mesh: jax.sharding.Mesh,
-    total_steps: int,
-    order: Order,
-) -> str:
+def _overview(job: Job) -> str:
     """What is about to run: parameters, optimiser groups, length, devices."""
-    peak = optimizer.base_lr * options.batch_size / optimizer.lr_batch
+    batch, params = job.options.batch_size, job.shapes.params
     lines = [
-        parameter_overview.get_parameter_overview(shapes.params, include_stats=False),
-        *group_table(shapes.params),
-        f"learning rate {peak:.3g} = {optimizer.base_lr:.3g}"
-        f" x batch {options.batch_size} / {optimizer.lr_batch}",
-        f"{total_steps} steps of {options.batch_size} images,"
-        f" {order.steps_per_epoch} an epoch of {order.num_examples} images",
+        parameter_overview.get_parameter_overview(params, include_stats=False),
+        *group_table(params),
+        f"peak learning rate {job.optimizer.peak:.3g} at batch {batch}",
+        f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
+        f" an epoch of {job.order.num_examples} images",
         f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
-        f" {jax.process_count()} processes, mesh {dict(mesh.shape)}",
+        f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
     ]
     return "\n".join(lines)
 
@@ -264,6 +294,3 @@ def _write_config(config: Mapping[str, Any], workdir: str) -> None:
     if jax.process_index() == 0:
         with open(os.path.join(workdir, "config.json"), "w") as file:
             json.dump(config, file, indent=2)
-
-
-__all__ = ["NonFiniteError", "RunSettings", "UserError", "run"]

@@ -53,10 +53,14 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """`init` and `update` over trees; the learning rate is `schedule(step)`."""
+    """`init` and `update` over trees; the learning rate is `schedule(step)`.
+
+    peak: the largest learning rate, at the end of the warmup.
+    """
 
     transform: optax.GradientTransformation
     schedule: Callable[[Int[Array, ""]], Float[Array, ""]]
+    peak: float
 
     def init(self, params: Params) -> Any:
         return self.transform.init(params)
@@ -88,7 +92,7 @@ def make_optimizer(
             step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps
         )
 
-    return Optimizer(optax.chain(*transforms), schedule)
+    return Optimizer(optax.chain(*transforms), schedule, peak)
 
 
 def decay_mask(params: Params) -> Params:

@@ -20,9 +20,17 @@ class MeshSettings:
     fsdp: int = 1
 
 
-def make_mesh(settings: MeshSettings, batch_size: int, accumulate: int) -> Mesh:
-    """A ("data", "fsdp") mesh of all devices; `UserError` where sizes do not divide."""
-    devices = jax.device_count()
+def make_mesh(
+    settings: MeshSettings,
+    batch_size: int,
+    accumulate: int,
+    chosen: list[jax.Device] | None = None,
+) -> Mesh:
+    """A ("data", "fsdp") mesh of the chosen devices, or of all.
+
+    Raises `UserError` where sizes do not divide.
+    """
+    devices = len(chosen or jax.devices())
     if settings.fsdp < 1 or devices % settings.fsdp:
         raise UserError(
             f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices"
@@ -33,7 +41,9 @@ def make_mesh(settings: MeshSettings, batch_size: int, accumulate: int) -> Mesh:
             f" times config.optimizer.accumulate={accumulate}"
         )
     shape = (devices // settings.fsdp, settings.fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

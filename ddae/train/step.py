@@ -48,7 +48,7 @@ def make_step(
         else:
             micro = _micro_batches((batch, rngs), accumulate, mesh)
             metrics, grads = _accumulate(gradient, state.params, micro, accumulate)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         params, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params, state.step
         )

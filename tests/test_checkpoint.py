@@ -1,0 +1,172 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from test_step import ROOT, place, trainer
+
+from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.metrics import duration, progress_line, read_metrics
+
+LEAVES = jax.tree.leaves
+
+
+def targets(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def assert_same(a, b):
+    for left, right in zip(LEAVES(a), LEAVES(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_round_trip_onto_another_mesh(tmp_path, digit_images):
+    state, step, mesh, _ = trainer(devices=4, fsdp=4)
+    state, _ = step(state, place(digit_images, mesh), ROOT)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state, 1, tiny_config())
+    checkpoints.close()
+    alone, _, _, _ = trainer(devices=1)
+    restored = Checkpoints(str(tmp_path)).restore(targets(alone))
+    assert_same(restored, state)
+    assert {len(x.sharding.device_set) for x in LEAVES(restored.params)} == {1}
+
+
+def test_another_model_is_named_before_anything_compiles(tmp_path):
+    state, _, _, _ = trainer()
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state, 1, tiny_config())
+    checkpoints.close()
+    with pytest.raises(UserError) as error:
+        loop.run(tiny_config(model__patch_size=4), str(tmp_path))
+    message = str(error.value)
+    assert "/encoder/patch_embedding/kernel" in message
+    assert "(4, 64)" in message and "(16, 64)" in message
+
+
+def test_a_half_written_step_is_not_a_checkpoint(tmp_path):
+    state, _, _, _ = trainer()
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state, 1, tiny_config())
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "7").mkdir()
+    assert Checkpoints(str(tmp_path)).latest() == 1
+
+
+def run(workdir, **changes):
+    loop.run(tiny_config(**changes), str(workdir))
+    return read_metrics(str(pathlib.Path(workdir) / "metrics.jsonl"))
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch):
+    """Killed in step 5 of 6, after the save at 4; the rerun starts there."""
+    straight = run(tmp_path / "a", total_steps=6, mesh__fsdp=4)
+
+    class Killed(BaseException):
+        pass
+
+    original = loop.Meter.add
+    monkeypatch.setattr(loop.Meter, "count", 0, raising=False)
+
+    def add(self, metrics, waited):
+        original(self, metrics, waited)
+        loop.Meter.count += 1
+        if loop.Meter.count == 5:
+            raise Killed
+
+    monkeypatch.setattr(loop.Meter, "add", add)
+    with pytest.raises(Killed):
+        run(tmp_path / "b", total_steps=6, mesh__fsdp=4)
+    resumed = run(tmp_path / "b", total_steps=6, mesh__fsdp=4)
+    assert [r["step"] for r in resumed] == [r["step"] for r in straight]
+    for a, b in zip(resumed, straight, strict=True):
+        assert a.get("train/loss") == b.get("train/loss")
+    states = []
+    for name in ("a", "b"):
+        checkpoints = Checkpoints(str(tmp_path / name))
+        assert checkpoints.latest() == 6
+        state, _, _, _ = trainer(devices=4, fsdp=4)
+        states.append(checkpoints.restore(targets(state)))
+    assert_same(*states)
+
+
+def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
+    evaluators = {"knn": {"k": 5}, "reconstruct": {"num_images": 2}}
+    rows = run(tmp_path, evaluators=evaluators)
+    assert [r["step"] for r in rows] == [0, 2, 4, 4]
+    assert {"train/loss", "train/images_per_second", "train/data_wait"} <= rows[
+        1
+    ].keys()
+    assert "eval/knn5_top1" in rows[0] and "eval/knn5_top1" in rows[-1]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["method"]["name"] == "ddae"
+    names = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert names == {"reconstruction.png", "loss_by_distance.png"}
+    assert list((tmp_path / "tensorboard").iterdir())
+    said = capsys.readouterr().out
+    assert "eta" in said and "untrained" in said and "learning rate" in said
+    # Once done, the same command has nothing to do and changes nothing.
+    assert run(tmp_path, evaluators=evaluators) == rows
+
+
+def test_params_alone_with_their_config(tmp_path):
+    run(tmp_path)
+    params, config = load_params(str(tmp_path))
+    assert config["data"]["mean"] == [0.3] and config["model"]["size"] == "Pico"
+    assert set(params) == {"encoder", "heads"}
+    with pytest.raises(UserError, match="no checkpoint in"):
+        load_params(str(tmp_path / "nothing"))
+
+
+def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
+    tmp_path, monkeypatch
+):
+    images = loop.data.arrays.ArraySource.train_batches
+
+    def poisoned(self, order, first_step, rows, augment):
+        for step, batch in enumerate(images(self, order, first_step, rows, augment)):
+            if step >= 5:
+                batch["image"] = np.full_like(batch["image"], np.nan)
+            yield batch
+
+    monkeypatch.setattr(loop.data.arrays.ArraySource, "train_batches", poisoned)
+    with pytest.raises(loop.NonFiniteError, match="steps 6 to 8 .* step 4 in"):
+        run(tmp_path, total_steps=40, checkpoint_every_steps=4, max_nonfinite_steps=3)
+    params, _ = load_params(str(tmp_path))
+    assert all(np.isfinite(x).all() for x in LEAVES(params))
+
+
+def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
+    import ddae
+
+    run(tmp_path)
+    encoder = ddae.load_encoder(str(tmp_path))
+    features = encoder(digit_images)
+    assert features.patches.shape == (16, 16, 64)
+    assert jnp.isfinite(features.prefix).all()
+    np.testing.assert_array_equal(encoder(digit_images).patches, features.patches)
+
+
+def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "tra')
+    assert read_metrics(str(path)) == [{"step": 1}]
+
+
+def test_progress_line_and_durations():
+    values = {
+        "train/loss": 0.5,
+        "train/images_per_second": 1234.0,
+        "train/step_seconds": 0.5,
+        "train/data_wait": 0.021,
+    }
+    line = progress_line(10, 250, values)
+    assert line == "step  10/250  loss 0.5000  1,234 images/s  data wait 2 %  eta 2m00s"
+    assert duration(3723) == "1h02m" and duration(6.6) == "7s"

@@ -1,0 +1,77 @@
+"""Every config parses, builds at smoke size, and takes two steps on fake data."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ddae import data
+from ddae.data.arrays import ArraySource
+from ddae.train import loop
+from ddae.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(
+    p.stem
+    for p in (ROOT / "configs").glob("*.py")
+    if p.stem not in ("__init__", "common")
+)
+
+
+def load(name, text=None):
+    return importlib.import_module(f"configs.{name}").get_config(text)
+
+
+def shrink(config):
+    """The same experiment on a network of four blocks and a handful of fake images."""
+    config = config.to_dict()
+    config |= {"batch_size": 8, "total_steps": 2, "eval_every_steps": 0}
+    config["model"] |= {"size": "Pico"}
+    config["image_size"] = 4 * config["model"]["patch_size"]
+    config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
+    config["data"]["augment"] = {"crop": "none"}
+    config["evaluators"]["knn"]["k"] = 2
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_two_steps(name, tmp_path, monkeypatch):
+    config = shrink(load(name))
+
+    def fake(settings, split, shape):
+        random = np.random.default_rng(0)
+        images = random.integers(0, 255, (24, *shape)).astype(np.uint8)
+        return ArraySource(images, np.arange(24) % 3)
+
+    monkeypatch.setitem(data.SOURCES, config["data"]["name"], fake)
+    loop.run(config, str(tmp_path))
+    rows = read_metrics(str(tmp_path / "metrics.jsonl"))
+    assert np.isfinite([r["train/loss"] for r in rows if "train/loss" in r]).all()
+
+
+@pytest.mark.parametrize("model", ["S", "B", "L", "H"])
+@pytest.mark.parametrize("name", ["ddae_in1k", "mae_in1k"])
+def test_imagenet_configs_build_at_full_size(name, model):
+    from ddae import tasks
+
+    config = load(name, f"model={model},epochs=300")
+    assert config.epochs == 300
+    task = tasks.from_config(config.to_dict())
+    assert task.image_shape == (224, 224, 3)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(shapes["encoder"]))
+    millions = {"S": 21.6, "B": 85.6, "L": 303, "H": 630}[model]
+    np.testing.assert_allclose(count / 1e6, millions, rtol=0.01)
+
+
+def test_cifar_configs_take_patch_two():
+    config = load("ddae_cifar10", "size=S,patch=2,epochs=7")
+    assert (config.model.size, config.model.patch_size, config.epochs) == ("S", 2, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_gives_the_command(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python train.py --config=configs/{name}.py" in text

@@ -1,0 +1,166 @@
+import itertools
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from ddae import data
+from ddae.data.arrays import ArraySource
+from ddae.data.augment import Augment
+from ddae.data.folder import FolderSource
+from ddae.data.order import Order
+from ddae.settings import UserError
+
+ALL = slice(None)
+# TensorFlow's own Python, not ours, warns while it traces a function.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def test_order_shows_each_example_once_an_epoch_and_is_a_function_of_the_step():
+    order = Order(num_examples=23, batch_size=5, seed=1)
+    assert order.steps_per_epoch == 4
+    for epoch in range(3):
+        steps = range(epoch * 4, epoch * 4 + 4)
+        seen = np.concatenate([order.batch(step)[1] for step in steps])
+        assert len(set(seen.tolist())) == 20
+    positions, indices = order.batch(6)
+    assert positions.tolist() == list(range(30, 35))
+    again = Order(num_examples=23, batch_size=5, seed=1)
+    np.testing.assert_array_equal(again.batch(6)[1], indices)
+    assert (order.batch(0)[1] != order.batch(4)[1]).any()
+    assert (order.batch(0)[1] != Order(23, 5, seed=2).batch(0)[1]).any()
+
+
+def test_a_batch_larger_than_the_set_is_an_error():
+    with pytest.raises(UserError, match="batch_size=24 is larger than .* 23 images"):
+        Order(23, 24, 0)
+
+
+def test_digits_are_split_without_overlap():
+    splits = data.from_config(tiny_config(), (8, 8, 1))
+    assert len(splits.train) + len(splits.held_out) == 1797
+    assert len(splits.held_out) == 360
+    assert splits.train.num_classes == splits.held_out.num_classes == 10
+    assert 0 <= splits.train.images.min() and splits.train.images.max() == 1
+
+
+def test_arrays_restart_at_any_step_and_on_any_rows():
+    splits = data.from_config(tiny_config(), (8, 8, 1))
+    order = Order(len(splits.train), 12, seed=4)
+    augment = Augment(crop="shift", pad=1, flip=True)
+    whole = splits.train.train_batches(order, 0, ALL, augment)
+    batches = list(itertools.islice(whole, 4))
+    later = next(splits.train.train_batches(order, 3, ALL, augment))
+    np.testing.assert_array_equal(later["image"], batches[3]["image"])
+    half = next(splits.train.train_batches(order, 2, slice(6, 12), augment))
+    np.testing.assert_array_equal(half["image"], batches[2]["image"][6:])
+    np.testing.assert_array_equal(half["label"], batches[2]["label"][6:])
+
+
+def test_shift_moves_by_at_most_the_pad():
+    images = np.zeros((200, 5, 5, 1), np.float32)
+    images[:, 2, 2] = 1
+    source = ArraySource(images, np.zeros(200, int))
+    augment = Augment(crop="shift", pad=1)
+    batch = next(source.train_batches(Order(200, 200, 0), 0, ALL, augment))
+    landed = set(map(tuple, np.argwhere(batch["image"][..., 0])[:, 1:].tolist()))
+    assert landed == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of photographs of several sizes, one of them grey, one a PNG."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, name, count in (
+        ("train", "cat", 5),
+        ("train", "dog", 4),
+        ("test", "cat", 1),
+    ):
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            height, width = random.integers(20, 60, size=2)
+            pixels = random.integers(0, 255, (height, width, 3)).astype(np.uint8)
+            image = Image.fromarray(pixels)
+            if i == 1:
+                image = image.convert("L")
+            suffix = "png" if i == 2 else "jpg"
+            image.save(root / split / name / f"{i}.{suffix}")
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    return root
+
+
+def test_folder_reads_every_image_at_one_size(folder):
+    source = FolderSource(str(folder / "train"), (16, 24, 3))
+    assert source.classes == ["cat", "dog"] and len(source) == 9
+    batches = list(source.batches(np.arange(9), 4))
+    assert [len(b["label"]) for b in batches] == [4, 4, 1]
+    assert batches[0]["image"].shape == (4, 16, 24, 3)
+    assert batches[0]["image"].dtype == np.uint8
+    labels = np.concatenate([b["label"] for b in batches])
+    assert labels.tolist() == [0] * 5 + [1] * 4
+
+
+def test_folder_restarts_at_any_step_pixel_for_pixel(folder):
+    source = FolderSource(str(folder / "train"), (16, 16, 3))
+    augment = Augment(crop="random_resized", flip=True)
+    order = Order(9, 4, seed=5)
+    batches = list(itertools.islice(source.train_batches(order, 0, ALL, augment), 4))
+    later = next(source.train_batches(order, 3, ALL, augment))
+    np.testing.assert_array_equal(later["image"], batches[3]["image"])
+    half = next(source.train_batches(order, 3, slice(2, 4), augment))
+    np.testing.assert_array_equal(half["image"], batches[3]["image"][2:])
+    # The same image at another position of the run is cut differently.
+    first = {int(i): 0 for i in order.batch(0)[1]}
+    assert first and (batches[0]["image"] != batches[2]["image"]).any()
+
+
+def test_folder_in_grey(folder):
+    source = FolderSource(str(folder / "train"), (8, 8, 1))
+    assert next(source.batches(np.arange(2), 2))["image"].shape == (2, 8, 8, 1)
+
+
+def test_resize_is_bicubic_with_antialias_against_pillow(folder):
+    """PIL's bicubic is antialiased too; equal sizes in, so no crop differs."""
+    path = folder / "square"
+    (path / "a").mkdir(parents=True, exist_ok=True)
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8) * 2
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    image.save(path / "a" / "0.png")
+    found = next(FolderSource(str(path), (16, 16, 3)).batches(np.arange(1), 1))
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), int)
+    assert np.abs(found["image"][0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"data__dir": ""}, "config.data.dir is empty"),
+        ({"data__dir": "/nowhere"}, "no folder /nowhere/train; expected"),
+        ({"data__name": "imagnet"}, "'imagnet' is not one of"),
+        ({"data__augment": {"crop": "shift"}, "data__dir": "/x"}, "'shift' is for"),
+        ({"data__augment": {"corp": "none"}}, "config.data.augment.corp .*'crop'"),
+    ],
+)
+def test_wrong_data_is_named(changes, says):
+    config = tiny_config(**({"data__name": "folder", "image_size": 32} | changes))
+    with pytest.raises(UserError, match=says):
+        data.from_config(config, (32, 32, 3))
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    config = tiny_config(data__name="folder", data__dir=str(tmp_path))
+    with pytest.raises(UserError, match="no images under .*train; expected"):
+        data.from_config(config, (32, 32, 3))
+
+
+def test_arrays_refuse_what_needs_files():
+    splits = data.from_config(tiny_config(), (8, 8, 1))
+    with pytest.raises(UserError, match="reads image files"):
+        splits.train.train_batches(
+            Order(16, 4, 0), 0, ALL, Augment(crop="random_resized")
+        )
+    with pytest.raises(UserError, match=r"digits are \(8, 8, 1\), not \(16, 16, 3\)"):
+        data.from_config(tiny_config(), (16, 16, 3))

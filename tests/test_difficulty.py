@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.ndimage import distance_transform_edt
+
+from ddae.difficulty import (
+    BetaSchedule,
+    constant_beta,
+    difficulty_weights,
+    effective_sample_size,
+    nearest_visible_distance,
+)
+from ddae.masking import Mask, make_mask
+
+
+@st.composite
+def masks(draw):
+    """A boolean grid with something visible and something masked."""
+    h, w = draw(st.sampled_from([1, 4, 7])), draw(st.sampled_from([2, 5, 8]))
+    grid = draw(arrays(bool, (h, w)))
+    first = draw(st.integers(0, h * w - 1))
+    second = draw(st.integers(0, h * w - 2).map(lambda i: i + (i >= first)))
+    grid.flat[first], grid.flat[second] = True, False
+    return grid
+
+
+def as_mask(grid):
+    return make_mask(jnp.asarray(grid.reshape(1, -1)), int(grid.sum()))
+
+
+@settings(deadline=None, max_examples=40)
+@given(masks())
+def test_map_equals_scipys_distance_transform(grid):
+    found = nearest_visible_distance(as_mask(grid), grid.shape)
+    np.testing.assert_allclose(
+        found.reshape(grid.shape), distance_transform_edt(grid), rtol=1e-6
+    )
+    assert found.dtype == jnp.float32
+
+
+@settings(deadline=None, max_examples=30)
+@given(masks(), st.sampled_from(["euclidean", "chebyshev", "manhattan"]))
+def test_map_equals_brute_force_in_every_metric(grid, metric):
+    norm = {"euclidean": 2, "chebyshev": np.inf, "manhattan": 1}[metric]
+    visible = np.argwhere(~grid)
+    expected = [
+        min(np.linalg.norm(np.subtract(position, other), norm) for other in visible)
+        for position in np.ndindex(grid.shape)
+    ]
+    found = nearest_visible_distance(as_mask(grid), grid.shape, metric)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_no_visible_patch_is_an_error_that_says_so():
+    nothing = jnp.zeros((1, 0), jnp.int32)
+    mask = Mask(nothing, jnp.arange(4)[None], jnp.ones((1, 4), bool))
+    with pytest.raises(ValueError, match="no visible patch"):
+        nearest_visible_distance(mask, (2, 2))
+
+
+def test_no_masked_patch_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="no masked patch"):
+        difficulty_weights(jnp.zeros((1, 0)), 1.0)
+
+
+def test_unknown_metric_is_an_error():
+    with pytest.raises(Exception, match="metric|taxi"):
+        nearest_visible_distance(as_mask(np.array([[True, False]])), (1, 2), "taxi")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    arrays(np.float32, (2, 7), elements=st.floats(1, 20, width=32)),
+    st.floats(-2, 2, width=32),
+    st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+)
+def test_weights_average_one_follow_beta_and_are_finite(distance, beta, dtype):
+    distance = jnp.asarray(distance, dtype)
+    weights = np.asarray(difficulty_weights(distance, beta))
+    assert weights.dtype == np.float32 and np.isfinite(weights).all()
+    np.testing.assert_allclose(weights.mean(axis=1), 1.0, rtol=1e-5)
+    order = np.argsort(np.asarray(distance, np.float32), axis=1)
+    ranked = np.take_along_axis(weights, order, axis=1)
+    rises = np.diff(ranked, axis=1) * np.sign(beta)
+    assert (rises >= -1e-6).all()
+
+
+def test_weights_are_the_power_law():
+    distance = jnp.array([[1.0, 2.0, 3.0, 5.0]])
+    expected = 4 * distance**1.5 / (distance**1.5).sum()
+    np.testing.assert_allclose(difficulty_weights(distance, 1.5), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 3, 7, 147, 192])
+def test_beta_zero_is_one_to_the_bit(m):
+    distance = 1 + 10 * jax.random.uniform(jax.random.key(m), (5, m))
+    for function in (difficulty_weights, jax.jit(difficulty_weights)):
+        assert (np.asarray(function(distance, jnp.float32(0.0))) == 1.0).all()
+
+
+def test_effective_sample_size():
+    assert effective_sample_size(jnp.ones((1, 8)))[0] == 1.0
+    alone = jnp.array([[8.0] + [0.0] * 7])
+    np.testing.assert_allclose(effective_sample_size(alone), 1 / 8)
+
+
+def test_preset_goes_from_near_to_far_and_deeper_taps_look_nearer():
+    beta = BetaSchedule()
+    np.testing.assert_allclose(beta(0.0, 0.5), -1.0)
+    np.testing.assert_allclose(beta(1.0, 0.5), 1.0)
+    np.testing.assert_allclose(beta(0.5, 1.0), -0.5)
+    np.testing.assert_allclose(beta(0.0, 1.0), -1.5)
+    np.testing.assert_allclose(BetaSchedule(start=-3.0)(0.0, 1.0), -2.0)  # the limit
+
+
+@pytest.mark.parametrize(
+    "phase, at_quarter, at_half", [("linear", 0.25, 0.5), ("cosine", 0.1464466, 0.5)]
+)
+def test_phases(phase, at_quarter, at_half):
+    beta = BetaSchedule(start=0.0, end=1.0, phase=phase, depth_tilt=0.0)
+    np.testing.assert_allclose(beta(0.25, 1.0), at_quarter, rtol=1e-5)
+    np.testing.assert_allclose(beta(0.5, 1.0), at_half, rtol=1e-5)
+    np.testing.assert_allclose(beta(2.0, 1.0), 1.0)
+
+
+def test_steps_are_stairs_from_start_to_end():
+    beta = BetaSchedule(start=-1.0, end=1.0, phase="steps", num_steps=3, depth_tilt=0.0)
+    found = [float(beta(t, 1.0)) for t in (0.0, 0.32, 0.34, 0.65, 0.67, 1.0)]
+    np.testing.assert_allclose(found, [-1, -1, 0, 0, 1, 1], atol=1e-6)
+    assert float(constant_beta(0.5)(0.7, 0.3)) == 0.5
+
+
+def test_unknown_phase_is_an_error():
+    with pytest.raises(Exception, match="sawtooth"):
+        BetaSchedule(phase="sawtooth")

@@ -1,0 +1,108 @@
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from sklearn.neighbors import KNeighborsClassifier
+
+from ddae import data, eval, tasks
+from ddae.eval.figures import distance_curves
+from ddae.eval.knn import class_scores
+from ddae.models.vit import Features
+from ddae.settings import UserError
+
+
+def setup(**evaluators):
+    config = tiny_config(evaluators=evaluators)
+    task = tasks.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+
+    def pixels(params, images):
+        flat = images.reshape(len(images), 1, -1)
+        return Features(prefix=flat, patches=flat)
+
+    return task, eval.from_config(config, task, splits, pixels), splits
+
+
+def test_knn_equals_scikit_learns_on_the_pixels_of_digits():
+    _, evaluators, splits = setup(knn={"k": 10})
+    found = evaluators["knn"]({}, 0)["knn10_top1"]
+
+    def votes(distance):
+        return np.exp((1 - distance) / 0.07)
+
+    model = KNeighborsClassifier(10, metric="cosine", weights=votes)
+    model.fit(splits.train.images.reshape(-1, 64), splits.train.labels)
+    expected = model.score(
+        splits.held_out.images.reshape(-1, 64), splits.held_out.labels
+    )
+    np.testing.assert_allclose(found, 100 * expected, atol=1e-4)
+
+
+def test_votes_are_weighted_by_similarity():
+    bank = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], np.float32)
+    query = np.array([[1.0, 0.0]], np.float32)
+    scores = np.asarray(class_scores(query, bank, np.array([2, 0, 1]), 2, 0.07, 3))
+    assert scores.argmax() == 2 and scores[0, 1] == 0
+
+
+def test_knn_takes_a_sample_of_the_set():
+    _, evaluators, _ = setup(knn={"k": 5, "num_train": 200, "num_held_out": 100})
+    assert 50 < evaluators["knn"]({}, 0)["knn5_top1"] <= 100
+
+
+@pytest.mark.parametrize(
+    "section, says",
+    [
+        ({"knn": {"k": 0}}, "knn.k=0"),
+        ({"knn": {"pool": "max"}}, "pool='max'"),
+        ({"knn": {"kk": 1}}, "evaluators.knn.kk .*'k'"),
+        ({"probe": {}}, "evaluators.probe is not one of"),
+    ],
+)
+def test_wrong_evaluators_are_named(section, says):
+    with pytest.raises(UserError, match=says):
+        setup(**section)
+
+
+def test_reconstruction_pastes_visible_patches_and_uses_true_statistics():
+    task, evaluators, splits = setup(reconstruct={"num_images": 3})
+    params = jax.jit(task.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = splits.held_out.images[:3]
+    result = jax.jit(task.reconstruct)(params, images, keys)
+    visible = ~np.asarray(result.is_masked).repeat(2, 1).repeat(2, 2)
+    np.testing.assert_allclose(
+        np.asarray(result.reconstruction)[visible], images[visible], atol=1e-5
+    )
+    assert (np.asarray(result.distance)[~np.asarray(result.is_masked)] == 0).all()
+    # A head that answers 0 everywhere gives every hidden patch its true mean.
+    silent = jax.tree.map(lambda x: x, params)
+    silent["heads"]["block04"]["pixels"] = jax.tree.map(
+        np.zeros_like, params["heads"]["block04"]["pixels"]
+    )
+    flat = np.asarray(jax.jit(task.reconstruct)(silent, images, keys).reconstruction)
+    cells = flat.reshape(3, 4, 2, 4, 2)
+    means = images.reshape(3, 4, 2, 4, 2).mean(axis=(2, 4))
+    hidden = np.asarray(result.is_masked)
+    np.testing.assert_allclose(
+        cells.mean(axis=(2, 4))[hidden], means[hidden], atol=1e-5
+    )
+
+
+def test_reconstruction_figure(tmp_path):
+    task, evaluators, _ = setup(reconstruct={"num_images": 3})
+    params = jax.jit(task.init)(jax.random.key(0))
+    values = evaluators["reconstruct"](params, 7)
+    picture = values["reconstruction"]
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    assert picture.std() > 10 and 0 < values["masked_rmse"] < 1
+
+
+def test_distance_curves_need_a_log():
+    assert distance_curves([{"step": 0, "eval/x": 1.0}]) is None
+    rows = [
+        {"step": s, f"train/distance/pixels/block04/{b}": 1 / s}
+        for s in (1, 2)
+        for b in ("d1", "d2")
+    ]
+    assert distance_curves(rows).ndim == 3

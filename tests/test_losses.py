@@ -1,0 +1,47 @@
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.metrics.pairwise import paired_cosine_distances
+
+from ddae import losses
+
+RANDOM = np.random.default_rng(0)
+A, B = jnp.asarray(RANDOM.normal(size=(2, 2, 3, 5)), jnp.float32)
+
+
+def test_regressions_against_numpy():
+    np.testing.assert_allclose(losses.mse(A, B), np.square(A - B).mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(losses.l1(A, B), np.abs(A - B).mean(-1), rtol=1e-5)
+    error = 3 * np.abs(A - B)
+    huber = np.where(error < 2, error**2 / 4, error - 1).mean(-1)
+    np.testing.assert_allclose(losses.smooth_l1(3 * A, 3 * B), huber, rtol=1e-5)
+
+
+def test_cosine_against_scikit_learn():
+    expected = paired_cosine_distances(A.reshape(-1, 5), B.reshape(-1, 5))
+    np.testing.assert_allclose(losses.cosine(A, B).reshape(-1), expected, rtol=1e-5)
+
+
+def test_cross_entropy_against_scipy():
+    ids = jnp.asarray(RANDOM.integers(0, 5, size=(2, 3)))
+    expected = -np.take_along_axis(log_softmax(A, axis=-1), ids[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses.cross_entropy(A, ids), expected, rtol=1e-5)
+
+
+def test_normalised_mse_ignores_scale_and_shift_of_the_prediction():
+    target = losses.normalise_features(B)
+    np.testing.assert_allclose(losses.normalised_mse(4 * B + 2, target), 0, atol=1e-5)
+
+
+def test_losses_are_float32_whatever_comes_in():
+    low = jnp.asarray(A, jnp.bfloat16)
+    for loss in (losses.mse, losses.l1, losses.smooth_l1, losses.cosine):
+        assert loss(low, jnp.asarray(B)).dtype == jnp.float32
+
+
+def test_weighted_mean():
+    values, weights = jnp.asarray(RANDOM.random((2, 3, 4)), jnp.float32)
+    np.testing.assert_allclose(losses.weighted_mean(values), values.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.weighted_mean(values, weights), (values * weights).mean(), rtol=1e-6
+    )

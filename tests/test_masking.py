@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae.masking import Masking, block_mask, make_mask, random_mask
+
+GRIDS = [(14, 14), (4, 4), (7, 14), (8, 8)]
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "cell"])
+@pytest.mark.parametrize("grid", [(14, 14), (4, 4), (8, 16)])
+def test_counts_are_exact_and_ids_agree_with_the_booleans(kind, grid, keys):
+    masking = Masking(kind=kind, ratio=0.6)
+    mask = masking.draw(keys, grid)
+    n, count = grid[0] * grid[1], masking.num_masked(grid)
+    is_masked = np.asarray(mask.is_masked)
+    assert (is_masked.sum(axis=1) == count).all()
+    for row in range(len(keys)):
+        assert list(mask.ids_masked[row]) == list(np.flatnonzero(is_masked[row]))
+        assert list(mask.ids_visible[row]) == list(np.flatnonzero(~is_masked[row]))
+    assert mask.ids_visible.shape[1] + mask.ids_masked.shape[1] == n
+
+
+def test_counts_of_the_recipes():
+    assert Masking(kind="random", ratio=0.75).num_masked((14, 14)) == 147  # MAE
+    assert Masking(kind="cell", ratio=0.6).num_masked((14, 14)) == 120  # SimMIM
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "cell"])
+def test_masks_are_per_sample_and_do_not_depend_on_the_batch(kind, keys):
+    masking = Masking(kind=kind, ratio=0.6)
+    whole = np.asarray(masking.draw(keys, (8, 8)).is_masked)
+    halves = [
+        np.asarray(masking.draw(k, (8, 8)).is_masked) for k in (keys[:4], keys[4:])
+    ]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert len({row.tobytes() for row in whole}) > 1
+
+
+def test_random_mask_hides_every_patch_equally_often():
+    keys = jax.random.split(jax.random.key(1), 4000)
+    share = np.asarray(random_mask(keys, (4, 4), 12).is_masked).mean(axis=0)
+    # Binomial deviation is 0.007; six of them.
+    np.testing.assert_allclose(share, 0.75, atol=0.042)
+
+
+def test_cells_are_hidden_whole(keys):
+    mask = Masking(kind="cell", ratio=0.6, cell=2).draw(keys, (8, 8))
+    cells = np.asarray(mask.is_masked).reshape(-1, 4, 2, 4, 2)
+    assert (cells.all(axis=(2, 4)) == cells.any(axis=(2, 4))).all()
+
+
+def test_block_mask_is_blocky_with_the_recipe_of_beit():
+    keys = jax.random.split(jax.random.key(0), 500)
+    draw = jax.jit(lambda keys: block_mask(keys, (14, 14), 75, min_area=16))
+    hidden = np.asarray(draw(keys).is_masked).reshape(-1, 14, 14)
+    assert (hidden.sum(axis=(1, 2)) == 75).all()
+    # Share of hidden patches whose right neighbour is hidden too: 75 / 196 = .38 at
+    # random, far more in blocks.
+    neighbours = (hidden[:, :, :-1] & hidden[:, :, 1:]).sum() / hidden[:, :, :-1].sum()
+    assert neighbours > 0.7
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, 0.999])
+def test_nothing_visible_or_nothing_masked_is_an_error(ratio):
+    if ratio == 0.01:
+        # 16 - int(15.84) = 1 patch: small ratios still hide one.
+        assert Masking(ratio=ratio).num_masked((4, 4)) == 1
+        return
+    with pytest.raises(ValueError, match="visible|masked|between 0 and 1"):
+        Masking(ratio=ratio).num_masked((4, 4))
+
+
+@pytest.mark.parametrize("count, says", [(0, "would be masked"), (4, "stay visible")])
+def test_make_mask_refuses_degenerate_counts(count, says):
+    with pytest.raises(ValueError, match=says):
+        make_mask(jnp.full((1, 4), count == 4), count)
+
+
+def test_a_cell_that_does_not_divide_the_grid_is_an_error(keys):
+    with pytest.raises(ValueError, match="does not divide the grid"):
+        Masking(kind="cell", cell=3, ratio=0.5).draw(keys, (8, 8))

@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae.masking import Masking
+from ddae.models.heads import MaskedLinear, TapDecoder
+from ddae.models.positions import sincos
+from ddae.models.vit import VIT_SPECS, Encoder, ViTSpec
+
+SMALL = ViTSpec(32, 3, 2)
+
+
+def make(grid=(2, 4), patch_size=4, channels=3, **options):
+    encoder = Encoder(SMALL, grid, patch_size, channels=channels, **options)
+    shape = (2, grid[0] * patch_size, grid[1] * patch_size, channels)
+    images = jax.random.normal(jax.random.key(1), shape)
+    return encoder, images
+
+
+def test_sizes_of_the_vit_table():
+    # Widths, depths and heads of DeiT and ViT; parameters of a B/16 encoder at 224.
+    assert VIT_SPECS["Ti"] == ViTSpec(192, 12, 3)
+    assert VIT_SPECS["L"] == ViTSpec(1024, 24, 16)
+    encoder = Encoder(VIT_SPECS["B"], (14, 14), 16)
+    images = jnp.zeros((1, 224, 224, 3))
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), images)
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    # 85.80 M is ViT-B/16 without classifier, less its 197 x 768 learned positions.
+    assert count == 85_798_656 - 197 * 768
+
+
+def test_sincos_is_maes():
+    table = sincos(16, (2, 3))
+    # Patch 5 of a (2, 3) grid: row 1, column 2. Column first, sines before cosines.
+    frequencies = 10000.0 ** -(np.arange(4) / 4)
+    expected = np.concatenate(
+        [f(p * frequencies) for p in (2, 1) for f in (np.sin, np.cos)]
+    )
+    np.testing.assert_allclose(table[5], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        sincos(18, (2, 2))
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (3, 3), (1, 5)])
+@pytest.mark.parametrize("patch_size, channels", [(4, 3), (2, 1), (3, 6)])
+@pytest.mark.parametrize("layout", ["visible", "mask_token"])
+def test_any_grid_patch_size_and_channel_count(grid, patch_size, channels, layout):
+    encoder, images = make(grid, patch_size, channels)
+    mask = Masking(ratio=0.5).draw(jax.random.split(jax.random.key(0), 2), grid)
+    shapes = jax.eval_shape(
+        lambda: encoder.init_with_output(
+            jax.random.key(0), images, mask, layout, (1, 3)
+        )[0]
+    )
+    n = grid[0] * grid[1]
+    tokens = mask.ids_visible.shape[1] if layout == "visible" else n
+    assert {k: v.patches.shape for k, v in shapes.items()} == dict.fromkeys(
+        (1, 3), (2, tokens, 32)
+    )
+    assert shapes[3].prefix.shape == (2, 1, 32)
+
+
+def test_layouts_see_only_visible_patches():
+    encoder, images = make()
+    mask = Masking(ratio=0.5).draw(jax.random.split(jax.random.key(0), 2), (2, 4))
+    hidden = np.asarray(mask.is_masked).reshape(2, 2, 4).repeat(4, 1).repeat(4, 2)
+    other = jnp.where(hidden[..., None], 7.0, images)
+    for layout in ("visible", "mask_token"):
+        variables = encoder.init(jax.random.key(0), images, mask, layout)
+        seen = encoder.apply(variables, images, mask, layout)[3].patches
+        changed = encoder.apply(variables, other, mask, layout)[3].patches
+        np.testing.assert_array_equal(seen, changed)
+        unmasked = encoder.apply(variables, images)[3].patches
+        assert unmasked.shape == (2, 8, 32)
+
+
+def test_visible_layout_keeps_the_positions_of_its_patches():
+    # A one-layer view: tokens before any block equal the full image's at those ids.
+    encoder = Encoder(ViTSpec(32, 1, 2), (2, 4), 4)
+    _, images = make()
+    mask = Masking(ratio=0.5).draw(jax.random.split(jax.random.key(0), 2), (2, 4))
+    variables = encoder.init(jax.random.key(0), images)
+    silent = jax.tree.map(jnp.zeros_like, variables["params"]["block_00"])
+    variables["params"]["block_00"] = silent
+    full = encoder.apply(variables, images)[1].patches
+    some = encoder.apply(variables, images, mask)[1].patches
+    picked = jnp.take_along_axis(full, mask.ids_visible[..., None], axis=1)
+    np.testing.assert_allclose(some, picked, rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_neither_values_nor_gradients(remat):
+    encoder, images = make()
+    variables = jax.jit(encoder.init)(jax.random.key(0), images)
+    again, _ = make(remat=remat)
+
+    def total(model):
+        return lambda v: (model.apply(v, images)[3].patches ** 2).sum()
+
+    for plain, rematted in zip(
+        jax.tree.leaves(jax.jit(jax.grad(total(encoder)))(variables)),
+        jax.tree.leaves(jax.jit(jax.grad(total(again)))(variables)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(plain, rematted, rtol=2e-5, atol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_parameters():
+    encoder, images = make(dtype=jnp.bfloat16)
+    tokens, variables = encoder.init_with_output(jax.random.key(0), images)
+    assert tokens[3].patches.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_heads_predict_the_masked_patches_and_nothing_else():
+    encoder, images = make()
+    mask = Masking(ratio=0.5).draw(jax.random.split(jax.random.key(0), 2), (2, 4))
+    outputs = {"pixels": 48, "features": 32}
+    heads = {
+        "visible": TapDecoder(ViTSpec(16, 1, 2), (2, 4), outputs, input_norm=True),
+        "mask_token": MaskedLinear(outputs, input_norm=True),
+    }
+    for layout, head in heads.items():
+        tokens, _ = encoder.init_with_output(
+            jax.random.key(0), images, mask, layout, (2,)
+        )
+        predictions, variables = head.init_with_output(
+            jax.random.key(1), (tokens[2],), mask
+        )
+        m = mask.ids_masked.shape[1]
+        assert {k: v.shape for k, v in predictions.items()} == {
+            "pixels": (2, m, 48),
+            "features": (2, m, 32),
+        }
+        assert "input_norm" in variables["params"]

@@ -1,0 +1,249 @@
+"""The central test: beta = 0 at the last tap alone is the base method, to the bit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae import losses
+from ddae.difficulty import (
+    BetaSchedule,
+    constant_beta,
+    difficulty_weights,
+    nearest_visible_distance,
+)
+from ddae.masking import Masking
+from ddae.methods import (
+    Decoder,
+    FeatureSettings,
+    Method,
+    ddae,
+    default_taps,
+    mae,
+    with_dds,
+    with_features,
+)
+from ddae.models.vit import VIT_SPECS, Encoder
+from ddae.objective import evaluate_terms, head_taps
+from ddae.tasks.pretrain import Pretrain, Standardisation
+
+ENCODER = Encoder(VIT_SPECS["Pico"], (4, 4), 2, channels=1)
+DECODER = Decoder(depth=1, width=32, num_heads=2)
+ZERO = constant_beta(0.0)
+LAST = {"taps": (4,), "beta": ZERO}
+
+
+def pretrain(method: Method) -> Pretrain:
+    return Pretrain(method, Standardisation(mean=(0.3,), std=(0.4,)))
+
+
+def loss_of(method, params, images, progress=0.3, jit=True):
+    task = pretrain(method)
+    keys = jax.random.split(jax.random.key(5), len(images))
+    function = lambda p: task.loss(  # noqa: E731
+        p, task.ema_of(p), {"image": images}, jnp.float32(progress), keys
+    )
+    gradient = jax.value_and_grad(function, has_aux=True)
+    (loss, metrics), grads = (jax.jit(gradient) if jit else gradient)(params)
+    return loss, metrics, grads
+
+
+@pytest.mark.parametrize(
+    "layout, kind, jit",
+    [
+        ("visible", "random", True),
+        ("visible", "block", True),
+        ("mask_token", "cell", True),
+        ("visible", "random", False),
+    ],
+)
+def test_beta_zero_at_the_last_tap_is_mae_to_the_bit(layout, kind, jit, digit_images):
+    common = {"mask": Masking(kind=kind), "decoder": DECODER, "layout": layout}
+    base = mae(ENCODER, **common)
+    params = jax.jit(pretrain(base).init)(jax.random.key(0))
+    expected, _, gradient = loss_of(base, params, digit_images, jit=jit)
+    without = FeatureSettings(weight=0.0)
+    for method in (
+        with_dds(base, **LAST),
+        ddae(ENCODER, **common, **LAST, features=without),
+    ):
+        found, _, same = loss_of(method, params, digit_images, jit=jit)
+        assert np.asarray(found) == np.asarray(expected)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(same), strict=True):
+            if jit:  # XLA may fuse a sum with the weights in it: the last bit moves.
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(a, b)
+
+
+def test_another_beta_is_not_mae(digit_images):
+    base = mae(ENCODER, decoder=DECODER)
+    params = jax.jit(pretrain(base).init)(jax.random.key(0))
+    expected, _, _ = loss_of(base, params, digit_images)
+    other = with_dds(base, taps=(4,), beta=constant_beta(1.0))
+    assert loss_of(other, params, digit_images)[0] != expected
+
+
+def test_loss_is_the_formula(digit_images):
+    """The total of a DDAE step, written out from METHOD's formula with NumPy."""
+    method = ddae(ENCODER, decoder=DECODER, taps=(2, 4), tap_weight=0.25)
+    task = pretrain(method)
+    params = jax.jit(task.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(2), len(digit_images))
+    t = 0.1
+    mask = method.masking.draw(keys, (4, 4))
+    context = jax.jit(task._context)(task.ema_of(params), digit_images, mask)
+    predictions, _ = jax.jit(task.predict)(params, context.standardised, mask)
+    total, _ = evaluate_terms(method.terms, predictions, context, jnp.float32(t))
+
+    ids = np.asarray(mask.ids_masked)
+    rows = np.arange(len(ids))[:, None]
+    distance = np.asarray(nearest_visible_distance(mask, (4, 4)))[rows, ids]
+    pixels = (np.asarray(digit_images) - 0.3) / 0.4
+    patches = pixels.reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 4)
+    deviation = np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    patches = ((patches - patches.mean(-1, keepdims=True)) / deviation)[rows, ids]
+
+    def layer_norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + 1e-6
+        )
+
+    expected = 0.0
+    for tap, share in ((2, 0.25), (4, 1.0)):
+        beta = np.clip(-1 + 2 * t - 0.5 * (2 * tap / 4 - 1), -2, 2)
+        w = distance**beta
+        w = w * w.shape[1] / w.sum(1, keepdims=True)
+        made = {k: np.asarray(v) for k, v in predictions[f"block{tap:02d}"].items()}
+        teacher = np.asarray(context.teacher[tap].patches)[rows, ids]
+        pixel = ((made["pixels"] - patches) ** 2).mean(-1)
+        feature = (layer_norm(made["features"]) - layer_norm(teacher)) ** 2
+        ramp = min(t / 0.25, 1.0)
+        expected += share * (w * (pixel + ramp * feature.mean(-1))).mean()
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_metrics_name_every_term_and_bin(digit_images):
+    method = ddae(ENCODER, decoder=DECODER)
+    task = pretrain(method)
+    params = jax.jit(task.init)(jax.random.key(0))
+    _, metrics, _ = loss_of(method, params, digit_images)
+    means = {k: float(s / c) for k, (s, c) in metrics.items() if c > 0}
+    for term in ("pixels/block03", "features/block04"):
+        assert {f"loss/{term}", f"beta/{term}", f"ess/{term}"} <= means.keys()
+        assert 0 < means[f"ess/{term}"] <= 1
+        counts = [metrics[f"distance/{term}/{b}"][1] for b in ("d1", "d2", "d3")]
+        assert sum(map(float, counts)) == 16 * 12  # every masked patch in one bin
+    assert means["teacher_std/block04"] > 0.05
+    assert 0.9 < means["teacher_cosine/block04"] <= 1.0
+
+
+def test_no_gradient_reaches_the_teacher(digit_images):
+    task = pretrain(ddae(ENCODER, decoder=DECODER))
+    params = jax.jit(task.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(5), len(digit_images))
+
+    def loss(ema_params):
+        batch = {"image": digit_images}
+        return task.loss(params, ema_params, batch, jnp.float32(1.0), keys)[0]
+
+    teacher = task.ema_of(params)
+    # The teacher matters to the loss, and no gradient says how.
+    assert jax.jit(loss)(teacher) != jax.jit(loss)(
+        jax.tree.map(lambda x: x + 0.1 * jnp.sign(x), teacher)
+    )
+    gradient = jax.jit(jax.grad(loss))(teacher)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient))
+
+
+def test_with_dds_repeats_terms_at_taps_with_heads_of_their_own():
+    base = with_features(mae(ENCODER, decoder=DECODER))
+    method = with_dds(base, taps=(2, 4), beta=BetaSchedule())
+    assert [t.name for t in method.terms] == [
+        "pixels/block02",
+        "features/block02",
+        "pixels/block04",
+        "features/block04",
+    ]
+    assert head_taps(method.terms) == {"block02": (2,), "block04": (4,)}
+    assert method.heads["block02"].input_norm and not method.heads["block04"].input_norm
+    assert method.terms[1].target.teacher_layers == (2,)
+    assert [t.difficulty.depth for t in method.terms] == [0.5, 0.5, 1.0, 1.0]
+    assert base.terms[0].difficulty is None, "with_dds must not change its argument"
+    # Weights of a tap before the last are a quarter of the base's, ramp and all.
+    assert method.terms[0].weight == 0.25
+    assert float(method.terms[1].weight(1.0)) == 0.25
+    assert float(method.terms[3].weight(0.125)) == 0.5
+
+
+@pytest.mark.parametrize("target, layers", [("last", (4,)), ("mean", (2, 3, 4))])
+def test_feature_targets_that_do_not_follow_the_tap(target, layers):
+    base = with_features(mae(ENCODER, decoder=DECODER), target=target, mean_of=3)
+    method = with_dds(base, taps=(2, 4))
+    for term in method.terms:
+        if term.output == "features":
+            assert term.target.teacher_layers == layers
+
+
+def test_default_taps_are_the_last_half():
+    assert default_taps(12) == (6, 8, 10, 12)
+    assert default_taps(24) == (12, 16, 20, 24)
+    assert default_taps(32)[-1] == 32
+    assert default_taps(6) == (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "taps, says",
+    [((5,), "tap 5 lies outside"), ((0, 4), "tap 0"), ((4, 2), "ascend"), ((), "end")],
+)
+def test_taps_that_make_no_sense_are_errors(taps, says):
+    with pytest.raises(ValueError, match=says):
+        with_dds(mae(ENCODER), taps=taps)
+
+
+def test_terms_that_disagree_on_a_heads_taps_are_an_error():
+    method = mae(ENCODER)
+    other = dataclasses.replace(method.terms[0], taps=(2,), loss=losses.l1)
+    with pytest.raises(ValueError, match="head 'block04'"):
+        head_taps((*method.terms, other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["S"])
+def test_the_deep_dynamic_loss_costs_under_one_per_cent(size):
+    """FLOPs of ViT-S/16's step with and without weights, same decoders, no teacher."""
+    encoder = Encoder(VIT_SPECS[size], (14, 14), 16)
+    without = FeatureSettings(weight=0.0)
+    weighted = ddae(encoder, features=without)
+    plain = dataclasses.replace(
+        weighted,
+        terms=tuple(dataclasses.replace(t, difficulty=None) for t in weighted.terms),
+    )
+    flops = {}
+    for name, method in (("weighted", weighted), ("plain", plain)):
+        task = Pretrain(method, Standardisation(mean=(0.5,) * 3, std=(0.5,) * 3))
+        key = jax.random.key(0)
+        params = jax.eval_shape(task.init, key)
+        batch = {"image": jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.float32)}
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+        step = jax.jit(jax.grad(task.loss, has_aux=True))
+        compiled = step.lower(
+            params, {}, batch, jax.ShapeDtypeStruct((), jnp.float32), keys
+        ).compile()
+        flops[name] = compiled.cost_analysis()["flops"]
+    extra = flops["weighted"] / flops["plain"] - 1
+    print(f"extra FLOPs of map, weights and reductions: {100 * extra:.4f} %")
+    assert extra < 0.01
+
+
+def test_weights_of_terms_follow_beta_through_progress(digit_images):
+    method = with_dds(mae(ENCODER, decoder=DECODER), taps=(4,))
+    params = jax.jit(pretrain(method).init)(jax.random.key(0))
+    _, early, _ = loss_of(method, params, digit_images, progress=0.0)
+    _, late, _ = loss_of(method, params, digit_images, progress=1.0)
+    np.testing.assert_allclose(early["beta/pixels/block04"][0], -1.5)
+    np.testing.assert_allclose(late["beta/pixels/block04"][0], 0.5)
+    distance = jnp.array([[1.0, 2.0]])
+    assert difficulty_weights(distance, -1.5)[0, 0] > 1.0

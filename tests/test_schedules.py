@@ -1,0 +1,39 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae.schedules import ema_momentum, linear_ramp, warmup_cosine
+
+
+@pytest.mark.parametrize("step", [0, 3, 9, 10, 55, 100])
+def test_warmup_then_cosine(step):
+    rate = warmup_cosine(jnp.int32(step), peak=2.0, warmup_steps=10, total_steps=100)
+    if step < 10:
+        expected = 2.0 * step / 10
+    else:
+        expected = 1 + math.cos(math.pi * (step - 10) / 90)
+    np.testing.assert_allclose(rate, expected, atol=1e-6)
+
+
+def test_no_warmup_starts_at_the_peak():
+    assert warmup_cosine(jnp.int32(0), peak=2.0, warmup_steps=0, total_steps=9) == 2.0
+
+
+def test_linear_ramp():
+    assert [float(linear_ramp(t, until=0.25)) for t in (0.0, 0.125, 0.25, 1.0)] == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+    ]
+    assert linear_ramp(0.0, until=0.0) == 1.0
+
+
+def test_ema_momentum_rises_through_its_three_values():
+    curve = {"start": 0.9, "middle": 0.99, "end": 0.999, "rise": 0.125}
+    for t, expected in ((0.0, 0.9), (0.0625, 0.945), (0.125, 0.99), (1.0, 0.999)):
+        np.testing.assert_allclose(ema_momentum(t, **curve), expected, rtol=1e-6)
+    rising = [float(ema_momentum(t, **curve)) for t in np.linspace(0, 1, 50).tolist()]
+    assert (np.diff(rising) > 0).all()

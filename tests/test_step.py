@@ -1,0 +1,209 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from ddae import tasks
+from ddae.settings import UserError
+from ddae.train.optimizer import OptimizerSettings, decay_mask, make_optimizer
+from ddae.train.sharding import (
+    MeshSettings,
+    batch_sharding,
+    make_mesh,
+    replicated,
+    state_sharding,
+)
+from ddae.train.state import make_init
+from ddae.train.step import make_encode, make_step
+
+ROOT = jax.random.key(3)
+
+
+def trainer(devices=1, fsdp=1, accumulate=1, clip_norm=0.0, total_steps=20, **changes):
+    """(state, jitted step, mesh, task) on that many of the four fake devices."""
+    task = tasks.from_config(tiny_config(**changes))
+    chosen = jax.devices()[:devices]
+    mesh = make_mesh(MeshSettings(fsdp=fsdp), 16, accumulate, chosen)
+    settings = OptimizerSettings(base_lr=1e-2, clip_norm=clip_norm)
+    optimizer = make_optimizer(settings, 256, warmup_steps=2, total_steps=total_steps)
+    init = make_init(task, optimizer)
+    shardings = state_sharding(jax.eval_shape(init, ROOT), mesh)
+    state = jax.jit(init, out_shardings=shardings)(ROOT)
+    step = jax.jit(
+        make_step(task, optimizer, mesh, total_steps, accumulate),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    return state, step, mesh, task
+
+
+def place(images, mesh):
+    return {"image": jax.device_put(images, batch_sharding(mesh))}
+
+
+def losses_of(images, steps=4, **options):
+    state, step, mesh, _ = trainer(**options)
+    found = []
+    for _ in range(steps):
+        state, metrics = step(state, place(images, mesh), ROOT)
+        found.append(float(metrics["loss"][0]))
+    return found, state
+
+
+def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
+    alone, _ = losses_of(digit_images)
+    assert alone[-1] < alone[0]
+    data_parallel, _ = losses_of(digit_images, devices=4)
+    np.testing.assert_allclose(data_parallel, alone, rtol=1e-5)
+    fsdp, state = losses_of(digit_images, devices=4, fsdp=4)
+    np.testing.assert_allclose(fsdp, alone, rtol=1e-5)
+    kernel = state.params["encoder"]["block_00"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_gradient_accumulation_is_the_whole_batch(digit_images):
+    whole, _ = losses_of(digit_images, devices=2)
+    parts, _ = losses_of(digit_images, devices=2, accumulate=4)
+    np.testing.assert_allclose(parts, whole, rtol=2e-5)
+
+
+def test_the_step_is_traced_once_while_everything_moves(digit_images):
+    state, step, mesh, task = trainer()
+    traces = []
+    inner = step.__wrapped__
+
+    def counted(*arguments):
+        traces.append(1)
+        return inner(*arguments)
+
+    jitted = jax.jit(counted, donate_argnums=0)
+    seen = []
+    for _ in range(5):
+        state, metrics = jitted(state, place(digit_images, mesh), ROOT)
+        names = ("learning_rate", "teacher_momentum", "beta/pixels/block04")
+        seen.append([float(metrics[name][0]) for name in names])
+    assert len(traces) == 1
+    assert (np.diff(seen, axis=0) != 0).any(axis=0).all(), "something did not move"
+
+
+def test_teacher_follows_the_ema_formula(digit_images):
+    state, step, mesh, task = trainer()
+    host = lambda tree: jax.tree.map(np.asarray, jax.device_get(tree))  # noqa: E731
+    for i in range(3):
+        before = host(state.ema_params)
+        state, _ = step(state, place(digit_images, mesh), ROOT)
+        momentum = np.float32(task.momentum(i / 20))
+        expected = jax.tree.map(
+            lambda e, p, m=momentum: m * e + (1 - m) * p,
+            before,
+            {"encoder": host(state.params)["encoder"]},
+        )
+        for a, b in zip(
+            jax.tree.leaves(host(state.ema_params)),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_mae_has_no_teacher():
+    state, _, _, _ = trainer(method={"name": "mae", "decoder": {"depth": 1}})
+    assert not jax.tree.leaves(state.ema_params)
+
+
+def test_a_non_finite_batch_changes_only_the_counters(digit_images):
+    state, step, mesh, _ = trainer()
+    state, _ = step(state, place(digit_images, mesh), ROOT)
+    before = jax.device_get(dataclasses.replace(state))
+    bad = np.array(digit_images)
+    bad[3] = np.nan
+    for expected in (1, 2):
+        state, metrics = step(state, place(bad, mesh), ROOT)
+        assert int(state.nonfinite_in_row) == expected
+        assert int(state.step) == 1 + expected
+        assert metrics["loss"][1] == 0, "a skipped step counts in no mean"
+    for name in ("params", "optimizer", "ema_params"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(before, name)),
+            jax.tree.leaves(jax.device_get(getattr(state, name))),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+    state, metrics = step(state, place(digit_images, mesh), ROOT)
+    assert int(state.nonfinite_in_row) == 0 and int(state.nonfinite) == 2
+    assert np.isfinite(metrics["loss"][0])
+
+
+def test_clipping_bounds_the_gradient_but_reports_the_true_norm(digit_images):
+    _, free = losses_of(digit_images, steps=1)
+    state, step, mesh, _ = trainer(clip_norm=1e-3)
+    clipped, metrics = step(state, place(digit_images, mesh), ROOT)
+    assert metrics["gradient_norm"][0] > 1e-2
+    moments = jax.tree.leaves(clipped.optimizer)
+    norm = np.sqrt(
+        sum((np.asarray(m) ** 2).sum() for m in moments[: len(moments)] if m.ndim)
+    )
+    free_norm = np.sqrt(
+        sum((np.asarray(m) ** 2).sum() for m in jax.tree.leaves(free.optimizer))
+    )
+    assert norm < free_norm / 10
+
+
+def test_adamw_against_optax():
+    import optax
+
+    settings = OptimizerSettings(base_lr=0.1, weight_decay=0.05)
+    ours = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
+    theirs = optax.adamw(
+        lambda count: ours.schedule(count),
+        0.9,
+        0.95,
+        weight_decay=0.05,
+        mask=decay_mask,
+    )
+    params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    expected, ours_state, state = params, ours.init(params), theirs.init(params)
+    for step in range(4):
+        grads = jax.tree.map(lambda p, s=step: jnp.cos(p + s), params)
+        params, ours_state = ours.update(grads, ours_state, params, jnp.int32(step))
+        grads = jax.tree.map(lambda p, s=step: jnp.cos(p + s), expected)
+        updates, state = theirs.update(grads, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_no_decay_on_biases_and_scales_and_every_parameter_is_covered():
+    task = tasks.from_config(tiny_config())
+    params = jax.eval_shape(task.init, ROOT)
+    mask = decay_mask(params)
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), decays in zip(flat, jax.tree.leaves(mask), strict=True):
+        # MAE: none on one-dimensional parameters.
+        assert decays == (len(leaf.shape) > 1), path
+    with pytest.raises(UserError, match="/encoder/gain is in no optimiser group"):
+        decay_mask({"encoder": {"gain": jnp.ones(2)}})
+
+
+@pytest.mark.parametrize(
+    "fsdp, batch, accumulate, says",
+    [(3, 16, 1, "fsdp=3"), (1, 18, 1, "batch_size=18"), (2, 16, 8, "accumulate=8")],
+)
+def test_sizes_that_do_not_divide_are_errors(fsdp, batch, accumulate, says):
+    with pytest.raises(UserError, match=says):
+        make_mesh(MeshSettings(fsdp=fsdp), batch, accumulate)
+
+
+def test_encode_pads_and_never_masks(digit_images):
+    _, _, mesh, task = trainer(devices=4)
+    params = jax.jit(task.init)(ROOT)
+    encode = make_encode(task, mesh)
+    images = np.asarray(digit_images)[:5]
+    features = encode(params, images)
+    assert features.patches.shape == (5, 16, 64)
+    expected = jax.jit(task.encode)(params, images)
+    np.testing.assert_allclose(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.patches, encode(params, images).patches)

@@ -1,0 +1,120 @@
+"""The command line: exit codes, one-line errors, and a run without TensorFlow."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny_config
+
+from ddae.settings import UserError
+from ddae.train import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def train(*arguments, program=("train.py",)):
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+WRONG = [
+    ({"optimizer__base_rl": 1.0}, "config.optimizer.base_rl .*'base_lr'"),
+    ({"sed": 1}, "config.sed .*'seed'"),
+    ({"method__beta": {"strat": 0.0}}, "config.method.beta.strat .*'start'"),
+    (
+        {"model__patch_size": 3},
+        "patch_size=3 does not divide .*image_size=8; use 6 or 9",
+    ),
+    ({"batch_size": 18}, "config.batch_size=18 does not divide over 4 devices"),
+    ({"batch_size": 4096}, "batch_size=4096 is larger than the training set of 1437"),
+    ({"mesh__fsdp": 3}, "config.mesh.fsdp=3 does not divide 4 devices"),
+    ({"method__mask": {"ratio": 0.99}}, "config.method.mask: .*would stay visible"),
+    ({"method__mask": {"ratio": 0.0}}, "config.method.mask: mask ratio 0.0"),
+    ({"method__taps": (2, 9)}, "tap 9 lies outside the network's blocks 1 to 4"),
+    ({"method__name": "mea"}, "config.method.name='mea'"),
+    ({"method__metric": "taxi"}, "metric 'taxi'"),
+    ({"model__size": "XL"}, "config.model.size='XL'"),
+    ({"model__channels": 3}, "config.data.mean has 1 entries"),
+    ({"dtype": "float8"}, "config.dtype='float8'"),
+    ({"task": "dance"}, "config.task='dance'"),
+    ({"data__name": "folder", "data__dir": "/nowhere"}, "no folder /nowhere/train"),
+    ({"evaluators": {"knn": {"k": 5000}}}, "knn.k=5000"),
+    ({"data__std": (0.0,)}, "config.data.std=.* must be positive"),
+    ({"epochs": 0}, "epochs=0 must be positive"),
+]
+
+
+@pytest.mark.parametrize("changes, says", WRONG, ids=[str(c) for c, _ in WRONG])
+def test_wrong_config_is_one_clear_line_before_anything_compiles(
+    changes, says, tmp_path, monkeypatch
+):
+    def compiles(*_, **__):
+        raise AssertionError("compiled before the config was checked")
+
+    monkeypatch.setattr(loop, "start", compiles)
+    with pytest.raises(UserError, match=says) as error:
+        loop.run(tiny_config(**changes), str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--config=configs/quickstart.py", "--config.modle.size=B"], "model"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/mae_in1k.py:modle=B"], "modle"),
+        ([], "--config is missing"),
+        (
+            ["--config=configs/quickstart.py", "--config.model.patch_size=3"],
+            "use 6 or 9",
+        ),
+    ],
+)
+def test_the_command_line_exits_2_with_one_line(arguments, says, tmp_path):
+    result = train(*arguments, f"--workdir={tmp_path}")
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and says in lines[-1]
+    assert "Traceback" not in result.stderr
+
+
+NO_TENSORFLOW = """
+import sys, runpy
+sys.modules["tensorflow"] = None
+sys.argv = ["train.py"] + sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_digits_train_where_tensorflow_is_not_installed(tmp_path):
+    result = train(
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path}",
+        "--config.total_steps=2",
+        "--config.model.size=Pico",
+        program=("-c", NO_TENSORFLOW),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no TensorBoard events: tensorflow is not installed" in result.stdout
+    assert (tmp_path / "checkpoints" / "2" / "commit_success.txt").exists()
+
+
+def test_exit_code_3_when_the_loss_stays_non_finite(tmp_path):
+    result = train(
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path}",
+        "--config.optimizer.base_lr=1e30",  # the first update overflows the next loss
+        "--config.optimizer.warmup_epochs=0.0",
+        "--config.max_nonfinite_steps=2",
+        "--config.total_steps=20",
+        "--config.eval_every_steps=0",
+    )
+    assert result.returncode == 3, result.stderr
+    assert "not finite in steps 2 to 3" in result.stderr
+    assert "Traceback" not in result.stderr
