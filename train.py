@@ -56,6 +56,10 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
+    for argument in argv:
+        path = argument.removeprefix("--config=").partition(":")[0]
+        if argument.startswith("--config=") and not os.path.isfile(path):
+            sys.exit(wrong(f"no config file {path}"))
     try:
         rest = flags.FLAGS(argv)
         for name in ("config", "workdir"):
@@ -70,8 +74,9 @@ def parse(argv: list[str]) -> list[str]:
         OSError,
         flags.Error,
     ) as error:
-        text = error.args[0] if isinstance(error, KeyError) else str(error)
-        sys.exit(wrong(" ".join(str(text).split())))
+        # A failure inside a config file brings its traceback; its last line says why.
+        lines = str(error.args[0] if error.args else error).strip().splitlines()
+        sys.exit(wrong(" ".join(lines[-1:] if len(lines) > 3 else lines)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ def get_config(_=None):
     config = common.pretraining()
     config.image_size = 8
     config.dtype = "float32"
-    config.batch_size = 256
-    config.epochs = 300
+    config.batch_size = 128
+    config.epochs = 136
     config.log_every_steps = 50
     config.checkpoint_every_steps = 500
     config.eval_every_steps = 500
@@ -23,7 +23,7 @@ def get_config(_=None):
     config.data.augment.pad = 1
     config.data.augment.flip = False
 
-    config.model.size = "Nano"
+    config.model.size = "Pico"
     config.model.patch_size = 2
     config.model.channels = 1
 
@@ -32,7 +32,12 @@ def get_config(_=None):
     config.method.decoder.width = 64
     config.method.decoder.num_heads = 4
 
-    config.optimizer.base_lr = 1e-3
-    config.optimizer.warmup_epochs = 15.0
+    # A run of 1500 steps wants a teacher that moves faster than the default.
+    config.method.momentum.start = 0.98
+    config.method.momentum.middle = 0.99
+    config.method.momentum.end = 0.999
+
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.warmup_epochs = 14.0
     config.evaluators.knn.k = 10
     return config

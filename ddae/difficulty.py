@@ -16,6 +16,8 @@ from ddae.patches import Grid
 
 Metric = Literal["euclidean", "chebyshev", "manhattan"]
 
+METRICS: tuple[Metric, ...] = ("euclidean", "chebyshev", "manhattan")
+
 DISTANCE_BINS: tuple[tuple[str, float, float], ...] = (
     ("d1", 0.5, 1.5),
     ("d2", 1.5, 2.5),
@@ -40,14 +42,14 @@ def nearest_visible_distance(
         raise ValueError(
             "no visible patch: the distance to the nearest one is undefined"
         )
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is not one of {METRICS}")
     rows = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)[None, :]).astype(jnp.float32)
     columns = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)[None, :]).astype(
         jnp.float32
     )
     if metric == "euclidean":
         rows, columns = rows**2, columns**2
-    elif metric not in ("chebyshev", "manhattan"):
-        raise ValueError(f"unknown distance metric {metric!r}")
     combine = jnp.maximum if metric == "chebyshev" else jnp.add
     blocked = jnp.where(mask.is_masked.reshape(-1, h, w), jnp.inf, 0.0)
     # [b, i, j]: the nearest visible patch within column j, seen from row i.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ddae import losses
-from ddae.difficulty import BetaSchedule, Metric
+from ddae.difficulty import METRICS, BetaSchedule, Metric
 from ddae.masking import Masking
 from ddae.models.heads import Head, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
@@ -163,6 +163,8 @@ def with_dds(
     weight, and every Term gets a `Difficulty`. beta = 0 at the last tap alone equals
     the method itself.
     """
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is not one of {METRICS}")
     depth = method.encoder.spec.depth
     taps = default_taps(depth) if taps is None else taps
     for tap in taps:

@@ -48,7 +48,7 @@ def test_another_model_is_named_before_anything_compiles(tmp_path):
         loop.run(tiny_config(model__patch_size=4), str(tmp_path))
     message = str(error.value)
     assert "/encoder/patch_embedding/kernel" in message
-    assert "(4, 64)" in message and "(16, 64)" in message
+    assert "(4, 32)" in message and "(16, 32)" in message
 
 
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path):
@@ -119,7 +119,7 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
 def test_params_alone_with_their_config(tmp_path):
     run(tmp_path)
     params, config = load_params(str(tmp_path))
-    assert config["data"]["mean"] == [0.3] and config["model"]["size"] == "Pico"
+    assert config["data"]["mean"] == [0.3] and config["model"]["size"] == "Two"
     assert set(params) == {"encoder", "heads"}
     with pytest.raises(UserError, match="no checkpoint in"):
         load_params(str(tmp_path / "nothing"))
@@ -149,7 +149,7 @@ def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     run(tmp_path)
     encoder = ddae.load_encoder(str(tmp_path))
     features = encoder(digit_images)
-    assert features.patches.shape == (16, 16, 64)
+    assert features.patches.shape == (16, 16, 32)
     assert jnp.isfinite(features.prefix).all()
     np.testing.assert_array_equal(encoder(digit_images).patches, features.patches)
 

@@ -25,13 +25,15 @@ def load(name, text=None):
 
 
 def shrink(config):
-    """The same experiment on a network of four blocks and a handful of fake images."""
+    """The same experiment on a network of two blocks and a handful of fake images."""
     config = config.to_dict()
     config |= {"batch_size": 8, "total_steps": 2, "eval_every_steps": 0}
-    config["model"] |= {"size": "Pico"}
+    config["model"] |= {"size": "Two"}
     config["image_size"] = 4 * config["model"]["patch_size"]
     config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
     config["data"]["augment"] = {"crop": "none"}
+    if config["method"]["name"] == "ddae":
+        config["method"]["taps"] = (1, 2)
     config["evaluators"]["knn"]["k"] = 2
     return config
 

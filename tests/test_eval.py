@@ -77,8 +77,8 @@ def test_reconstruction_pastes_visible_patches_and_uses_true_statistics():
     assert (np.asarray(result.distance)[~np.asarray(result.is_masked)] == 0).all()
     # A head that answers 0 everywhere gives every hidden patch its true mean.
     silent = jax.tree.map(lambda x: x, params)
-    silent["heads"]["block04"]["pixels"] = jax.tree.map(
-        np.zeros_like, params["heads"]["block04"]["pixels"]
+    silent["heads"]["block02"]["pixels"] = jax.tree.map(
+        np.zeros_like, params["heads"]["block02"]["pixels"]
     )
     flat = np.asarray(jax.jit(task.reconstruct)(silent, images, keys).reconstruction)
     cells = flat.reshape(3, 4, 2, 4, 2)

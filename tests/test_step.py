@@ -10,6 +10,7 @@ from ddae import tasks
 from ddae.settings import UserError
 from ddae.train.optimizer import OptimizerSettings, decay_mask, make_optimizer
 from ddae.train.sharding import (
+    MIN_SHARDED,
     MeshSettings,
     batch_sharding,
     make_mesh,
@@ -27,7 +28,7 @@ def trainer(devices=1, fsdp=1, accumulate=1, clip_norm=0.0, total_steps=20, **ch
     task = tasks.from_config(tiny_config(**changes))
     chosen = jax.devices()[:devices]
     mesh = make_mesh(MeshSettings(fsdp=fsdp), 16, accumulate, chosen)
-    settings = OptimizerSettings(base_lr=1e-2, clip_norm=clip_norm)
+    settings = OptimizerSettings(base_lr=1e-3, clip_norm=clip_norm)
     optimizer = make_optimizer(settings, 256, warmup_steps=2, total_steps=total_steps)
     init = make_init(task, optimizer)
     shardings = state_sharding(jax.eval_shape(init, ROOT), mesh)
@@ -49,18 +50,20 @@ def losses_of(images, steps=4, **options):
     found = []
     for _ in range(steps):
         state, metrics = step(state, place(images, mesh), ROOT)
-        found.append(float(metrics["loss"][0]))
+        total, count = metrics["loss"]
+        found.append(float(total / count))
     return found, state
 
 
 def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     alone, _ = losses_of(digit_images)
-    assert alone[-1] < alone[0]
+    assert len(set(alone)) == 4
     data_parallel, _ = losses_of(digit_images, devices=4)
     np.testing.assert_allclose(data_parallel, alone, rtol=1e-5)
     fsdp, state = losses_of(digit_images, devices=4, fsdp=4)
     np.testing.assert_allclose(fsdp, alone, rtol=1e-5)
     kernel = state.params["encoder"]["block_00"]["mlp"]["up"]["kernel"]
+    assert kernel.size >= MIN_SHARDED
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
@@ -83,7 +86,7 @@ def test_the_step_is_traced_once_while_everything_moves(digit_images):
     seen = []
     for _ in range(5):
         state, metrics = jitted(state, place(digit_images, mesh), ROOT)
-        names = ("learning_rate", "teacher_momentum", "beta/pixels/block04")
+        names = ("learning_rate", "teacher_momentum", "beta/pixels/block02")
         seen.append([float(metrics[name][0]) for name in names])
     assert len(traces) == 1
     assert (np.diff(seen, axis=0) != 0).any(axis=0).all(), "something did not move"
@@ -203,7 +206,7 @@ def test_encode_pads_and_never_masks(digit_images):
     encode = make_encode(task, mesh)
     images = np.asarray(digit_images)[:5]
     features = encode(params, images)
-    assert features.patches.shape == (5, 16, 64)
+    assert features.patches.shape == (5, 16, 32)
     expected = jax.jit(task.encode)(params, images)
     np.testing.assert_allclose(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(features.patches, encode(params, images).patches)

@@ -27,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, *, keep: int = 3):
         self.folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        self._manager = ocp.CheckpointManager(self.folder, options=_options(keep))
+        self._manager = _manager(self.folder, keep)
 
     def latest(self) -> int | None:
         """The newest committed step."""
@@ -97,7 +97,7 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     folder = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(folder):
         raise UserError(f"no checkpoint in {folder}")
-    with ocp.CheckpointManager(folder, options=_options()) as manager:
+    with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"no checkpoint in {folder}")
@@ -126,11 +126,17 @@ def load_encoder(workdir: str) -> Callable[[Array], Features]:
     return lambda images: encode(params, images)
 
 
-def _options(keep: int | None = None) -> ocp.CheckpointManagerOptions:
+def _manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     mode = ocp.options.AtomicityMode.COMMIT_FILE
-    return ocp.CheckpointManagerOptions(
+    options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, atomicity_options=ocp.options.AtomicityOptions(mode=mode)
     )
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -123,9 +122,7 @@ def group_table(params: Params) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for group in GROUPS:
-        sizes = [
-            int(jnp.size(leaf)) for path, leaf in leaves if group_of(path) is group
-        ]
+        sizes = [leaf.size for path, leaf in leaves if group_of(path) is group]
         decay = "weight decay" if group.decays else "no decay"
         lines.append(
             f"{decay:12s} {len(sizes):4d} arrays {sum(sizes):>12,d}  {group.pattern}"

@@ -1,0 +1,42 @@
+"""The README keeps its promises: two commands, every config, files that exist."""
+
+import pathlib
+import re
+import shlex
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def quickstart():
+    section = README.split("## Quickstart", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"```sh\n(.+?)\n```", section, re.S)
+
+
+def test_quickstart_is_exactly_two_one_line_commands():
+    commands = quickstart()
+    assert len(commands) == 2 and not any("\n" in c for c in commands)
+    assert "--workdir=runs/quickstart" in commands[0]
+    assert commands[1].endswith("python3 -m pytest")
+
+
+def test_the_first_command_names_files_that_exist():
+    words = shlex.split(quickstart()[0])
+    assert (ROOT / "train.py").exists() and "train.py" in words
+    (config,) = [w for w in words if w.startswith("--config=")]
+    assert (ROOT / config.removeprefix("--config=")).exists()
+
+
+def test_every_config_has_a_status_row():
+    rows = set(re.findall(r"^\| `(\w+)` \|", README, re.M))
+    files = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
+    assert rows == files
+
+
+def test_links_and_pictures_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_readme_stays_under_three_screens():
+    assert len(README.splitlines()) < 150
