@@ -106,23 +106,9 @@ def block_mask(
     h, w = grid
     check_num_masked(num_masked, h * w)
     limit = num_masked if max_area is None else max_area
-    rows = jnp.arange(h)[:, None]
-    columns = jnp.arange(w)[None, :]
 
     def rectangle(key: Key[Array, ""], left: Int[Array, ""]) -> Bool[Array, "h w"]:
-        key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
-        largest = jnp.minimum(left, limit)
-        area = min_area + jax.random.uniform(key_area) * (largest - min_area)
-        low, high = math.log(aspects[0]), math.log(aspects[1])
-        aspect = jnp.exp(jax.random.uniform(key_aspect, minval=low, maxval=high))
-        height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-        width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-        fits = (height < h) & (width < w)
-        top = jax.random.randint(key_top, (), 0, jnp.maximum(h - height, 0) + 1)
-        left_edge = jax.random.randint(key_left, (), 0, jnp.maximum(w - width, 0) + 1)
-        inside = (rows >= top) & (rows < top + height)
-        inside &= (columns >= left_edge) & (columns < left_edge + width)
-        return inside & fits
+        return _rectangle(key, grid, min_area, jnp.minimum(left, limit), aspects)
 
     def round_(carry):
         hidden, key, _ = carry
@@ -148,6 +134,29 @@ def block_mask(
         return jnp.argsort(jnp.argsort(priority)) < num_masked
 
     return make_mask(jax.vmap(one)(keys), num_masked)
+
+
+def _rectangle(
+    key: Key[Array, ""],
+    grid: Grid,
+    min_area: int,
+    max_area: Int[Array, ""],
+    aspects: tuple[float, float],
+) -> Bool[Array, "h w"]:
+    """A random rectangle in the grid; all False where the one drawn does not fit."""
+    h, w = grid
+    key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
+    area = min_area + jax.random.uniform(key_area) * (max_area - min_area)
+    low, high = math.log(aspects[0]), math.log(aspects[1])
+    aspect = jnp.exp(jax.random.uniform(key_aspect, minval=low, maxval=high))
+    height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    top = jax.random.randint(key_top, (), 0, jnp.maximum(h - height, 0) + 1)
+    left = jax.random.randint(key_left, (), 0, jnp.maximum(w - width, 0) + 1)
+    rows, columns = jnp.arange(h)[:, None], jnp.arange(w)[None, :]
+    inside = (rows >= top) & (rows < top + height)
+    inside &= (columns >= left) & (columns < left + width)
+    return inside & (height < h) & (width < w)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,19 @@
 """The command line: exit codes, one-line errors, and a run without TensorFlow."""
 
+import json
 import pathlib
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 
 import pytest
 from conftest import tiny_config
 
 from ddae.settings import UserError
 from ddae.train import loop
+from ddae.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,6 +51,7 @@ WRONG = [
     ({"data__name": "folder", "data__dir": "/nowhere"}, "no folder /nowhere/train"),
     ({"evaluators": {"knn": {"k": 5000}}}, "knn.k=5000"),
     ({"data__std": (0.0,)}, "config.data.std=.* must be positive"),
+    ({"total_steps": -1}, "total_steps=-1 must be positive"),
     ({"epochs": 0}, "epochs=0 must be positive"),
 ]
 
@@ -118,3 +124,69 @@ def test_exit_code_3_when_the_loss_stays_non_finite(tmp_path):
     assert result.returncode == 3, result.stderr
     assert "not finite in steps 2 to 3" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_path):
+    command = [
+        sys.executable,
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path}",
+        "--config.total_steps=60",
+        "--config.log_every_steps=5",
+        "--config.checkpoint_every_steps=10",
+        "--config.eval_every_steps=0",
+    ]
+    kills = 0
+    for committed in (1, 3):
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            deadline = time.monotonic() + 240
+            while time.monotonic() < deadline and process.poll() is None:
+                done = list(tmp_path.glob("checkpoints/*/commit_success.txt"))
+                if len(done) >= committed:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+                time.sleep(0.05)
+    assert kills >= 1
+    assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == 0
+    rows = read_metrics(str(tmp_path / "metrics.jsonl"))
+    trained = [row["step"] for row in rows if "train/loss" in row]
+    assert trained == list(range(5, 61, 5))
+    assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 60
+
+
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet-250.tar"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PHOTOGRAPHS.exists(), reason="needs shared/data/imagenet-250.tar"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_imagenet_photographs_of_original_size_train(tmp_path):
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        archive.extractall(tmp_path / "data" / "train", filter="data")
+    (tmp_path / "data" / "val").symlink_to(tmp_path / "data" / "train")
+    import importlib
+
+    config = (
+        importlib.import_module("configs.ddae_in1k").get_config("model=S").to_dict()
+    )
+    config |= {"batch_size": 8, "total_steps": 4, "log_every_steps": 1}
+    config["model"]["size"] = "Two"
+    config["method"] |= {
+        "taps": (1, 2),
+        "decoder": {"depth": 1, "width": 32, "num_heads": 2},
+    }
+    config["data"]["dir"] = str(tmp_path / "data")
+    config["evaluators"] = {"knn": {"k": 5, "num_train": 32, "num_held_out": 16}}
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    loop.run(config, str(workdir))
+    rows = read_metrics(str(workdir / "metrics.jsonl"))
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)

@@ -62,7 +62,7 @@ class Pretrain:
         """Reads sections model and method, data.mean, data.std, image_size, dtype."""
         encoder = encoder_from_config(config)
         section = dict(config["method"])
-        name = section.pop("name")
+        name = section.pop("name", None)
         if name not in METHODS:
             raise UserError(
                 f"config.method.name={name!r} is not one of {sorted(METHODS)}"
@@ -72,7 +72,7 @@ class Pretrain:
             method.masking.num_masked(encoder.grid)
         except ValueError as error:
             raise UserError(f"config.method.mask: {error}") from error
-        mean, std = tuple(config["data"]["mean"]), tuple(config["data"]["std"])
+        mean, std = (tuple(config["data"].get(key, ())) for key in ("mean", "std"))
         for key, value in (("mean", mean), ("std", std)):
             if len(value) != encoder.channels:
                 raise UserError(

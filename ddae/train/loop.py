@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
 from ddae.eval.figures import distance_curves
+from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.metrics import Meter, Report, progress_line
@@ -77,6 +78,8 @@ class RunSettings:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.total_steps is not None and self.total_steps <= 0:
+            raise ValueError(f"total_steps={self.total_steps} must be positive")
 
     def steps(self, steps_per_epoch: int) -> int:
         """The length of the run in optimiser steps."""
@@ -103,6 +106,9 @@ class Job:
 
 def plan(config: Mapping[str, Any]) -> Job:
     """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    for name in SECTIONS:
+        if name not in config:
+            raise UserError(f"config.{name} is missing")
     plain = {key: value for key, value in config.items() if key not in SECTIONS}
     options = settings.build(RunSettings, plain, "")
     task = tasks.from_config(config)
@@ -144,15 +150,20 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     checkpoints = Checkpoints(workdir, keep=job.options.keep_checkpoints)
     checkpoints.check(job.shapes)
     _write_config(config, workdir)
-    first_step = checkpoints.latest() or 0
-    report = Report(workdir, first_step)
+    latest = checkpoints.latest()
+    report = Report(workdir, resumed_at=latest)
     report.say(_overview(job))
     try:
-        if first_step >= job.total_steps:
-            report.say(f"nothing to do: {workdir} is at its last step, {first_step}")
+        rows = report.rows()
+        seen = not job.evaluators or (rows and evaluated(rows[-1]))
+        if latest == job.total_steps and seen:
+            report.say(f"nothing to do: {workdir} is at its last step, {latest}")
             return
         state = start(job, checkpoints, report)
-        train(job, state, first_step, checkpoints, report)
+        if (latest or 0) < job.total_steps:
+            train(job, state, latest or 0, checkpoints, report)
+        else:  # killed in the last evaluation
+            evaluate(job, state, latest or 0, report)
         report.say(_closing(report))
     finally:
         checkpoints.close()
@@ -257,6 +268,11 @@ def evaluate(job: Job, state: TrainState, step: int, report: Report) -> None:
     numbers = {k: v for k, v in values.items() if np.ndim(v) == 0}
     shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
     report.say(f"step {step}: {', '.join(shown)}")
+
+
+def evaluated(row: Mapping[str, Any]) -> bool:
+    """Whether a row of metrics.jsonl is an evaluation's."""
+    return any(name.startswith("eval/") for name in row)
 
 
 def _overview(job: Job) -> str:

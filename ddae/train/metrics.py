@@ -18,11 +18,11 @@ from ddae.objective import Metrics
 class Report:
     """Writes of one run into `workdir`; only the first process writes.
 
-    metrics.jsonl holds one object a logged step. On resume, rows after `first_step` are
-    dropped: the steps they speak of are about to be taken again.
+    metrics.jsonl holds one object a logged step. Rows after the step resumed at (all of
+    them at a fresh start, None) are dropped: those steps are about to be taken again.
     """
 
-    def __init__(self, workdir: str, first_step: int):
+    def __init__(self, workdir: str, resumed_at: int | None):
         self.active = jax.process_index() == 0
         self.path = os.path.join(workdir, "metrics.jsonl")
         self.figures = os.path.join(workdir, "figures")
@@ -30,7 +30,8 @@ class Report:
         if not self.active:
             return
         os.makedirs(self.figures, exist_ok=True)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        last = -1 if resumed_at is None else resumed_at
+        kept = [row for row in read_metrics(self.path) if row["step"] <= last]
         with open(self.path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._board = _tensorboard(workdir)

@@ -53,10 +53,8 @@ def make_step(
             grads, state.optimizer, state.params, state.step
         )
         momentum = task.momentum(progress)
-        ema_params = jax.tree.map(
-            lambda average, new: momentum * average + (1.0 - momentum) * new,
-            state.ema_params,
-            task.ema_of(params),
+        ema_params = optax.incremental_update(
+            task.ema_of(params), state.ema_params, 1.0 - momentum
         )
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         kept = jax.tree.map(
