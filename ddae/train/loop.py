@@ -154,16 +154,11 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     report = Report(workdir, resumed_at=latest)
     report.say(_overview(job))
     try:
-        rows = report.rows()
-        seen = not job.evaluators or (rows and evaluated(rows[-1]))
-        if latest == job.total_steps and seen:
+        if latest is not None and latest >= job.total_steps:
             report.say(f"nothing to do: {workdir} is at its last step, {latest}")
             return
         state = start(job, checkpoints, report)
-        if (latest or 0) < job.total_steps:
-            train(job, state, latest or 0, checkpoints, report)
-        else:  # killed in the last evaluation
-            evaluate(job, state, latest or 0, report)
+        train(job, state, latest or 0, checkpoints, report)
         report.say(_closing(report))
     finally:
         checkpoints.close()
@@ -225,10 +220,11 @@ def train(
             report.write(step, values)
             report.say(progress_line(step, last_step, values))
         aside = time.monotonic()
-        if saves:
-            checkpoints.save(state, step, job.config)
+        # Before the save: a run killed in an evaluation takes it again.
         if last or (options.eval_every_steps and step % options.eval_every_steps == 0):
             evaluate(job, state, step, report)
+        if saves:
+            checkpoints.save(state, step, job.config)
         meter.skip(time.monotonic() - aside)
 
 
@@ -268,11 +264,6 @@ def evaluate(job: Job, state: TrainState, step: int, report: Report) -> None:
     numbers = {k: v for k, v in values.items() if np.ndim(v) == 0}
     shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
     report.say(f"step {step}: {', '.join(shown)}")
-
-
-def evaluated(row: Mapping[str, Any]) -> bool:
-    """Whether a row of metrics.jsonl is an evaluation's."""
-    return any(name.startswith("eval/") for name in row)
 
 
 def _overview(job: Job) -> str:
