@@ -7,6 +7,7 @@ loss stayed non-finite and the run stopped; 1 a crash.
 """
 
 import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -66,17 +67,22 @@ def parse(argv: list[str]) -> list[str]:
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing")
         return rest
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        flags.Error,
-    ) as error:
+    except (AttributeError, KeyError) as error:
+        sys.exit(wrong(unknown_key(argv, str(error))))
+    except (TypeError, ValueError, OSError, flags.Error) as error:
         # A failure inside a config file brings its traceback; its last line says why.
-        lines = str(error.args[0] if error.args else error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         sys.exit(wrong(" ".join(lines[-1:] if len(lines) > 3 else lines)))
+
+
+def unknown_key(argv: list[str], text: str) -> str:
+    """Names the flag that sets a key the config does not have, and the nearest key."""
+    key = re.search(r"\w+", text)
+    near = re.search(r'mean "(\w+)"', text)
+    wanted = f".{key.group()}" if key else ""
+    flag = next((a for a in argv if wanted in a), text).partition("=")[0]
+    mend = f"; did you mean {near.group(1)!r}?" if near else ""
+    return f"{flag}: the config has no such key{mend}"
 
 
 if __name__ == "__main__":

@@ -105,6 +105,8 @@ def mae() -> ConfigDict:
     """The section `method` of a masked autoencoder."""
     method = ConfigDict()
     method.name = "mae"
+    method.layout = "visible"
+    method.standardise_pixels = True
     method.mask = mask()
     method.decoder = ConfigDict({"depth": 8, "width": 512, "num_heads": 16})
     return method
@@ -114,6 +116,8 @@ def ddae() -> ConfigDict:
     """The section `method` of DDAE; its defaults are ours and provisional."""
     method = ConfigDict()
     method.name = "ddae"
+    method.layout = "visible"
+    method.standardise_pixels = True
     method.mask = mask()
     method.decoder = ConfigDict({"depth": 2, "width": 512, "num_heads": 16})
     method.taps = config_dict.placeholder(tuple)

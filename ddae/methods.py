@@ -68,6 +68,10 @@ def mae(
     """
     depth = encoder.spec.depth
     outputs = {"pixels": encoder.patch_size**2 * encoder.channels}
+    if standardise_pixels and outputs["pixels"] == 1:
+        raise ValueError(
+            "a patch of one value has no deviation; set standardise_pixels=False"
+        )
     if layout == "visible":
         head = TapDecoder(
             decoder=ViTSpec(decoder.width, decoder.depth, decoder.num_heads),

@@ -39,6 +39,7 @@ WRONG = [
     ({"batch_size": 18}, "config.batch_size=18 does not divide over 4 devices"),
     ({"batch_size": 4096}, "batch_size=4096 is larger than the training set of 1437"),
     ({"mesh__fsdp": 3}, "config.mesh.fsdp=3 does not divide 4 devices"),
+    ({"model__patch_size": 1}, "a patch of one value .* standardise_pixels=False"),
     ({"method__mask": {"ratio": 0.99}}, "config.method.mask: .*would stay visible"),
     ({"method__mask": {"ratio": 0.0}}, "config.method.mask: mask ratio 0.0"),
     ({"method__taps": (2, 9)}, "tap 9 lies outside the network's blocks 1 to 2"),
@@ -72,7 +73,14 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--config=configs/quickstart.py", "--config.modle.size=B"], "model"),
+        (
+            ["--config=configs/quickstart.py", "--config.modle.size=B"],
+            "--config.modle.size: the config has no such key; did you mean 'model'?",
+        ),
+        (
+            ["--config=configs/quickstart.py", "--config.model.sise=B"],
+            "--config.model.sise: the config has no such key; did you mean 'size'?",
+        ),
         (["--config=configs/nothing.py"], "no config file configs/nothing.py"),
         (["--config=configs/mae_in1k.py:modle=B"], "modle"),
         ([], "--config is missing"),
