@@ -115,7 +115,7 @@ def main():
         " typed by hand. Machine:"
         f" {os.cpu_count()} shared {platform.machine()} CPU cores, no accelerator;"
         f" Python {platform.python_version()}, jax {jax.__version__}, flax"
-        f" {flax.__version__}. Wall-clock figures of a shared machine are rough.",
+        f" {flax.__version__}. Other work shared the cores: compare no speeds.",
         "",
     ]
     for workdir in parser.parse_args().workdirs:
