@@ -109,46 +109,51 @@ FEATURE_LOSSES: dict[str, Callable[..., Any]] = {
 }
 
 
-def with_features(
-    method: Method,
-    *,
-    weight: float = 1.0,
-    ramp: float = 0.25,
-    target: Literal["same_depth", "last", "mean"] = "same_depth",
-    mean_of: int = 4,
-    loss: Literal["mse", "smooth_l1", "cosine"] = "mse",
-) -> Method:
-    """The method with feature self-distillation beside every Term, from its own head.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Feature self-distillation.
 
-    weight: lambda, reached linearly over the first `ramp` of the run. target: the
-    teacher's layer at the student's own tap, its last one, or the mean of its top
-    `mean_of`.
+    weight: lambda, reached linearly over the first `ramp` of the run; 0 leaves it out.
+    target: the teacher's layer at the student's own tap ("same_depth"), its last one
+    ("last"), or the mean of its top `mean_of` ("mean"). loss: "mse" after LayerNorm of
+    the prediction, "smooth_l1" or "cosine".
     """
-    if target not in ("same_depth", "last", "mean"):
-        raise ValueError(f"feature target {target!r} is not same_depth, last or mean")
-    if loss not in FEATURE_LOSSES:
-        raise ValueError(
-            f"feature loss {loss!r} is not one of {sorted(FEATURE_LOSSES)}"
-        )
+
+    weight: float = 1.0
+    ramp: float = 0.25
+    target: Literal["same_depth", "last", "mean"] = "same_depth"
+    mean_of: int = 4
+    loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
+
+    def __post_init__(self):
+        if self.target not in ("same_depth", "last", "mean"):
+            raise ValueError(f"target {self.target!r} is not same_depth, last or mean")
+        if self.loss not in FEATURE_LOSSES:
+            raise ValueError(f"loss {self.loss!r} is not one of {list(FEATURE_LOSSES)}")
+
+
+def with_features(method: Method, features: FeatureSettings) -> Method:
+    """The method with a second output of every head that predicts teacher features."""
     depth, width = method.encoder.spec.depth, method.encoder.spec.width
-    layers = (
-        tuple(range(depth - mean_of + 1, depth + 1)) if target == "mean" else (depth,)
+    top = features.mean_of if features.target == "mean" else 1
+    teacher = TeacherLayer(
+        teacher_layers=tuple(range(depth - top + 1, depth + 1)),
+        same_depth=features.target == "same_depth",
     )
-    teacher = TeacherLayer(teacher_layers=layers, same_depth=target == "same_depth")
-    schedule = functools.partial(_ramped, ramp=ramp, weight=weight)
+    weight = functools.partial(_ramped, ramp=features.ramp, weight=features.weight)
     heads = dict(method.heads)
     terms = list(method.terms)
     for term in method.terms:
         heads[term.head] = _with_output(heads[term.head], "features", width)
-        features = dataclasses.replace(
+        distilled = dataclasses.replace(
             term,
             name=f"features/{term.head}",
             output="features",
             target=teacher.at_tap(term.taps[-1]),
-            loss=FEATURE_LOSSES[loss],
-            weight=schedule,
+            loss=FEATURE_LOSSES[features.loss],
+            weight=weight,
         )
-        terms.append(features)
+        terms.append(distilled)
     return dataclasses.replace(method, heads=heads, terms=tuple(terms))
 
 
@@ -202,17 +207,6 @@ def with_dds(
     return dataclasses.replace(method, heads=heads, terms=tuple(terms))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureSettings:
-    """Settings of `with_features`; weight 0 leaves feature distillation out."""
-
-    weight: float = 1.0
-    ramp: float = 0.25
-    target: Literal["same_depth", "last", "mean"] = "same_depth"
-    mean_of: int = 4
-    loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
-
-
 def ddae(
     encoder: Encoder,
     *,
@@ -241,7 +235,7 @@ def ddae(
         standardise_pixels=standardise_pixels,
     )
     if features.weight:
-        method = with_features(method, **dataclasses.asdict(features))
+        method = with_features(method, features)
     method = with_dds(
         method, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight
     )

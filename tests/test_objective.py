@@ -159,7 +159,7 @@ def test_no_gradient_reaches_the_teacher(digit_images):
 
 
 def test_with_dds_repeats_terms_at_taps_with_heads_of_their_own():
-    base = with_features(mae(ENCODER, decoder=DECODER))
+    base = with_features(mae(ENCODER, decoder=DECODER), FeatureSettings())
     method = with_dds(base, taps=(2, 4), beta=BetaSchedule())
     assert [t.name for t in method.terms] == [
         "pixels/block02",
@@ -180,7 +180,8 @@ def test_with_dds_repeats_terms_at_taps_with_heads_of_their_own():
 
 @pytest.mark.parametrize("target, layers", [("last", (4,)), ("mean", (2, 3, 4))])
 def test_feature_targets_that_do_not_follow_the_tap(target, layers):
-    base = with_features(mae(ENCODER, decoder=DECODER), target=target, mean_of=3)
+    features = FeatureSettings(target=target, mean_of=3)
+    base = with_features(mae(ENCODER, decoder=DECODER), features)
     method = with_dds(base, taps=(2, 4))
     for term in method.terms:
         if term.output == "features":

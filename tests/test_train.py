@@ -44,6 +44,7 @@ WRONG = [
     ({"method__mask": {"ratio": 0.0}}, "config.method.mask: mask ratio 0.0"),
     ({"method__taps": (2, 9)}, "tap 9 lies outside the network's blocks 1 to 2"),
     ({"method__name": "mea"}, "config.method.name='mea'"),
+    ({"method__features": {"loss": "l7"}}, "config.method.features: loss 'l7'"),
     ({"method__metric": "taxi"}, "metric 'taxi'"),
     ({"model__size": "XL"}, "config.model.size='XL'"),
     ({"model__channels": 3}, "config.data.mean has 1 entries"),
