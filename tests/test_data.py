@@ -164,3 +164,34 @@ def test_arrays_refuse_what_needs_files():
         )
     with pytest.raises(UserError, match=r"digits are \(8, 8, 1\), not \(16, 16, 3\)"):
         data.from_config(tiny_config(), (16, 16, 3))
+
+
+def test_arrays_from_npz_files(tmp_path):
+    random = np.random.default_rng(0)
+    for name, count in (("train", 12), ("test", 5)):
+        images = random.integers(0, 255, (count, 8, 16, 2)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 3)
+    config = tiny_config(
+        data__name="arrays",
+        data__dir=str(tmp_path),
+        data__mean=(0.5, 0.5),
+        data__std=(0.2, 0.2),
+    )
+    splits = data.from_config(config, (8, 16, 2))
+    assert (len(splits.train), len(splits.held_out)) == (12, 5)
+    batch = next(splits.train.train_batches(Order(12, 4, 0), 0, ALL, splits.augment))
+    assert batch["image"].shape == (4, 8, 16, 2) and batch["image"].dtype == np.uint8
+    with pytest.raises(UserError, match=r"images of \(8, 16, 2\), not \(8, 8, 1\)"):
+        data.from_config(config, (8, 8, 1))
+
+
+def test_a_pickle_in_an_npz_file_is_refused(tmp_path):
+    anything = np.array([{"run": "me"}], dtype=object)
+    np.savez(tmp_path / "train.npz", images=anything, labels=np.zeros(1))
+    config = tiny_config(data__name="arrays", data__dir=str(tmp_path))
+    with pytest.raises(UserError, match="train.npz is not an archive .*pickle"):
+        data.from_config(config, (8, 8, 1))
+    with pytest.raises(UserError, match="no file /nowhere/train.npz"):
+        data.from_config(
+            config | {"data": config["data"] | {"dir": "/nowhere"}}, (8, 8, 1)
+        )

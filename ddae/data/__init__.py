@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ddae import settings
-from ddae.data.arrays import digits
+from ddae.data.arrays import arrays, digits
 from ddae.data.augment import Augment
 from ddae.data.folder import folder
 from ddae.data.order import Order
@@ -65,7 +65,11 @@ SourceBuilder = Callable[
     [DataSettings, Literal["train", "held_out"], tuple[int, int, int]], Source
 ]
 
-SOURCES: dict[str, SourceBuilder] = {"digits": digits, "folder": folder}
+SOURCES: dict[str, SourceBuilder] = {
+    "digits": digits,
+    "arrays": arrays,
+    "folder": folder,
+}
 
 
 def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Splits:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -75,3 +77,32 @@ def digits(
     held_out = np.arange(len(images)) % 5 == 0
     chosen = held_out if split == "held_out" else ~held_out
     return ArraySource(images[chosen], labels[chosen])
+
+
+def arrays(
+    data: DataSettings, split: str, image_shape: tuple[int, int, int]
+) -> ArraySource:
+    """`data.dir`/SPLIT.npz with images [n, h, w, c], uint8 or float32, and labels [n].
+
+    Raises `UserError` where the file is missing, is no such archive, or holds images of
+    another shape.
+    """
+    name = data.train_split if split == "train" else data.eval_split
+    path = os.path.join(data.dir, f"{name}.npz")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"no file {path}; expected arrays named images and labels in it"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not an archive of images and labels: {error}"
+        ) from error
+    if images.shape[1:] != image_shape:
+        raise UserError(
+            f"{path} holds images of {images.shape[1:]}, not {image_shape}; set"
+            " config.image_size and config.model.channels"
+        )
+    return ArraySource(images, labels)
