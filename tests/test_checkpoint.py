@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 
@@ -49,6 +50,19 @@ def test_another_model_is_named_before_anything_compiles(tmp_path):
     message = str(error.value)
     assert "/encoder/patch_embedding/kernel" in message
     assert "(4, 32)" in message and "(16, 32)" in message
+
+
+def test_another_teacher_is_named_and_clipping_may_change(tmp_path):
+    mae = {"name": "mae", "decoder": {"depth": 1, "width": 16, "num_heads": 2}}
+    run(tmp_path, method=mae, total_steps=2)
+    rows = run(tmp_path, method=mae, total_steps=4, optimizer__clip_norm=1.0)
+    assert rows[-1]["step"] == 4
+    checkpoints = Checkpoints(str(tmp_path))
+    with_teacher, _, _, _ = trainer()
+    state = checkpoints.restore(targets(trainer(method=mae)[0]))
+    other = dataclasses.replace(state, ema_params=with_teacher.ema_params)
+    with pytest.raises(UserError, match="another optimiser or teacher"):
+        checkpoints.restore(targets(other))
 
 
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path):

@@ -74,13 +74,21 @@ class Checkpoints:
         if step is None:
             return None
         params, training = _split(shapes)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                training=ocp.args.StandardRestore(training),
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(params),
+                    training=ocp.args.StandardRestore(training),
+                ),
+            )
+        except ValueError as error:
+            if "structure" not in str(error):
+                raise
+            raise UserError(
+                f"checkpoint {self.folder}/{step} holds another optimiser or teacher"
+                " than this config makes; use its own config or another --workdir"
+            ) from error
         return TrainState(params=restored["params"], **restored["training"])
 
     def close(self) -> None:

@@ -79,12 +79,13 @@ def make_optimizer(
 ) -> Optimizer:
     """AdamW with decoupled decay (lr * weight_decay), as in MAE's recipe."""
     peak = settings.base_lr * batch_size / settings.lr_batch
+    # Clipping or not, the state has one shape: a resumed run may change its mind.
+    clips = settings.clip_norm > 0
     transforms = [
+        optax.clip_by_global_norm(settings.clip_norm) if clips else optax.identity(),
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2),
         optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
     ]
-    if settings.clip_norm > 0:
-        transforms.insert(0, optax.clip_by_global_norm(settings.clip_norm))
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         return warmup_cosine(
