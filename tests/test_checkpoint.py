@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny_config
 from test_step import ROOT, place, trainer
 
+from ddae.data.arrays import ArraySource
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints, load_params
@@ -142,7 +143,7 @@ def test_params_alone_with_their_config(tmp_path):
 def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
     tmp_path, monkeypatch
 ):
-    images = loop.data.arrays.ArraySource.train_batches
+    images = ArraySource.train_batches
 
     def poisoned(self, order, first_step, rows, augment):
         for step, batch in enumerate(images(self, order, first_step, rows, augment)):
@@ -150,7 +151,7 @@ def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
                 batch["image"] = np.full_like(batch["image"], np.nan)
             yield batch
 
-    monkeypatch.setattr(loop.data.arrays.ArraySource, "train_batches", poisoned)
+    monkeypatch.setattr(ArraySource, "train_batches", poisoned)
     with pytest.raises(loop.NonFiniteError, match="steps 6 to 8 .* step 4 in"):
         run(tmp_path, total_steps=40, checkpoint_every_steps=4, max_nonfinite_steps=3)
     params, _ = load_params(str(tmp_path))

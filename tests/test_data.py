@@ -172,7 +172,7 @@ def test_arrays_from_npz_files(tmp_path):
         images = random.integers(0, 255, (count, 8, 16, 2)).astype(np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 3)
     config = tiny_config(
-        data__name="arrays",
+        data__name="npz",
         data__dir=str(tmp_path),
         data__mean=(0.5, 0.5),
         data__std=(0.2, 0.2),
@@ -188,7 +188,7 @@ def test_arrays_from_npz_files(tmp_path):
 def test_a_pickle_in_an_npz_file_is_refused(tmp_path):
     anything = np.array([{"run": "me"}], dtype=object)
     np.savez(tmp_path / "train.npz", images=anything, labels=np.zeros(1))
-    config = tiny_config(data__name="arrays", data__dir=str(tmp_path))
+    config = tiny_config(data__name="npz", data__dir=str(tmp_path))
     with pytest.raises(UserError, match="train.npz is not an archive .*pickle"):
         data.from_config(config, (8, 8, 1))
     with pytest.raises(UserError, match="no file /nowhere/train.npz"):

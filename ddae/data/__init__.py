@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ddae import settings
-from ddae.data.arrays import arrays, digits
+from ddae.data.arrays import digits_source, npz_source
 from ddae.data.augment import Augment
-from ddae.data.folder import folder
+from ddae.data.folder import folder_source
 from ddae.data.order import Order
 from ddae.settings import UserError
 
@@ -66,9 +66,9 @@ SourceBuilder = Callable[
 ]
 
 SOURCES: dict[str, SourceBuilder] = {
-    "digits": digits,
-    "arrays": arrays,
-    "folder": folder,
+    "digits": digits_source,
+    "npz": npz_source,
+    "folder": folder_source,
 }
 
 

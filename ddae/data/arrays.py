@@ -61,7 +61,7 @@ class ArraySource:
             yield {"image": self.images[taken], "label": self.labels[taken]}
 
 
-def digits(
+def digits_source(
     data: DataSettings, split: str, image_shape: tuple[int, int, int]
 ) -> ArraySource:
     """scikit-learn's 1797 scanned digits, 8 x 8 grey; every fifth one is held out."""
@@ -79,7 +79,7 @@ def digits(
     return ArraySource(images[chosen], labels[chosen])
 
 
-def arrays(
+def npz_source(
     data: DataSettings, split: str, image_shape: tuple[int, int, int]
 ) -> ArraySource:
     """`data.dir`/SPLIT.npz with images [n, h, w, c], uint8 or float32, and labels [n].

@@ -92,7 +92,7 @@ class FolderSource:
         return {"image": image, "label": tensorflow().gather(self.labels, index)}
 
 
-def folder(
+def folder_source(
     data: DataSettings, split: str, image_shape: tuple[int, int, int]
 ) -> FolderSource:
     """`data.dir`/SPLIT/CLASS/*.jpg (.jpeg, .png); `UserError` where there is none."""
