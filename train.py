@@ -57,15 +57,12 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    for argument in argv:
-        path = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not os.path.isfile(path):
-            sys.exit(wrong(f"no config file {path}"))
     try:
         rest = flags.FLAGS(argv)
         for name in ("config", "workdir"):
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing")
+        CONFIG.value.to_dict()  # a file that could not be read says so only here
         return rest
     except (AttributeError, KeyError) as error:
         sys.exit(wrong(unknown_key(argv, str(error))))

@@ -53,6 +53,12 @@ def check_num_masked(num_masked: int, num_patches: int) -> None:
         )
 
 
+def check_cell(cell: int, grid: Grid) -> None:
+    """Raises `ValueError` unless cells of `cell` x `cell` patches tile the grid."""
+    if cell < 1 or grid[0] % cell or grid[1] % cell:
+        raise ValueError(f"a cell of {cell} patches does not divide the grid {grid}")
+
+
 def random_mask(keys: Key[Array, " b"], grid: Grid, num_masked: int) -> Mask:
     """Patches hidden uniformly at random (MAE)."""
     n = grid[0] * grid[1]
@@ -73,8 +79,7 @@ def cell_mask(keys: Key[Array, " b"], grid: Grid, num_masked: int, cell: int) ->
     grid. Raises `ValueError` otherwise.
     """
     h, w = grid
-    if h % cell or w % cell:
-        raise ValueError(f"a cell of {cell} patches does not divide the grid {grid}")
+    check_cell(cell, grid)
     if num_masked % cell**2:
         raise ValueError(f"{num_masked} patches are not whole cells of {cell**2}")
 
@@ -188,6 +193,7 @@ class Masking:
                 f"mask ratio {self.ratio} is not between 0 and 1, exclusive"
             )
         if self.kind == "cell":
+            check_cell(self.cell, grid)
             num_cells = n // self.cell**2
             count = math.ceil(num_cells * self.ratio) * self.cell**2
         else:

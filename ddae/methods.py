@@ -53,6 +53,13 @@ class Decoder:
     width: int = 512
     num_heads: int = 16
 
+    def __post_init__(self):
+        if self.width % 4 or self.num_heads < 1 or self.width % self.num_heads:
+            raise ValueError(
+                f"width={self.width} must be divisible by 4 and by"
+                f" num_heads={self.num_heads}"
+            )
+
 
 def mae(
     encoder: Encoder,
@@ -136,6 +143,8 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
     """The method with a second output of every head that predicts teacher features."""
     depth, width = method.encoder.spec.depth, method.encoder.spec.width
     top = features.mean_of if features.target == "mean" else 1
+    if not 1 <= top <= depth:
+        raise ValueError(f"features.mean_of={top} is not between 1 and {depth} blocks")
     teacher = TeacherLayer(
         teacher_layers=tuple(range(depth - top + 1, depth + 1)),
         same_depth=features.target == "same_depth",

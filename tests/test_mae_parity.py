@@ -142,16 +142,12 @@ def test_no_tensor_is_dropped_or_made_up():
     ],
 )
 def test_loss_predictions_and_gradients_match_live(grid, seed, options):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     case = golden.make_case(grid, seed, **options)
     check(relative_errors(case, grid, options.get("norm_pix_loss", True)))
 
 
 @pytest.mark.torch
 def test_the_positions_of_the_golden_are_those_of_transformers():
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     state = part(golden.make_case((4, 4), 0, positions_from_hf=True), "state/")
     for name in hf_mae.POSITIONS:
         table = golden.position_table(state[name].shape[-1], (4, 4))

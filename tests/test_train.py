@@ -40,6 +40,18 @@ WRONG = [
     ({"batch_size": 4096}, "batch_size=4096 is larger than the training set of 1437"),
     ({"mesh__fsdp": 3}, "config.mesh.fsdp=3 does not divide 4 devices"),
     ({"model__patch_size": 1}, "a patch of one value .* standardise_pixels=False"),
+    (
+        {"method__mask": {"kind": "cell", "cell": 3}},
+        "config.method.mask: a cell of 3 patches does not divide the grid",
+    ),
+    (
+        {"method__decoder": {"width": 30, "num_heads": 4}},
+        "config.method.decoder: width=30 must be divisible by 4 and by num_heads=4",
+    ),
+    (
+        {"method__features": {"target": "mean", "mean_of": 9}},
+        "features.mean_of=9 is not between 1 and 2 blocks",
+    ),
     ({"method__mask": {"ratio": 0.99}}, "config.method.mask: .*would stay visible"),
     ({"method__mask": {"ratio": 0.0}}, "config.method.mask: mask ratio 0.0"),
     ({"method__taps": (2, 9)}, "tap 9 lies outside the network's blocks 1 to 2"),
@@ -82,7 +94,11 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
             ["--config=configs/quickstart.py", "--config.model.sise=B"],
             "--config.model.sise: the config has no such key; did you mean 'size'?",
         ),
-        (["--config=configs/nothing.py"], "no config file configs/nothing.py"),
+        (
+            ["--config=configs/nothing.py"],
+            "No such file or directory: 'configs/nothing",
+        ),
+        (["--config", "configs/nothing.py"], "No such file or directory: 'configs/not"),
         (["--config=configs/mae_in1k.py:modle=B"], "modle"),
         ([], "--config is missing"),
         (

@@ -52,13 +52,14 @@ def make_knn(
         test, test_labels = pooled(
             splits.held_out, num_held_out, "kNN: held-out features"
         )
+        bank, bank_labels = jnp.asarray(train), jnp.asarray(train_labels)
         right = 0
         for start in range(0, len(test), CHUNK):
             rows = slice(start, start + CHUNK)
             scores = class_scores(
                 test[rows],
-                train,
-                train_labels,
+                bank,
+                bank_labels,
                 k,
                 temperature,
                 splits.train.num_classes,
@@ -81,7 +82,10 @@ def class_scores(
     num_classes: int,
 ) -> Float[Array, "q classes"]:
     """Votes of the k nearest by cosine, each exp(similarity / temperature)."""
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
+
+    def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
     similarity, nearest = jax.lax.top_k(unit(queries) @ unit(bank).T, k)
     votes = jnp.exp(similarity / temperature)
     return (jax.nn.one_hot(labels[nearest], num_classes) * votes[..., None]).sum(axis=1)
