@@ -24,6 +24,9 @@ setup(
         "clu>=0.0.12",  # parameter overview, TensorBoard scalars and images
         "tensorboard>=2.19",  # clu's writer imports it and does not declare it
         *TENSORFLOW,
+        "tensorflow-datasets>=4.9.9",  # ImageNet, CIFAR and others: builders and files
+        "importlib_resources",  # tensorflow-datasets imports it and does not declare it
+        "google-crc32c>=1.5",  # checks TFRecords that are read by offset
         "absl-py",  # flags
         "jaxtyping>=0.3",  # shapes in signatures
         "numpy>=2.0",

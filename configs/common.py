@@ -25,15 +25,19 @@ def pretraining() -> ConfigDict:
     config.max_nonfinite_steps = 10
 
     config.data = ConfigDict()
-    config.data.name = "folder"
+    config.data.name = "tfds/imagenet2012"
     config.data.dir = ""
     config.data.train_split = "train"
-    config.data.eval_split = "val"
+    config.data.eval_split = "validation"
+    config.data.eval_crop = 0.875
+    config.data.on_error = "raise"
+    config.data.max_bad = 100
     config.data.mean = IMAGENET_MEAN
     config.data.std = IMAGENET_STD
     config.data.augment = ConfigDict()
     config.data.augment.crop = "random_resized"
     config.data.augment.scale = (0.2, 1.0)
+    config.data.augment.resize = "bicubic"
     config.data.augment.flip = True
 
     config.model = ConfigDict()
@@ -74,8 +78,9 @@ def cifar10(text: str | None) -> ConfigDict:
     config.batch_size = 512
     config.epochs = chosen["epochs"]
     config.eval_every_steps = 2000
-    config.data.dir = "data/cifar10"
+    config.data.name = "tfds/cifar10"
     config.data.eval_split = "test"
+    config.data.eval_crop = 1.0
     config.data.mean = CIFAR_MEAN
     config.data.std = CIFAR_STD
     config.model.size = chosen["size"]
@@ -92,7 +97,6 @@ def imagenet(text: str | None) -> ConfigDict:
     chosen = arguments(text, model="B", epochs=100)
     config = pretraining()
     config.epochs = chosen["epochs"]
-    config.data.dir = "data/imagenet"
     config.model.size = chosen["model"]
     config.model.patch_size = 14 if chosen["model"] == "H" else 16
     config.optimizer.warmup_epochs = 10.0 if chosen["epochs"] <= 100 else 40.0

@@ -3,8 +3,12 @@
 python train.py --config=configs/ddae_in1k.py:model=B,epochs=100 \\
   --config.data.dir=DIR --workdir=runs/ddae_in1k
 
-DIR holds train/SYNSET/*.JPEG and val/SYNSET/*.JPEG. Reported by the paper for ViT-B at
-100 epochs: 83.5 % top-1 after fine-tuning. Not run by us: it wants a pod or 8 GPUs.
+DIR holds TFDS's copy of imagenet2012, as python -m ddae.data.prepare makes it; for a
+folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folder
+--config.data.eval_split=val.
+
+Reported by the paper for ViT-B at 100 epochs: 83.5 % top-1 after fine-tuning. Not run
+by us: it wants a pod or 8 GPUs.
 """
 
 from configs import common

@@ -1,7 +1,11 @@
 """MAE on CIFAR-10, 32 x 32 pixels, patch 4 (or 2): the control beside ddae_cifar10.
 
 python train.py --config=configs/mae_cifar10.py:size=Ti,patch=4,epochs=100 \\
-  --config.data.dir=DIR --workdir=runs/mae_cifar10
+  --workdir=runs/mae_cifar10
+
+Once before: python -m ddae.data.prepare cifar10 (or cifar100, and here
+--config.data.name=tfds/cifar100). For a folder of train/CLASS/*.jpg and
+test/CLASS/*.jpg: --config.data.name=folder --config.data.dir=DIR.
 """
 
 from configs import common

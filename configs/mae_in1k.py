@@ -3,8 +3,12 @@
 python train.py --config=configs/mae_in1k.py:model=B,epochs=800 \\
   --config.data.dir=DIR --workdir=runs/mae_in1k
 
-DIR holds train/SYNSET/*.JPEG and val/SYNSET/*.JPEG. Published for ViT-B at 800 epochs:
-83.3 % top-1 after fine-tuning, 65.1 % linear. Not run by us: it wants a pod or 8 GPUs.
+DIR holds TFDS's copy of imagenet2012, as python -m ddae.data.prepare makes it; for a
+folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folder
+--config.data.eval_split=val.
+
+Published for ViT-B at 800 epochs: 83.3 % top-1 after fine-tuning, 65.1 % linear. Not
+run by us: it wants a pod or 8 GPUs.
 """
 
 from configs import common

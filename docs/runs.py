@@ -1,7 +1,8 @@
 """Writes docs/runs.md from finished runs: python docs/runs.py WORKDIR [WORKDIR ...].
 
 Every figure in that page is read from a run's own metrics.jsonl and config.json; the
-log is kept under docs/results/NAME/. The commands below are the ones that were run.
+log is kept under docs/results/NAME/. The commands below are the ones that were run;
+data.name=folder was the default then, and is said here since it is no longer.
 """
 
 import argparse
@@ -19,7 +20,8 @@ DOCS = pathlib.Path(__file__).parent
 FIGURES = ("reconstruction.png", "loss_by_distance.png")
 
 CIFAR = (
-    " --config.data.dir=data/cifar10 --config.batch_size=128 --config.total_steps=900"
+    " --config.data.name=folder --config.data.dir=data/cifar10"
+    " --config.batch_size=128 --config.total_steps=900"
     " --config.dtype=float32 --config.optimizer.base_lr=2e-3"
     " --config.log_every_steps=20 --config.eval_every_steps=450"
     " --config.checkpoint_every_steps=200"

@@ -33,7 +33,7 @@ def test_round_trip_onto_another_mesh(tmp_path, digit_images):
     state, step, mesh, _ = trainer(devices=4, fsdp=4)
     state, _ = step(state, place(digit_images, mesh), ROOT)
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config())
+    checkpoints.save(state, 1, tiny_config(), {})
     checkpoints.close()
     alone, _, _, _ = trainer(devices=1)
     restored = Checkpoints(str(tmp_path)).restore(targets(alone))
@@ -44,7 +44,7 @@ def test_round_trip_onto_another_mesh(tmp_path, digit_images):
 def test_another_model_is_named_before_anything_compiles(tmp_path):
     state, _, _, _ = trainer()
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config())
+    checkpoints.save(state, 1, tiny_config(), {})
     checkpoints.close()
     with pytest.raises(UserError) as error:
         loop.run(tiny_config(model__patch_size=4), str(tmp_path))
@@ -69,7 +69,7 @@ def test_another_teacher_is_named_and_clipping_may_change(tmp_path):
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path):
     state, _, _, _ = trainer()
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config())
+    checkpoints.save(state, 1, tiny_config(), {})
     checkpoints.close()
     (tmp_path / "checkpoints" / "7").mkdir()
     assert Checkpoints(str(tmp_path)).latest() == 1
@@ -116,9 +116,9 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
     evaluators = {"knn": {"k": 5}, "reconstruct": {"num_images": 2}}
     rows = run(tmp_path, evaluators=evaluators)
     assert [r["step"] for r in rows] == [0, 2, 4, 4]
-    assert {"train/loss", "train/images_per_second", "train/data_wait"} <= rows[
-        1
-    ].keys()
+    expected = {"loss", "images_per_second", "data_wait"}
+    assert {f"train/{name}" for name in expected} <= rows[1].keys()
+    assert rows[1]["data/bad_records"] == 0
     assert "eval/knn5_top1" in rows[0] and "eval/knn5_top1" in rows[-1]
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["method"]["name"] == "ddae"
@@ -129,6 +129,29 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
     assert "eta" in said and "untrained" in said and "learning rate" in said
     # Once done, the same command has nothing to do and changes nothing.
     assert run(tmp_path, evaluators=evaluators) == rows
+
+
+def test_a_resume_on_other_data_names_the_field(tmp_path):
+    run(tmp_path / "run")
+    random = np.random.default_rng(0)
+    for name in ("train", "test"):
+        images = random.integers(0, 255, (32, 8, 8, 1)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(32) % 3)
+    npz = {"data__name": "npz", "data__dir": str(tmp_path)}
+    for changes, says in (
+        ({"seed": 1}, "data with seed 0, this config has 1"),
+        ({"batch_size": 32}, "data with batch_size 16, this config has 32"),
+        (npz, "data with name 'digits', this config has 'npz'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run(tmp_path / "run", total_steps=8, **changes)
+    # The same set with other pixels, and another split of it.
+    run(tmp_path / "npz", **npz)
+    with pytest.raises(UserError, match="data with split 'train', this .*'test'"):
+        run(tmp_path / "npz", total_steps=8, data__train_split="test", **npz)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(32) % 3)
+    with pytest.raises(UserError, match=r"data with fingerprint \d+, this config has"):
+        run(tmp_path / "npz", total_steps=8, **npz)
 
 
 def test_params_alone_with_their_config(tmp_path):

@@ -42,12 +42,13 @@ def shrink(config):
 def test_takes_two_steps(name, tmp_path, monkeypatch):
     config = shrink(load(name))
 
-    def fake(settings, split, shape):
+    def fake(settings, shape):
         random = np.random.default_rng(0)
         images = random.integers(0, 255, (24, *shape)).astype(np.uint8)
-        return ArraySource(images, np.arange(24) % 3)
+        source = ArraySource(images, np.arange(24) % 3, "fake", "train")
+        return source, source
 
-    monkeypatch.setitem(data.SOURCES, config["data"]["name"], fake)
+    monkeypatch.setitem(data.SOURCES, config["data"]["name"].split("/")[0], fake)
     loop.run(config, str(tmp_path))
     rows = read_metrics(str(tmp_path / "metrics.jsonl"))
     assert np.isfinite([r["train/loss"] for r in rows if "train/loss" in r]).all()

@@ -6,9 +6,11 @@ from conftest import tiny_config
 from PIL import Image
 
 from ddae import data
+from ddae.data import stats
 from ddae.data.arrays import ArraySource
 from ddae.data.augment import Augment
-from ddae.data.folder import FolderSource
+from ddae.data.folder import FolderRecords
+from ddae.data.images import ImageSource
 from ddae.data.order import Order
 from ddae.settings import UserError
 
@@ -61,7 +63,7 @@ def test_arrays_restart_at_any_step_and_on_any_rows():
 def test_shift_moves_by_at_most_the_pad():
     images = np.zeros((200, 5, 5, 1), np.float32)
     images[:, 2, 2] = 1
-    source = ArraySource(images, np.zeros(200, int))
+    source = ArraySource(images, np.zeros(200, int), "points", "train")
     augment = Augment(crop="shift", pad=1)
     batch = next(source.train_batches(Order(200, 200, 0), 0, ALL, augment))
     landed = set(map(tuple, np.argwhere(batch["image"][..., 0])[:, 1:].tolist()))
@@ -91,9 +93,14 @@ def folder(tmp_path_factory):
     return root
 
 
+def folder_source(path, shape, **settings):
+    chosen = data.DataSettings(name="folder", mean=(0.5,), std=(0.5,), **settings)
+    return ImageSource(FolderRecords(str(path), path.name), shape, chosen)
+
+
 def test_folder_reads_every_image_at_one_size(folder):
-    source = FolderSource(str(folder / "train"), (16, 24, 3))
-    assert source.classes == ["cat", "dog"] and len(source) == 9
+    source = folder_source(folder / "train", (16, 24, 3))
+    assert source.records.classes == ["cat", "dog"] and len(source) == 9
     batches = list(source.batches(np.arange(9), 4))
     assert [len(b["label"]) for b in batches] == [4, 4, 1]
     assert batches[0]["image"].shape == (4, 16, 24, 3)
@@ -103,7 +110,7 @@ def test_folder_reads_every_image_at_one_size(folder):
 
 
 def test_folder_restarts_at_any_step_pixel_for_pixel(folder):
-    source = FolderSource(str(folder / "train"), (16, 16, 3))
+    source = folder_source(folder / "train", (16, 16, 3))
     augment = Augment(crop="random_resized", flip=True)
     order = Order(9, 4, seed=5)
     batches = list(itertools.islice(source.train_batches(order, 0, ALL, augment), 4))
@@ -117,7 +124,7 @@ def test_folder_restarts_at_any_step_pixel_for_pixel(folder):
 
 
 def test_folder_in_grey(folder):
-    source = FolderSource(str(folder / "train"), (8, 8, 1))
+    source = folder_source(folder / "train", (8, 8, 1))
     assert next(source.batches(np.arange(2), 2))["image"].shape == (2, 8, 8, 1)
 
 
@@ -128,7 +135,7 @@ def test_resize_is_bicubic_with_antialias_against_pillow(folder):
     ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8) * 2
     image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
     image.save(path / "a" / "0.png")
-    found = next(FolderSource(str(path), (16, 16, 3)).batches(np.arange(1), 1))
+    found = next(folder_source(path, (16, 16, 3)).batches(np.arange(1), 1))
     expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), int)
     assert np.abs(found["image"][0].astype(int) - expected).max() <= 1
 
@@ -139,7 +146,11 @@ def test_resize_is_bicubic_with_antialias_against_pillow(folder):
         ({"data__dir": ""}, "config.data.dir is empty"),
         ({"data__dir": "/nowhere"}, "no folder /nowhere/train; expected"),
         ({"data__name": "imagnet"}, "'imagnet' is not one of"),
-        ({"data__augment": {"crop": "shift"}, "data__dir": "/x"}, "'shift' is for"),
+        ({"data__eval_crop": 0.0}, "eval_crop=0.0 is not in"),
+        ({"data__on_error": "ignore"}, "on_error='ignore' is not raise or skip"),
+        ({"data__augment": {"resize": "nearest"}}, "resize 'nearest' is not one of"),
+        ({"data__augment": {"scale": (0.5, 0.2)}}, "not an increasing pair"),
+        ({"data__augment": {"magnitude": 11.0}}, "magnitude=11.0 is not between"),
         ({"data__augment": {"corp": "none"}}, "config.data.augment.corp .*'crop'"),
     ],
 )
@@ -157,11 +168,8 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_arrays_refuse_what_needs_files():
-    splits = data.from_config(tiny_config(), (8, 8, 1))
-    with pytest.raises(UserError, match="reads image files"):
-        splits.train.train_batches(
-            Order(16, 4, 0), 0, ALL, Augment(crop="random_resized")
-        )
+    with pytest.raises(UserError, match="rand_augment and color_jitter are for image"):
+        data.from_config(tiny_config(data__augment={"color_jitter": 0.4}), (8, 8, 1))
     with pytest.raises(UserError, match=r"digits are \(8, 8, 1\), not \(16, 16, 3\)"):
         data.from_config(tiny_config(), (16, 16, 3))
 
@@ -195,3 +203,61 @@ def test_a_pickle_in_an_npz_file_is_refused(tmp_path):
         data.from_config(
             config | {"data": config["data"] | {"dir": "/nowhere"}}, (8, 8, 1)
         )
+
+
+def test_random_crops_of_arrays_of_any_channels_and_dtype():
+    rows, columns = np.mgrid[0:32, 0:32]
+    image = np.stack([rows, columns, rows, columns, rows], axis=-1) * 8
+    augment = Augment(crop="random_resized", scale=(0.3, 0.6), flip=True)
+    for dtype, top in ((np.uint8, 255), (np.float32, 1.0)):
+        images = (image[None] * (top / 255)).astype(dtype)
+        source = ArraySource(images, np.zeros(1, int), "ramp", "train")
+        batches = source.train_batches(Order(1, 1, 0), 0, ALL, augment)
+        found = np.stack([b["image"][0] for b in itertools.islice(batches, 60)])
+        assert found.dtype == dtype and found.shape == (60, 32, 32, 5)
+        # Every channel of a crop is cut alike; a ramp stays a ramp.
+        np.testing.assert_array_equal(found[..., 0], found[..., 2])
+        height = (found[:, -1, 0, 0].astype(float) - found[:, 0, 0, 0]) / top
+        assert 0.4 < height.min() < height.max() < 0.95
+
+
+@pytest.mark.parametrize(
+    "labels, says",
+    [
+        (np.array([0, -1, 1]), "label -1 of record 1 is < 0"),
+        (np.array([0.5, 1, 2]), "labels must be a row of whole numbers"),
+        (np.zeros((3, 2), int), "labels must be a row of whole numbers"),
+    ],
+)
+def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=labels)
+    np.savez(tmp_path / "test.npz", images=images, labels=np.array([0, 1, 7]))
+    config = tiny_config(data__name="npz", data__dir=str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        data.from_config(config, (8, 8, 1))
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(3))
+    with pytest.raises(UserError, match="test.npz: label 7 of record 2 is not below t"):
+        data.from_config(config, (8, 8, 1))
+
+
+def test_stats_print_what_a_config_wants(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    root = tmp_path / "train" / "a"
+    root.mkdir(parents=True)
+    images = random.integers(0, 255, (5, 8, 8, 3)).astype(np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(root / f"{number}.png")
+    (root / "9.png").write_bytes(b"not an image")
+    command = ["folder", f"--dir={tmp_path}", "--image_size=8"]
+    assert stats.main(command) == 0
+    printed = capsys.readouterr()
+    found = {}
+    exec(printed.out.replace("config.data.", ""), found)
+    np.testing.assert_allclose(found["mean"], images.mean((0, 1, 2)) / 255, atol=1e-4)
+    np.testing.assert_allclose(found["std"], images.std((0, 1, 2)) / 255, atol=1e-4)
+    assert "5 images, 1 bad records" in printed.out and "9.png" in printed.err
+    assert stats.main([*command, "--limit=2", "--split=train"]) == 0
+    assert "2 images" in capsys.readouterr().out
+    assert stats.main(["folder", "--dir=/nowhere"]) == 2
+    assert "error: no folder /nowhere/train" in capsys.readouterr().err

@@ -5,30 +5,45 @@ from __future__ import annotations
 import itertools
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from ddae.data.augment import Augment, shift_and_flip
+from ddae.data.augment import Augment, of_arrays
 from ddae.data.order import Order
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import Batch, DataSettings
+    from ddae.data import Batch, DataSettings, Identity
 
 
 class ArraySource:
-    """A `Source` of images, uint8 or float32 in [0, 1], with int labels."""
+    """A `Source` of images, uint8 or float32 in [0, 1], with int labels from 0 on."""
 
     def __init__(
-        self, images: Shaped[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+        self,
+        images: Shaped[np.ndarray, "n h w c"],
+        labels: Int[np.ndarray, " n"],
+        name: str,
+        split: str,
     ):
         if len(images) != len(labels):
-            raise UserError(f"{len(images)} images but {len(labels)} labels")
+            raise UserError(f"{name}: {len(images)} images but {len(labels)} labels")
+        if labels.min() < 0:
+            at = int(np.argmin(labels))
+            raise UserError(f"{name} {split}: label {labels[at]} of record {at} is < 0")
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes = int(labels.max()) + 1
+        self.identity: Identity = {
+            "name": name,
+            "split": split,
+            "examples": len(images),
+            "fingerprint": zlib.crc32(labels, zlib.crc32(np.ascontiguousarray(images))),
+        }
+        self.bad: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -36,21 +51,9 @@ class ArraySource:
     def train_batches(
         self, order: Order, first_step: int, rows: slice, augment: Augment
     ) -> Iterator[Batch]:
-        if augment.crop == "random_resized":
-            raise UserError(
-                "config.data.augment.crop='random_resized' reads image files;"
-                " arrays in memory take 'shift' or 'none'"
-            )
-        return self._train_batches(order, first_step, rows, augment)
-
-    def _train_batches(
-        self, order: Order, first_step: int, rows: slice, augment: Augment
-    ) -> Iterator[Batch]:
         for step in itertools.count(first_step):
             positions, indices = (ids[rows] for ids in order.batch(step))
-            images = shift_and_flip(
-                self.images[indices], positions, order.seed, augment
-            )
+            images = of_arrays(self.images[indices], positions, order.seed, augment)
             yield {"image": images, "label": self.labels[indices]}
 
     def batches(
@@ -61,12 +64,13 @@ class ArraySource:
             yield {"image": self.images[taken], "label": self.labels[taken]}
 
 
-def digits_source(
-    data: DataSettings, split: str, image_shape: tuple[int, int, int]
-) -> ArraySource:
+def digits_sources(
+    data: DataSettings, image_shape: tuple[int, int, int]
+) -> tuple[ArraySource, ArraySource]:
     """scikit-learn's 1797 scanned digits, 8 x 8 grey; every fifth one is held out."""
     from sklearn.datasets import load_digits
 
+    refuse_colours(data)
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) / 16.0).astype(np.float32)
     if images.shape[1:] != image_shape:
@@ -75,19 +79,35 @@ def digits_source(
             " config.image_size=8 and config.model.channels=1"
         )
     held_out = np.arange(len(images)) % 5 == 0
-    chosen = held_out if split == "held_out" else ~held_out
-    return ArraySource(images[chosen], labels[chosen])
+    return (
+        ArraySource(images[~held_out], labels[~held_out], "digits", "train"),
+        ArraySource(images[held_out], labels[held_out], "digits", "held out"),
+    )
 
 
-def npz_source(
-    data: DataSettings, split: str, image_shape: tuple[int, int, int]
-) -> ArraySource:
+def npz_sources(
+    data: DataSettings, image_shape: tuple[int, int, int]
+) -> tuple[ArraySource, ArraySource]:
     """`data.dir`/SPLIT.npz with images [n, h, w, c], uint8 or float32, and labels [n].
 
-    Raises `UserError` where the file is missing, is no such archive, or holds images of
-    another shape.
+    Raises `UserError` where a file is missing, is no such archive, or holds images of
+    another shape or labels that the training set has not.
     """
-    name = data.train_split if split == "train" else data.eval_split
+    refuse_colours(data)
+    train = _npz(data, data.train_split, image_shape)
+    held_out = _npz(data, data.eval_split, image_shape)
+    if held_out.num_classes > train.num_classes:
+        at = int(np.argmax(held_out.labels))
+        raise UserError(
+            f"{data.eval_split}.npz: label {held_out.labels[at]} of record {at} is not"
+            f" below the {train.num_classes} classes of the training set"
+        )
+    return train, held_out
+
+
+def _npz(
+    data: DataSettings, name: str, image_shape: tuple[int, int, int]
+) -> ArraySource:
     path = os.path.join(data.dir, f"{name}.npz")
     if not os.path.isfile(path):
         raise UserError(
@@ -105,4 +125,15 @@ def npz_source(
             f"{path} holds images of {images.shape[1:]}, not {image_shape}; set"
             " config.image_size and config.model.channels"
         )
-    return ArraySource(images, labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path}: labels must be a row of whole numbers")
+    return ArraySource(images, labels, "npz", name)
+
+
+def refuse_colours(data: DataSettings) -> None:
+    """Raises `UserError` for augmentation that wants image files."""
+    if data.augment.colours:
+        raise UserError(
+            "config.data.augment.rand_augment and color_jitter are for image files, not"
+            " for arrays in memory"
+        )

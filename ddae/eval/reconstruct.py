@@ -27,7 +27,7 @@ def make_reconstruct(
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
         (batch,) = splits.held_out.batches(indices, len(indices))
-        keys = jax.random.split(jax.random.key(seed), len(indices))
+        keys = jax.random.split(jax.random.key(seed), len(batch["label"]))
         result = jax.tree.map(np.asarray, reconstruct(params, batch["image"], keys))
         error = (result.reconstruction - result.original) ** 2
         hidden = _at_pixels(result.is_masked, error)

@@ -33,8 +33,17 @@ class Checkpoints:
         """The newest committed step."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, config: Mapping[str, Any]) -> None:
-        """Starts writing `state`; a step that is already there is left as it is."""
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        config: Mapping[str, Any],
+        data_state: Mapping[str, Any],
+    ) -> None:
+        """Starts writing `state`; a step that is already there is left as it is.
+
+        data_state: what must be equal for the batches after `step` to be the same.
+        """
         if step == self.latest():
             return
         params, training = _split(state)
@@ -43,7 +52,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave({"step": step, "config": dict(config)}),
+                meta=ocp.args.JsonSave(
+                    {"step": step, "config": dict(config), "data": dict(data_state)}
+                ),
             ),
         )
         if not saved:
@@ -51,12 +62,14 @@ class Checkpoints:
                 f"step {step} was not saved: {self.folder} holds a later one"
             )
 
-    def check(self, shapes: TrainState) -> None:
-        """Raises `UserError` naming the first parameter whose shape in the newest
-        checkpoint is not that of `shapes` (from `jax.eval_shape`). Compiles nothing."""
+    def check(self, shapes: TrainState, data_state: Mapping[str, Any]) -> None:
+        """Raises `UserError` naming what the newest checkpoint has otherwise: a field
+        of the data state, or the shape of a parameter of `shapes` (from
+        `jax.eval_shape`). Compiles nothing."""
         step = self.latest()
         if step is None:
             return
+        self._check_data(step, data_state)
         stored = _shapes(self._manager.item_metadata(step)["params"])
         wanted = _shapes(shapes.params)
         for name in sorted(stored.keys() | wanted.keys()):
@@ -66,6 +79,17 @@ class Checkpoints:
                     f" {stored.get(name, 'none')}, this config makes"
                     f" {wanted.get(name, 'none')}; use its own config or another"
                     " --workdir"
+                )
+
+    def _check_data(self, step: int, data_state: Mapping[str, Any]) -> None:
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        stored = self._manager.restore(step, args=args)["meta"].get("data", {})
+        for field, value in stored.items():
+            if data_state.get(field) != value:
+                raise UserError(
+                    f"checkpoint {self.folder}/{step} was trained on data with {field}"
+                    f" {value!r}, this config has {data_state.get(field)!r}; use its"
+                    " own data, seed and batch size, or another --workdir"
                 )
 
     def restore(self, shapes: TrainState) -> TrainState | None:

@@ -96,6 +96,7 @@ class Job:
     splits: data.Splits
     mesh: Mesh
     order: Order
+    data_state: Mapping[str, Any]
     total_steps: int
     optimizer: Optimizer
     accumulate: int
@@ -131,6 +132,7 @@ def plan(config: Mapping[str, Any]) -> Job:
         splits=splits,
         mesh=mesh,
         order=order,
+        data_state=_data_state(splits.train, order),
         total_steps=total_steps,
         optimizer=optimizer,
         accumulate=chosen.accumulate,
@@ -148,7 +150,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     """
     job = plan(config)
     checkpoints = Checkpoints(workdir, keep=job.options.keep_checkpoints)
-    checkpoints.check(job.shapes)
+    checkpoints.check(job.shapes, job.data_state)
     _write_config(config, workdir)
     latest = checkpoints.latest()
     report = Report(workdir, resumed_at=latest)
@@ -217,6 +219,7 @@ def train(
             check_finite(*outcomes.popleft(), options.max_nonfinite_steps, checkpoints)
         if step % options.log_every_steps == 0 or last:
             values = meter.take(options.batch_size)
+            values["data/bad_records"] = job.splits.num_bad
             report.write(step, values)
             report.say(progress_line(step, last_step, values))
         aside = time.monotonic()
@@ -224,7 +227,7 @@ def train(
         if last or (options.eval_every_steps and step % options.eval_every_steps == 0):
             evaluate(job, state, step, report)
         if saves:
-            checkpoints.save(state, step, job.config)
+            checkpoints.save(state, step, job.config, job.data_state)
         meter.skip(time.monotonic() - aside)
 
 
@@ -264,6 +267,15 @@ def evaluate(job: Job, state: TrainState, step: int, report: Report) -> None:
     numbers = {k: v for k, v in values.items() if np.ndim(v) == 0}
     shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
     report.say(f"step {step}: {', '.join(shown)}")
+
+
+def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
+    """With the step, all that says which example comes next, and how it is cut."""
+    return {
+        **train.identity,
+        "seed": order.seed,
+        "batch_size": order.batch_size,
+    }
 
 
 def _overview(job: Job) -> str:

@@ -1,0 +1,111 @@
+"""Bytes to pixels in tf.data graphs: one verdict a record, whatever is cut from it.
+
+Images are uint8 [h, w, c] tensors, c in {1, 3}. Orientation tags (EXIF) are ignored.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+Kernel = Literal["bilinear", "bicubic", "bicubic_antialias"]
+"""How images are resized. Only the last averages like Pillow, and so MAE's recipe, when
+an image shrinks; it takes about twice the time. The others do so from twofold on."""
+
+KERNELS = ("bilinear", "bicubic", "bicubic_antialias")
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """TensorFlow, imported when first needed and kept off the accelerator."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def decode(data: Any, channels: int) -> Any:
+    """The whole image: JPEG, PNG, GIF (first frame), BMP or WEBP, by its own bytes.
+
+    16-bit PNG is scaled to 8 bits, CMYK turned to RGB. Anything else, a truncated file
+    included, is an InvalidArgumentError.
+    """
+    image = tensorflow().io.decode_image(data, channels, expand_animations=False)
+    image.set_shape((None, None, channels))
+    return image
+
+
+def decode_window(
+    data: Any, channels: int, size: tuple[int, int], choose: Callable[[Any], Any]
+) -> Any:
+    """The window [top, left, height, width] that `choose` takes of a shape (h, w, _).
+
+    A JPEG is decoded and cut in one operation, and at a half, quarter or eighth of its
+    resolution where that still covers `size`. The operation never looks at the rows
+    below the window, so a truncated file would pass or fail by where it is cut: one
+    that does not end as JPEGs do goes the long way, like other formats, and the verdict
+    is `decode`'s.
+    """
+    tf = tensorflow()
+    starts = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
+    ends = tf.strings.substr(data, -2, 2) == b"\xff\xd9"
+
+    def jpeg() -> Any:
+        window = choose(tf.io.extract_jpeg_shape(data))
+        shrink = tf.reduce_min(window[2:] // size)
+        at = [
+            functools.partial(_jpeg_window, data, channels, window, ratio)
+            for ratio in (1, 2, 4, 8)
+        ]
+        number = tf.reduce_sum(tf.cast(shrink >= [2, 4, 8], tf.int32))
+        return tf.switch_case(number, at)
+
+    def other() -> Any:
+        image = decode(data, channels)
+        top, left, height, width = tf.unstack(choose(tf.shape(image)))
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(starts & ends, jpeg, other)
+    image.set_shape((None, None, channels))
+    return image
+
+
+def _jpeg_window(data: Any, channels: int, window: Any, ratio: int) -> Any:
+    return tensorflow().io.decode_and_crop_jpeg(
+        data, window // ratio, channels, ratio=ratio
+    )
+
+
+def resize(image: Any, size: Any, kernel: Kernel) -> Any:
+    """`image` at (height, width), rounded to uint8."""
+    tf = tensorflow()
+    method, _, antialias = kernel.partition("_")
+
+    def resized(antialias: bool) -> Any:
+        return tf.image.resize(image, size, method=method, antialias=antialias)
+
+    if antialias:
+        image = resized(True)
+    else:
+        twofold = tf.reduce_min(tf.shape(image)[:2] // size) >= 2
+        image = tf.cond(twofold, lambda: resized(True), lambda: resized(False))
+    if method == "bicubic":  # overshoots
+        image = tf.clip_by_value(image, 0.0, 255.0)
+    return tf.cast(image + 0.5, tf.uint8)
+
+
+def centre(image: Any, size: tuple[int, int], share: float) -> Any:
+    """Resized to cover size / share, then the central window of `size`.
+
+    share: the side of the window over that of the covering image; MAE and timm evaluate
+    at 224 / 256 = .875.
+    """
+    tf = tensorflow()
+    height, width = size
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    cover = [round(height / share), round(width / share)]
+    scale = tf.reduce_max(tf.constant(cover, tf.float32) / shape)
+    covering = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), cover)
+    image = resize(image, covering, "bicubic_antialias")
+    top, left = tf.unstack((covering - [height, width]) // 2)
+    image = image[top : top + height, left : left + width]
+    return tf.ensure_shape(image, (height, width, image.shape[2]))

@@ -1,0 +1,253 @@
+"""A `Source` of encoded images: reading, decoding and augmenting through tf.data."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from ddae.data.augment import Augment, of_bytes
+from ddae.data.decode import centre, decode, tensorflow
+from ddae.data.order import Order
+from ddae.settings import UserError
+
+if TYPE_CHECKING:
+    from ddae.data import Batch, DataSettings, Identity
+
+CHUNK = 64
+"""Records that one Python call reads; the rest of their way is C++."""
+
+READERS = 4
+"""Chunks read at a time."""
+
+Chunk = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+class RecordError(ValueError):
+    """A record that cannot be read, and why."""
+
+
+class Records(Protocol):
+    """Where encoded images come from; random access by index."""
+
+    num_classes: int
+    identity: Identity
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """What a user would look for: the file, or the record of a split."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The record's bytes; `RecordError` where they are damaged or gone."""
+        ...
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        """The same for several, as fast as the storage allows."""
+        ...
+
+    def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
+        """Tensors: a record and its index -> (encoded image, int label)."""
+        ...
+
+
+class ImageSource:
+    """`records`, every image at `image_shape`.
+
+    Held-out images, and training ones without a random crop, are resized to cover the
+    shape over `eval_crop` (1 for training) and cut to its centre, as Pillow resizes.
+
+    A record that cannot be read, decoded or has no class of the set is *bad*, on every
+    path alike. With on_error "raise" it stops the run by name. With "skip" it is left
+    out of evaluations, and in training the next good record stands in for it: a
+    function of the records alone, so hosts and restarts agree. More than `max_bad`
+    stop the run.
+    """
+
+    def __init__(
+        self, records: Records, image_shape: tuple[int, int, int], data: DataSettings
+    ):
+        if image_shape[2] not in (1, 3):
+            raise UserError(
+                f"image files are read with 1 or 3 channels, not {image_shape[2]}; set"
+                " config.model.channels, or keep arrays in npz files"
+            )
+        if data.augment.colours and image_shape[2] != 3:
+            raise UserError(
+                "config.data.augment.rand_augment and color_jitter want 3 channels"
+            )
+        self.records, self.image_shape, self.data = records, image_shape, data
+        self.num_classes = records.num_classes
+        self.identity = records.identity
+        self.bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def train_batches(
+        self, order: Order, first_step: int, rows: slice, augment: Augment
+    ) -> Iterator[Batch]:
+        start, stop, _ = rows.indices(order.batch_size)
+        parts = -(-(stop - start) // CHUNK)
+
+        def chunk(number: int) -> tuple[np.ndarray, np.ndarray]:
+            step, part = divmod(number, parts)
+            first = start + part * CHUNK
+            chosen = slice(first, min(first + CHUNK, stop))
+            positions, indices = order.batch(step)
+            return positions[chosen], self._substitutes(indices[chosen])
+
+        def image(data: Any, position: Any) -> Any:
+            return of_bytes(data, self.image_shape, augment, order.seed, position)
+
+        tf, step = tensorflow(), first_step
+        unreadable = tf.errors.OpError
+        while True:
+            numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
+            try:
+                for batch in self._batches(numbers, chunk, image, stop - start):
+                    yield batch
+                    step += 1
+            except unreadable as error:
+                _, indices = order.batch(step)
+                self._condemn(self._substitutes(indices[rows]), error)
+
+    def batches(
+        self, indices: Int[np.ndarray, " k"], batch_size: int
+    ) -> Iterator[Batch]:
+        size, channels = self.image_shape[:2], self.image_shape[2]
+
+        def image(data: Any, _: Any) -> Any:
+            return centre(decode(data, channels), size, self.data.eval_crop)
+
+        tf, left = tensorflow(), np.asarray(indices, np.int64)
+        unreadable = tf.errors.OpError
+        while len(left := self._without_bad(left)):
+            chunk = functools.partial(_chunk_of, left)
+            numbers = tf.data.Dataset.range(-(-len(left) // CHUNK))
+            try:
+                for batch in self._batches(numbers, chunk, image, batch_size):
+                    yield batch
+                    left = left[batch_size:]
+            except unreadable as error:
+                self._condemn(left[:batch_size], error)
+
+    def verdict(self, index: int) -> str | None:
+        """Why the record at `index` is bad; None for a good one."""
+        tf = tensorflow()
+        try:
+            data, label = self.records.parse(self.records.read(index), index)
+            decode(data, self.image_shape[2])
+        except RecordError as error:
+            return str(error)
+        except tf.errors.OpError as error:
+            return f"no image that can be decoded ({_reason(error)})"
+        if not 0 <= int(label) < self.num_classes:
+            return f"label {int(label)} is not below {self.num_classes}"
+        return None
+
+    def _batches(
+        self,
+        numbers: Any,
+        chunk: Chunk,
+        image: Callable[[Any, Any], Any],
+        batch_size: int,
+    ) -> Iterator[Batch]:
+        """Batches of the chunks `numbers`; an OpError comes in place of a batch."""
+        tf = tensorflow()
+
+        def read(number: Any) -> Any:
+            positions, indices, data = tf.numpy_function(
+                lambda number: self._read(*chunk(int(number))),
+                [number],
+                (tf.int64, tf.int64, tf.string),
+            )
+            for rows in (positions, indices, data):
+                rows.set_shape((None,))
+            return positions, indices, data
+
+        def example(position: Any, index: Any, record: Any) -> Any:
+            data, label = self.records.parse(record, index)
+            known = (label >= 0) & (label < self.num_classes)
+            with tf.control_dependencies(
+                [tf.debugging.Assert(known, ["label", label])]
+            ):
+                label = tf.cast(label, tf.int32)
+            return {"image": image(data, position), "label": label}
+
+        read_chunks = numbers.map(read, num_parallel_calls=READERS, deterministic=True)
+        examples = read_chunks.unbatch().map(
+            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        options = tf.data.Options()
+        # One thread an image: many images are decoded at a time.
+        options.threading.max_intra_op_parallelism = 1
+        batches = examples.batch(batch_size).with_options(options).prefetch(2)
+        return batches.as_numpy_iterator()
+
+    def _read(
+        self, positions: np.ndarray, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Adds the records; one that cannot be read is empty, and fails in its turn."""
+        try:
+            found = self.records.read_many(indices)
+        except RecordError:
+            found = [self._read_or_empty(int(index)) for index in indices]
+        return positions, indices, np.array(found, dtype=object)
+
+    def _read_or_empty(self, index: int) -> bytes:
+        try:
+            return self.records.read(index)
+        except RecordError:
+            return b""
+
+    def _condemn(self, indices: np.ndarray, error: Exception) -> None:
+        """Finds the bad records behind `error`, and remembers or raises them."""
+        with ThreadPoolExecutor() as pool:
+            verdicts = list(pool.map(self.verdict, map(int, indices)))
+        found = {int(i): why for i, why in zip(indices, verdicts, strict=True) if why}
+        if not found:
+            raise error
+        for index, why in found.items():
+            line = f"{self.records.key(index)}: {why}"
+            if self.data.on_error == "raise":
+                raise UserError(
+                    f"{line}; mend or remove it, or pass over such records with"
+                    " --config.data.on_error=skip"
+                ) from error
+            self.bad[index] = why
+            print(f"bad record {line}", file=sys.stderr, flush=True)
+            if len(self.bad) > self.data.max_bad:
+                raise UserError(
+                    f"{len(self.bad)} bad records, more than config.data.max_bad="
+                    f"{self.data.max_bad}; the last: {line}"
+                ) from error
+
+    def _substitutes(self, indices: np.ndarray) -> np.ndarray:
+        """Each index that is known as bad becomes the next that is not."""
+        if not self.bad:
+            return indices
+        good = indices.copy()
+        while len(rows := np.flatnonzero(np.isin(good, list(self.bad)))):
+            good[rows] = (good[rows] + 1) % len(self)
+        return good
+
+    def _without_bad(self, indices: np.ndarray) -> np.ndarray:
+        return indices[~np.isin(indices, list(self.bad))]
+
+
+def _chunk_of(indices: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    taken = indices[number * CHUNK : (number + 1) * CHUNK]
+    return taken, taken
+
+
+def _reason(error: Any) -> str:
+    """TensorFlow's message without the names of its graph nodes."""
+    message = str(error.message).split("[Op:")[0].split("\n")[0]
+    return message.rpartition("}}")[2].strip() or type(error).__name__

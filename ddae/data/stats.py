@@ -1,0 +1,97 @@
+"""Mean and deviation of a set's channels, as a config wants them, and its bad records.
+
+python -m ddae.data.stats NAME [--dir=DIR] [--split=train] [--image_size=224]
+
+NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... Every image is read
+(or `--limit` of them, drawn once at random), resized and cut to its centre; records
+that cannot be decoded are listed. Exit codes: 0; 2 wrong arguments or data.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from ddae import data
+from ddae.settings import UserError
+
+BATCH = 256
+
+
+def channel_stats(
+    batches: Iterable[data.Batch],
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """(mean, standard deviation) of each channel over all pixels, in [0, 1]."""
+    count, total, squares = 0, 0.0, 0.0
+    for batch in batches:
+        images = batch["image"]
+        pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
+        pixels /= 255.0 if images.dtype == np.uint8 else 1.0
+        count += len(pixels)
+        total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
+    if not count:
+        raise UserError("no image could be read")
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddae.data.stats",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="config.data.name")
+    parser.add_argument("--dir", default="", help="config.data.dir")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=0, help="0 reads every image")
+    args = parser.parse_args(argv)
+    section = {
+        "name": args.name,
+        "dir": args.dir,
+        "train_split": args.split,
+        "eval_split": args.split,
+        "mean": (0.0,) * args.channels,
+        "std": (1.0,) * args.channels,
+        "on_error": "skip",
+        "max_bad": sys.maxsize,
+    }
+    shape = (args.image_size, args.image_size, args.channels)
+    try:
+        report(data.from_config({"data": section}, shape).train, args.limit)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(source: data.Source, limit: int) -> None:
+    """Reads `limit` images of `source` (0: all) and prints what a config wants."""
+    indices = np.arange(len(source))
+    if 0 < limit < len(source):
+        indices = np.sort(np.random.default_rng(0).permutation(indices)[:limit])
+    batches = track(
+        source.batches(indices, BATCH),
+        f"{len(indices)} images",
+        total=-(-len(indices) // BATCH),
+        console=Console(stderr=True),
+    )
+    mean, std = channel_stats(batches)
+    shown = [", ".join(f"{x:.4f}" for x in values) for values in (mean, std)]
+    print(f"# {len(indices) - len(source.bad)} images, {len(source.bad)} bad records")
+    print(f"config.data.mean = ({shown[0]},)\nconfig.data.std = ({shown[1]},)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""TFDS image classification sets, read by index from ArrayRecord or TFRecord files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Int
+from rich.progress import track
+
+from ddae.data.decode import tensorflow
+from ddae.data.images import ImageSource, RecordError
+from ddae.settings import UserError
+
+if TYPE_CHECKING:
+    from ddae.data import DataSettings
+
+THREADS = 64
+"""Reads in flight from a remote file system, and shards indexed at a time."""
+
+HEADER = struct.Struct("<QI")
+"""Before a TFRecord: its length, and the masked checksum of that."""
+
+
+class TfdsRecords:
+    """`Records` of one split of a prepared TFDS set, "train" or "train[:10%]".
+
+    The order is that of the set, which is the same in both file formats. Raises
+    `UserError` where the set has no image, no such split, or no files.
+    """
+
+    def __init__(self, builder: Any, split: str):
+        info = builder.info
+        try:
+            files = info.splits[split].file_instructions
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{info.full_name} has no split {split!r}, but {sorted(info.splits)};"
+                " set config.data.train_split and config.data.eval_split"
+            ) from error
+        self.name, self.split = info.full_name, split
+        self._image, self._label = _features(info)
+        self.num_classes = info.features[self._label].num_classes if self._label else 1
+        array_record = info.file_format.value == "array_record"
+        self._files = ArrayRecords(files) if array_record else TFRecords(files)
+        self.identity = {
+            "name": f"tfds/{info.full_name}",
+            "split": split,
+            "examples": len(self._files),
+            "fingerprint": zlib.crc32(repr(info.features).encode()),
+        }
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def count(self) -> int:
+        """How many records the files hold, whatever the set says of itself."""
+        return self._files.count()
+
+    def key(self, index: int) -> str:
+        return f"{self.name} {self.split}, record {index}"
+
+    def read(self, index: int) -> bytes:
+        return self._files.read(index)
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        return self._files.read_many(indices)
+
+    def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
+        tf = tensorflow()
+        wanted = {self._image: tf.io.FixedLenFeature((), tf.string)}
+        if self._label:
+            wanted[self._label] = tf.io.FixedLenFeature((), tf.int64)
+        found = tf.io.parse_single_example(record, wanted)
+        label = found[self._label] if self._label else tf.zeros((), tf.int64)
+        return found[self._image], label
+
+
+class ArrayRecords:
+    """Records of ArrayRecord files, by the library's own reader."""
+
+    def __init__(self, files: Sequence[Any]):
+        try:
+            from array_record.python import array_record_data_source as library
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "array_record is not installed (there are wheels for Linux and macOS);"
+                " prepare the set with --file_format=tfrecord"
+            ) from error
+        self._files, self._source = files, library.ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def count(self) -> int:
+        """How many records the files themselves say they hold."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        return sum(ArrayRecordReader(f.filename).num_records() for f in self._files)
+
+    def read(self, index: int) -> bytes:
+        return self.read_many(np.array([index]))[0]
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        try:
+            return list(self._source.__getitems__(indices.tolist()))
+        except Exception as error:  # the library raises RuntimeError, IndexError, ...
+            reason = str(error).split("\n")[0]
+            raise RecordError(f"cannot be read: {reason}") from error
+
+
+class TFRecords:
+    """Records of TFRecord files at their offsets, each checked by its checksum.
+
+    The offsets are found by walking the headers once, and kept in the user's cache
+    folder. Raises `UserError` for a missing, truncated or foreign file.
+    """
+
+    def __init__(self, files: Sequence[Any]):
+        self._paths = [str(file.filename) for file in files]
+        self._remote = "://" in self._paths[0]
+        offsets = _offsets(files)
+        self._offsets = np.concatenate(
+            [o[f.skip : f.skip + f.take] for o, f in zip(offsets, files, strict=True)]
+        )
+        self._shards = np.repeat(np.arange(len(files)), [f.take for f in files])
+        self._pool = ThreadPoolExecutor(THREADS) if self._remote else None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def count(self) -> int:
+        """How many records were found in the files."""
+        return len(self._offsets)
+
+    def read(self, index: int) -> bytes:
+        from google_crc32c import value as crc32c
+
+        path = self._paths[self._shards[index]]
+        try:
+            with _open(path) as file:
+                file.seek(int(self._offsets[index]))
+                length, _ = HEADER.unpack(file.read(HEADER.size))
+                data, footer = file.read(length), file.read(4)
+        except (OSError, struct.error, tensorflow().errors.OpError) as error:
+            raise RecordError(f"cannot be read from {path}: {error}") from error
+        crc = crc32c(data)
+        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+        if footer != struct.pack("<I", masked):
+            raise RecordError(f"checksum differs in {path}")
+        return data
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        return list((self._pool.map if self._pool else map)(self.read, indices))
+
+
+def tfds_sources(
+    data: DataSettings, image_shape: tuple[int, int, int]
+) -> tuple[ImageSource, ImageSource]:
+    """The TFDS set of `data.name`, "tfds/SET", prepared under `data.dir`.
+
+    An empty dir is TFDS's own default. Raises `UserError` where there is no copy.
+    """
+    builder = load_builder(data.name.partition("/")[2], data.dir)
+    if not builder.is_prepared():
+        directory = f" --data_dir={data.dir}" if data.dir else ""
+        raise UserError(
+            f"no prepared copy in {builder.data_dir}; make it with python -m"
+            f" ddae.data.prepare {builder.name}{directory}"
+        )
+    train, held_out = (
+        ImageSource(TfdsRecords(builder, split), image_shape, data)
+        for split in (data.train_split, data.eval_split)
+    )
+    return train, held_out
+
+
+def load_builder(name: str, data_dir: str, file_format: str | None = None) -> Any:
+    """TFDS's builder of the set; `UserError` for an unknown one."""
+    tensorflow()
+    import tensorflow_datasets as tfds
+
+    kept = {"file_format": file_format} if file_format else {}
+    try:
+        return tfds.builder(name, data_dir=data_dir or None, **kept)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise UserError(
+            f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _features(info: Any) -> tuple[str, str | None]:
+    """Names of the image and of the label, None where there is none."""
+    import tensorflow_datasets as tfds
+
+    def first(kind: type) -> str | None:
+        return next((k for k, f in info.features.items() if isinstance(f, kind)), None)
+
+    image = first(tfds.features.Image)
+    if image is None:
+        raise UserError(f"{info.full_name} has no image, but {list(info.features)}")
+    return image, first(tfds.features.ClassLabel)
+
+
+def _offsets(files: Sequence[Any]) -> list[Int[np.ndarray, " n"]]:
+    """Where each record of each file begins, from the cache or by walking headers."""
+    gfile = tensorflow().io.gfile
+    paths = [str(file.filename) for file in files]
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            sizes = [status.length for status in pool.map(gfile.stat, paths)]
+    except tensorflow().errors.OpError as error:
+        raise UserError(f"cannot be read: {error.message}; prepare it again") from error
+    folder = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    key = zlib.crc32(repr(list(zip(paths, sizes, strict=True))).encode())
+    cache = os.path.join(folder, "ddae", f"offsets-{key:08x}.npy")
+    counts = [file.examples_in_shard for file in files]
+    cuts = np.cumsum(counts)[:-1]
+    if os.path.exists(cache):
+        offsets = np.load(cache, allow_pickle=False)
+        if len(offsets) == sum(counts):
+            return np.split(offsets, cuts)
+    with ThreadPoolExecutor(min(THREADS, len(paths))) as pool:
+        walks = pool.map(_walk, paths, sizes, counts)
+        offsets = list(
+            track(walks, f"indexing {len(paths)} TFRecord files", total=len(paths))
+        )
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no error
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        part = f"{cache}.{os.getpid()}.npy"
+        np.save(part, np.concatenate(offsets), allow_pickle=False)
+        os.replace(part, cache)
+    return offsets
+
+
+def _walk(path: str, size: int, count: int) -> Int[np.ndarray, " n"]:
+    """The offset of each record of a file, which must hold `count` and end there."""
+    offsets, position = [], 0
+    with _open(path) as file:
+        while position < size and len(offsets) < count:
+            offsets.append(position)
+            file.seek(position)
+            header = file.read(HEADER.size)
+            if len(header) < HEADER.size:
+                break
+            position += HEADER.unpack(header)[0] + HEADER.size + 4
+    if position != size or len(offsets) != count:
+        raise UserError(
+            f"{path} is not a whole TFRecord file of {count} records; prepare or copy"
+            " it again"
+        )
+    return np.array(offsets, np.int64)
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[BinaryIO | Any]:
+    """A file of any file system that TensorFlow knows, for reading bytes."""
+    if "://" in path:
+        with tensorflow().io.gfile.GFile(path, "rb") as file:
+            yield file
+    else:
+        with open(path, "rb") as file:
+            yield file

@@ -1,0 +1,300 @@
+"""Encoded images on their way to batches: audit, restarts, dirt, pixels."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from pictures import dirty_records, encoded, photograph
+from PIL import Image
+
+from ddae import data
+from ddae.data import decode
+from ddae.data.augment import Augment
+from ddae.data.folder import FolderRecords
+from ddae.data.images import ImageSource
+from ddae.data.order import Order
+from ddae.settings import UserError
+
+ALL = slice(None)
+CROPS = Augment(crop="random_resized", flip=True)
+# TensorFlow's own Python, not ours, warns while it traces a function.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def write(root, records):
+    """A folder with one class an image, so that labels tell the images apart."""
+    for number, image in enumerate(records):
+        (root / f"c{number:03d}").mkdir(parents=True)
+        (root / f"c{number:03d}" / "image.JPEG").write_bytes(image)
+    return root
+
+
+def source(root, shape=(16, 16, 3), **settings):
+    given = {"mean": (0.5,), "std": (0.5,)} | settings
+    chosen = data.DataSettings(name="folder", **given)
+    return ImageSource(FolderRecords(str(root), "train"), shape, chosen)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    sizes = itertools.cycle([(60, 80), (33, 47), (90, 40)])
+    images = [encoded(photograph(i, *next(sizes))) for i in range(24)]
+    return source(write(tmp_path_factory.mktemp("photographs"), images))
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    records = dirty_records()
+    root = write(tmp_path_factory.mktemp("dirty"), [d for d, _ in records.values()])
+    bad = {i for i, (_, good) in enumerate(records.values()) if not good}
+    return root, bad
+
+
+def take(batches, count):
+    found = list(itertools.islice(batches, count))
+    return (np.concatenate([b[name] for b in found]) for name in ("image", "label"))
+
+
+@pytest.mark.parametrize("batch_size, dropped", [(8, 0), (20, 4)])
+def test_two_epochs_show_each_image_once_on_any_number_of_hosts(
+    photographs, batch_size, dropped
+):
+    order = Order(24, batch_size, seed=3)
+    steps = 2 * order.steps_per_epoch
+    images, labels = take(photographs.train_batches(order, 0, ALL, CROPS), steps)
+    for epoch in np.split(labels, 2):
+        assert len(set(epoch.tolist())) == len(epoch) == 24 - dropped
+    first, second = np.split(labels, 2)
+    assert (first != second).any()
+    for hosts in (2, 4):
+        share = batch_size // hosts
+        rows = [slice(h * share, (h + 1) * share) for h in range(hosts)]
+        parts = [
+            list(itertools.islice(photographs.train_batches(order, 0, r, CROPS), steps))
+            for r in rows
+        ]
+        for name, whole in (("image", images), ("label", labels)):
+            joined = [part[s][name] for s in range(steps) for part in parts]
+            np.testing.assert_array_equal(np.concatenate(joined), whole)
+
+
+def test_a_restart_at_any_step_gives_the_same_pixels(photographs):
+    order = Order(24, 8, seed=0)
+    images, _ = take(photographs.train_batches(order, 0, ALL, CROPS), 8)
+    for step in (1, 3, 7):
+        again, _ = take(photographs.train_batches(order, step, ALL, CROPS), 1)
+        np.testing.assert_array_equal(again, images[8 * step : 8 * step + 8])
+    later, _ = take(photographs.train_batches(order, 10**9, ALL, CROPS), 1)
+    assert later.shape == (8, 16, 16, 3)
+
+
+def test_an_image_is_cut_anew_at_each_position_and_by_each_seed(photographs):
+    order = Order(24, 24, seed=0)
+    images, labels = take(photographs.train_batches(order, 0, ALL, CROPS), 2)
+    first, second = (images[np.flatnonzero(labels == 5)[i]] for i in (0, 1))
+    assert (first != second).any()
+    other, other_labels = take(
+        photographs.train_batches(Order(24, 24, seed=1), 0, ALL, CROPS), 1
+    )
+    assert (first != other[other_labels == 5][0]).any()
+
+
+PATHS = {
+    "crops": CROPS,
+    "shift": Augment(crop="shift", pad=2),
+    "centre": Augment(),
+}
+
+
+@pytest.mark.parametrize("path", [*PATHS, "held out"])
+def test_every_path_gives_each_record_the_same_verdict(dirty, path):
+    root, bad = dirty
+    skipping = source(root, on_error="skip")
+    everything = np.arange(len(skipping))
+    if path == "held out":
+        labels = [b["label"] for b in skipping.batches(everything, 4)]
+        assert np.concatenate(labels).tolist() == sorted({*everything} - bad)
+    else:
+        order = Order(len(skipping), len(skipping), seed=0)
+        # Four epochs, so that a truncated file is cut in several places.
+        batches = skipping.train_batches(order, 0, ALL, PATHS[path])
+        for batch in itertools.islice(batches, 4):
+            assert not bad & set(batch["label"].tolist())
+            assert set(batch["label"].tolist()) == {*everything} - bad
+    assert set(skipping.bad) == bad
+    assert all(skipping.verdict(i) for i in bad)
+    assert not any(skipping.verdict(i) for i in {*everything} - bad)
+
+
+def test_a_bad_record_stops_the_run_by_name_unless_told_otherwise(dirty):
+    root, bad = dirty
+    strict = source(root)
+    for batches in (
+        strict.train_batches(Order(len(strict), 4, seed=0), 0, ALL, CROPS),
+        strict.batches(np.arange(len(strict)), 4),
+    ):
+        with pytest.raises(UserError, match=r"image.JPEG: no image .*on_error=skip"):
+            list(itertools.islice(batches, 8))
+
+
+def test_too_many_bad_records_stop_the_run(dirty):
+    root, bad = dirty
+    few = source(root, on_error="skip", max_bad=len(bad) - 1)
+    with pytest.raises(UserError, match="7 bad records, more than .*max_bad=6; the la"):
+        list(few.batches(np.arange(len(few)), 4))
+
+
+def test_the_next_good_record_stands_in_for_a_bad_one_whatever_was_seen(dirty):
+    root, bad = dirty
+    order = Order(len(dirty_records()), 5, seed=1)
+    one, two = source(root, on_error="skip"), source(root, on_error="skip")
+    images, labels = take(one.train_batches(order, 0, ALL, CROPS), 9)
+    # Another host, restarted in the middle, has met other bad records before.
+    some, some_labels = take(two.train_batches(order, 4, slice(2, 5), CROPS), 5)
+    expected = images.reshape(9, 5, *images.shape[1:])[4:, 2:]
+    np.testing.assert_array_equal(some, expected.reshape(some.shape))
+    asked = np.concatenate([order.batch(step)[1] for step in range(9)])
+    for index, label in zip(asked, labels, strict=True):
+        while index in bad:
+            index = (index + 1) % len(one)
+        assert label == index
+
+
+def test_a_file_gone_since_it_was_listed_is_a_bad_record(tmp_path):
+    root = write(tmp_path, [encoded(photograph(i)) for i in range(4)])
+    gone = source(root, on_error="skip")
+    (root / "c002" / "image.JPEG").unlink()
+    labels = [b["label"] for b in gone.batches(np.arange(4), 2)]
+    assert np.concatenate(labels).tolist() == [0, 1, 3]
+    assert "No such file" in gone.bad[2]
+
+
+def test_a_label_out_of_range_is_a_bad_record(tmp_path):
+    wrong = source(write(tmp_path, [encoded(photograph(i)) for i in range(4)]))
+    wrong.records.labels[1], wrong.records.labels[2] = 4, -1
+    with pytest.raises(UserError, match="image.JPEG: label 4 is not below 4"):
+        list(wrong.batches(np.arange(4), 4))
+    assert wrong.verdict(2) == "label -1 is not below 4"
+
+
+def test_folders_of_the_held_out_set_keep_the_numbers_of_the_training_set(tmp_path):
+    for split, names in (("train", ("a", "b", "c")), ("test", ("a", "c"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            path = tmp_path / split / name / "0.jpg"
+            path.write_bytes(encoded(photograph(0)))
+    config = tiny_config(data__name="folder", data__dir=str(tmp_path))
+    splits = data.from_config(config, (8, 8, 1))
+    (batch,) = splits.held_out.batches(np.arange(2), 2)
+    assert batch["label"].tolist() == [0, 2]
+    (tmp_path / "test" / "c").rename(tmp_path / "test" / "d")
+    with pytest.raises(UserError, match="a folder 'd', which the training set has not"):
+        data.from_config(config, (8, 8, 1))
+
+
+def test_images_without_folders_have_one_class(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(photograph(number)))
+    flat = source(tmp_path)
+    assert (len(flat), flat.num_classes) == (3, 1)
+
+
+def held_out_pixels(tmp_path, image, shape, share):
+    root = write(tmp_path, [encoded(image, "PNG")])
+    (batch,) = source(root, shape, eval_crop=share).batches(np.arange(1), 1)
+    return batch["image"][0].astype(int)
+
+
+@pytest.mark.parametrize(
+    "height, width, shape, share, covering, corner",
+    [
+        (60, 80, (28, 28, 3), 0.875, (32, 43), (2, 7)),
+        (80, 60, (28, 28, 3), 0.875, (43, 32), (7, 2)),
+        (60, 80, (24, 32, 3), 1.0, (24, 32), (0, 0)),
+        (20, 30, (40, 40, 3), 1.0, (40, 60), (0, 10)),
+    ],
+)
+def test_held_out_images_are_resized_and_cut_as_pillow_does(
+    tmp_path, height, width, shape, share, covering, corner
+):
+    image = photograph(3, height, width)
+    found = held_out_pixels(tmp_path, image, shape, share)
+    resized = Image.fromarray(image).resize(covering[::-1], Image.Resampling.BICUBIC)
+    (top, left), (h, w) = corner, shape[:2]
+    expected = np.asarray(resized, int)[top : top + h, left : left + w]
+    assert np.abs(found - expected).max() <= 1
+
+
+def cut(image, window, size, kernel, kind):
+    """`window` of an encoded image, as training cuts it."""
+    tf = decode.tensorflow()
+    record = tf.constant(encoded(image, kind))
+    piece = decode.decode_window(record, 3, size, lambda _: tf.constant(window))
+    return decode.resize(piece, size, kernel).numpy().astype(int), piece.shape
+
+
+@pytest.mark.parametrize("kernel", decode.KERNELS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_window_is_cut_and_resized(kind, kernel):
+    image = photograph(4, 300, 400)
+    window = (21, 40, 150, 200)
+    found, shape = cut(image, window, (96, 128), kernel, kind)
+    assert tuple(shape) == (150, 200, 3)
+    method = getattr(Image.Resampling, kernel.partition("_")[0].upper())
+    whole = np.asarray(Image.open(io.BytesIO(encoded(image, kind))))
+    piece = Image.fromarray(whole[21:171, 40:240])
+    expected = np.asarray(piece.resize((128, 96), method), int)
+    # Only the last kernel averages as Pillow does; the noise of the image is +-8.
+    limit = 1.0 if kernel == "bicubic_antialias" else 4.0
+    assert np.abs(found - expected).mean() < limit
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+def test_a_large_jpeg_is_decoded_small_and_never_aliased(ratio):
+    stripes = np.zeros((640, 640, 3), np.uint8)
+    stripes[:, ::2] = 255  # aliases to black or white where pixels are skipped
+    size = (640 // ratio - 20,) * 2
+    found, shape = cut(stripes, (0, 0, 640, 640), size, "bicubic", "JPEG")
+    assert tuple(shape) == (640 // ratio, 640 // ratio, 3)
+    assert abs(found.mean() - 127.5) < 2 and found.std() < 12
+    found, _ = cut(stripes, (0, 0, 640, 640), size, "bilinear", "PNG")
+    assert abs(found.mean() - 127.5) < 2 and found.std() < 12
+
+
+def test_crops_cover_the_share_and_the_aspect_asked_for(tmp_path):
+    """A picture of its own coordinates says where each crop came from."""
+    rows, columns = np.mgrid[0:200, 0:256]
+    image = np.stack([columns, rows, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    root = write(tmp_path, [encoded(image, "PNG")])
+    augment = Augment(crop="random_resized", scale=(0.3, 0.6), flip=True)
+    images, _ = take(source(root).train_batches(Order(1, 1, 0), 0, ALL, augment), 300)
+    images = images.astype(float)
+    span = (images[:, 8, -1, 0] - images[:, 8, 0, 0]) * 16 / 15
+    width, flipped = np.abs(span), span < 0
+    height = (images[:, -1, 8, 1] - images[:, 0, 8, 1]) * 16 / 15
+    area, aspect = width * height / (200 * 256), width / height
+    assert 0.27 < area.min() < 0.36 and 0.54 < area.max() < 0.66
+    assert 0.7 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.43
+    assert 0.4 < flipped.mean() < 0.6
+
+
+def test_shift_moves_image_files_too(tmp_path):
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[4, 4] = 255
+    root = write(tmp_path, [encoded(image, "PNG")])
+    batches = source(root, (9, 9, 3)).train_batches(
+        Order(1, 1, 0), 0, ALL, Augment(crop="shift", pad=1)
+    )
+    images, _ = take(batches, 150)
+    landed = set(map(tuple, np.argwhere(images[..., 0] == 255)[:, 1:].tolist()))
+    assert landed == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
+
+
+def test_files_refuse_channels_that_they_do_not_have(tmp_path):
+    root = write(tmp_path, [encoded(photograph(0))])
+    with pytest.raises(UserError, match="1 or 3 channels, not 4; .*npz"):
+        source(root, (16, 16, 4))
+    with pytest.raises(UserError, match="color_jitter want 3 channels"):
+        source(root, (16, 16, 1), augment=Augment(color_jitter=0.4))

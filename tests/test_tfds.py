@@ -1,0 +1,212 @@
+"""TFDS's own imagenet2012 builder, offline, in both file formats."""
+
+import itertools
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from pictures import dirty_records, encoded, imagenet_tars, photograph
+
+from ddae import data
+from ddae.data import prepare, tfds
+from ddae.data.augment import Augment
+from ddae.data.order import Order
+from ddae.settings import UserError
+
+ALL = slice(None)
+CROPS = Augment(crop="random_resized", flip=True)
+FORMATS = ("array_record", "tfrecord")
+SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361")
+# TensorFlow's and TFDS's own Python, not ours, warns.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
+
+def prepared(folder, train, validation):
+    """The set in both formats, made by the command; {format: data_dir}."""
+    imagenet_tars(folder / "tars", train, validation)
+    for file_format in FORMATS:
+        code = prepare.main(
+            [
+                "imagenet2012",
+                f"--manual_dir={folder / 'tars'}",
+                f"--data_dir={folder / file_format}",
+                f"--file_format={file_format}",
+            ]
+        )
+        assert code == 0
+    return {name: folder / name for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    images = {
+        synset: {f"{synset}_{i}.JPEG": encoded(photograph(7 * k + i)) for i in range(6)}
+        for k, synset in enumerate(SYNSETS)
+    }
+    validation = [encoded(photograph(100 + i)) for i in range(5)]
+    return prepared(tmp_path_factory.mktemp("clean"), images, validation)
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    records = dirty_records()
+    names = {f"{SYNSETS[0]}_{i}.JPEG": d for i, (d, _) in enumerate(records.values())}
+    return prepared(
+        tmp_path_factory.mktemp("dirty"),
+        {SYNSETS[0]: names},
+        [data for data, _ in records.values()],
+    )
+
+
+def splits(data_dir, **settings):
+    chosen = {f"data__{key}": value for key, value in settings.items()}
+    given = {"data__eval_split": "validation"} | chosen
+    config = tiny_config(
+        data__name="tfds/imagenet2012", data__dir=str(data_dir), **given
+    )
+    return data.from_config(config, (16, 16, 3))
+
+
+def test_both_formats_give_the_same_images_in_the_same_order(clean):
+    one, two = (splits(clean[name]) for name in FORMATS)
+    assert one.train.identity == two.train.identity
+    assert one.train.identity["name"] == "tfds/imagenet2012/5.1.0"
+    assert (len(one.train), len(one.held_out)) == (24, 5)
+    assert one.train.num_classes == 1000
+    order = Order(24, 8, seed=0)
+    batches = zip(
+        one.train.train_batches(order, 0, ALL, CROPS),
+        two.train.train_batches(order, 0, ALL, CROPS),
+        strict=True,
+    )
+    labels = []
+    for a, b in itertools.islice(batches, 6):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+        labels += a["label"].tolist()
+    # The first four synsets of ImageNet, six images each, twice.
+    assert sorted(labels) == sorted([0, 1, 2, 3] * 12)
+    held_out = [list(s.held_out.batches(np.arange(5), 2)) for s in (one, two)]
+    for a, b in zip(*held_out, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_records_come_by_index_in_the_order_in_which_tfds_reads_them(clean):
+    import tensorflow_datasets
+
+    skip = {"image": tensorflow_datasets.decode.SkipDecoding()}
+    builder = tfds.load_builder("imagenet2012", str(clean["tfrecord"]))
+    theirs = builder.as_dataset(split="train", decoders=skip).as_numpy_iterator()
+    names = [example["file_name"] for example in theirs]
+    for file_format in FORMATS:
+        builder = tfds.load_builder("imagenet2012", str(clean[file_format]))
+        records = tfds.TfdsRecords(builder, "train")
+        ours = [records.read(i) for i in range(24)]
+        assert all(name in record for name, record in zip(names, ours, strict=True))
+        assert records.read_many(np.array([5, 3])) == [ours[5], ours[3]]
+
+
+def test_parts_of_a_split(clean):
+    for file_format in FORMATS:
+        part = splits(clean[file_format], train_split="train[:25%]")
+        assert len(part.train) == 6
+        with pytest.raises(UserError, match=r"no split 'test', but \['train', 'valid"):
+            splits(clean[file_format], eval_split="test")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_dirty_records_get_the_verdict_they_get_from_a_folder(dirty, file_format):
+    both = splits(dirty[file_format], on_error="skip")
+    bad = sum(not good for _, good in dirty_records().values())
+    order = Order(len(both.train), len(both.train), seed=0)
+    list(itertools.islice(both.train.train_batches(order, 0, ALL, CROPS), 3))
+    assert len(both.train.bad) == bad
+    everything = np.arange(len(both.held_out))
+    seen = sum(len(b["label"]) for b in both.held_out.batches(everything, 4))
+    assert (seen, len(both.held_out.bad)) == (len(everything) - bad, bad)
+    with pytest.raises(UserError, match=r"imagenet2012/5.1.0 train, record \d+: no im"):
+        strict = splits(dirty[file_format]).train
+        list(itertools.islice(strict.train_batches(order, 0, ALL, CROPS), 2))
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_flipped_bit_is_a_bad_record(clean, file_format, tmp_path):
+    shutil.copytree(clean[file_format], tmp_path / "copy")
+    (shard,) = (tmp_path / "copy").glob(f"imagenet2012/5.1.0/*train.{file_format}*")
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\xff\xd8\xff") + 500] ^= 1  # within a photograph
+    shard.write_bytes(content)
+    train = splits(tmp_path / "copy", on_error="skip").train
+    labels = np.concatenate([b["label"] for b in train.batches(np.arange(24), 24)])
+    assert len(labels) == 23
+    (reason,) = train.bad.values()
+    assert "checksum" in reason or "hash" in reason
+
+
+def test_a_truncated_tfrecord_is_named(clean, tmp_path):
+    shutil.copytree(clean["tfrecord"], tmp_path / "copy")
+    (shard,) = (tmp_path / "copy").glob("imagenet2012/5.1.0/*train*")
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(UserError, match="train.* is not a whole TFRecord file of 24 r"):
+        splits(tmp_path / "copy")
+    shard.unlink()
+    with pytest.raises(UserError, match="No such file.*; prepare it again"):
+        splits(tmp_path / "copy")
+
+
+def test_offsets_are_kept_and_forgotten_with_the_file(clean, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = splits(clean["tfrecord"]).train.records
+    assert len(list((tmp_path / "cache" / "ddae").iterdir())) == 2
+    monkeypatch.setattr(tfds, "_walk", None)  # it is not walked again
+    assert splits(clean["tfrecord"]).train.records.read(7) == first.read(7)
+
+
+def test_missing_copies_and_unknown_sets_are_named(tmp_path):
+    with pytest.raises(
+        UserError,
+        match=r"no prepared copy in .*; make it with python -m ddae.data.prepare imag",
+    ):
+        splits(tmp_path)
+    with pytest.raises(UserError, match="TFDS knows no set 'imagnet2012'"):
+        tfds.load_builder("imagnet2012", str(tmp_path))
+
+
+def test_prepare_wants_both_archives_and_leaves_nothing_half_done(tmp_path, capsys):
+    command = ["imagenet2012", f"--data_dir={tmp_path / 'out'}"]
+    assert prepare.main(command) == 2
+    assert "no file MANUAL_DIR/ILSVRC2012_img_train.tar" in capsys.readouterr().err
+    imagenet_tars(tmp_path / "tars", {}, [encoded(photograph(0))])
+    (tmp_path / "tars" / "ILSVRC2012_img_val.tar").unlink()
+    assert prepare.main([*command, f"--manual_dir={tmp_path / 'tars'}"]) == 2
+    assert "ILSVRC2012_img_val.tar; give its folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_clears_what_an_interrupted_run_left_and_keeps_a_finished_copy(
+    tmp_path, capsys
+):
+    imagenet_tars(
+        tmp_path / "tars",
+        {SYNSETS[0]: {f"{SYNSETS[0]}_1.JPEG": encoded(photograph(0))}},
+        [encoded(photograph(1))],
+    )
+    left = tmp_path / "out" / "imagenet2012" / "incomplete.ABCDEF_5.1.0"
+    left.mkdir(parents=True)
+    (left / "bucket.tmp").write_bytes(b"half")
+    command = [
+        "imagenet2012",
+        f"--data_dir={tmp_path / 'out'}",
+        f"--manual_dir={tmp_path / 'tars'}",
+    ]
+    assert prepare.main(command) == 0
+    assert not left.exists()
+    assert (
+        "train: 1 records of 1281167 that the whole set has" in capsys.readouterr().out
+    )
+    files = sorted(pathlib.Path(tmp_path / "out").rglob("*train*"))
+    before = [file.stat().st_mtime_ns for file in files]
+    assert prepare.main(command) == 0
+    assert [file.stat().st_mtime_ns for file in files] == before
