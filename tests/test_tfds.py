@@ -1,8 +1,11 @@
 """TFDS's own imagenet2012 builder, offline, in both file formats."""
 
+import hashlib
+import importlib
 import itertools
 import pathlib
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from ddae.data import prepare, tfds
 from ddae.data.augment import Augment
 from ddae.data.order import Order
 from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.metrics import read_metrics
 
 ALL = slice(None)
 CROPS = Augment(crop="random_resized", flip=True)
@@ -210,3 +215,76 @@ def test_prepare_clears_what_an_interrupted_run_left_and_keeps_a_finished_copy(
     before = [file.stat().st_mtime_ns for file in files]
     assert prepare.main(command) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
+
+
+PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "imagenet-250.tar"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """ImageNet's own files: 250 photographs to train on, 40 of them held out."""
+    classes = {}
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        for member in archive.getmembers():
+            if member.isfile():
+                synset, _, name = member.name.rpartition("/")
+                file = archive.extractfile(member)
+                classes.setdefault(synset.split("/")[-1], {})[name] = file.read()
+    images = [image for files in classes.values() for image in files.values()]
+    return prepared(tmp_path_factory.mktemp("photographs"), classes, images[:40])
+
+
+needs_photographs = pytest.mark.skipif(
+    not PHOTOGRAPHS.exists(), reason="needs shared/data/imagenet-250.tar"
+)
+
+
+@pytest.mark.slow
+@needs_photographs
+def test_two_epochs_of_photographs_are_the_same_for_one_two_and_four_hosts(photographs):
+    config = {"data": {"name": "tfds/imagenet2012", "mean": (0.5,), "std": (0.5,)}}
+    config["data"] |= {"eval_split": "validation", "on_error": "raise"}
+    digests = {}
+    for file_format, hosts in itertools.product(FORMATS, (1, 2, 4)):
+        config["data"]["dir"] = str(photographs[file_format])
+        train = data.from_config(config, (224, 224, 3)).train
+        order = Order(len(train), 20, seed=5)  # 12 steps an epoch, 10 images dropped
+        share = 20 // hosts
+        parts = [
+            train.train_batches(order, 0, slice(h * share, (h + 1) * share), CROPS)
+            for h in range(hosts)
+        ]
+        labels, pixels = [], hashlib.sha256()
+        for _ in range(24):
+            batches = [next(part) for part in parts]
+            labels += [batch["label"] for batch in batches]
+            pixels.update(b"".join(batch["image"].tobytes() for batch in batches))
+        labels = np.concatenate(labels)
+        # Every photograph is the only one of its class.
+        for epoch in np.split(labels, 2):
+            assert len(set(epoch.tolist())) == 240
+        digests[file_format, hosts] = (labels.tolist(), pixels.hexdigest())
+    first, *others = digests.values()
+    assert all(other == first for other in others)
+
+
+@pytest.mark.slow
+@needs_photographs
+def test_photographs_pretrain_alike_from_both_formats(photographs, tmp_path):
+    losses = []
+    for file_format in FORMATS:
+        config = importlib.import_module("configs.ddae_in1k").get_config("model=S")
+        config = config.to_dict()
+        config |= {"batch_size": 8, "total_steps": 4, "log_every_steps": 1}
+        config["model"]["size"] = "Two"
+        config["method"]["taps"] = (1, 2)
+        config["method"]["decoder"] = {"depth": 1, "width": 32, "num_heads": 2}
+        config["data"]["dir"] = str(photographs[file_format])
+        config["evaluators"] = {"knn": {"k": 5, "num_train": 32, "num_held_out": 16}}
+        workdir = tmp_path / file_format
+        workdir.mkdir()
+        loop.run(config, str(workdir))
+        rows = read_metrics(str(workdir / "metrics.jsonl"))
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4 and all(0 < loss < 100 for loss in losses[0])

@@ -5,7 +5,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import pytest
@@ -182,36 +181,3 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_pat
     trained = [row["step"] for row in rows if "train/loss" in row]
     assert trained == list(range(5, 61, 5))
     assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 60
-
-
-PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet-250.tar"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not PHOTOGRAPHS.exists(), reason="needs shared/data/imagenet-250.tar"
-)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_imagenet_photographs_of_original_size_train(tmp_path):
-    with tarfile.open(PHOTOGRAPHS) as archive:
-        archive.extractall(tmp_path / "data" / "train", filter="data")
-    (tmp_path / "data" / "val").symlink_to(tmp_path / "data" / "train")
-    import importlib
-
-    config = (
-        importlib.import_module("configs.ddae_in1k").get_config("model=S").to_dict()
-    )
-    config |= {"batch_size": 8, "total_steps": 4, "log_every_steps": 1}
-    config["model"]["size"] = "Two"
-    config["method"] |= {
-        "taps": (1, 2),
-        "decoder": {"depth": 1, "width": 32, "num_heads": 2},
-    }
-    config["data"]["dir"] = str(tmp_path / "data")
-    config["evaluators"] = {"knn": {"k": 5, "num_train": 32, "num_held_out": 16}}
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    loop.run(config, str(workdir))
-    rows = read_metrics(str(workdir / "metrics.jsonl"))
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)

@@ -88,9 +88,12 @@ def resize(image: Any, size: Any, kernel: Kernel) -> Any:
     else:
         twofold = tf.reduce_min(tf.shape(image)[:2] // size) >= 2
         image = tf.cond(twofold, lambda: resized(True), lambda: resized(False))
-    if method == "bicubic":  # overshoots
-        image = tf.clip_by_value(image, 0.0, 255.0)
-    return tf.cast(image + 0.5, tf.uint8)
+    image += 0.5
+    if method == "bicubic":  # overshoots; tf.clip_by_value would take two passes
+        image = tf.raw_ops.ClipByValue(
+            t=image, clip_value_min=0.0, clip_value_max=255.5
+        )
+    return tf.cast(image, tf.uint8)
 
 
 def centre(image: Any, size: tuple[int, int], share: float) -> Any:

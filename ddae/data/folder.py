@@ -11,7 +11,7 @@ from jaxtyping import Int
 from rich.console import Console
 
 from ddae.data.decode import tensorflow
-from ddae.data.images import ImageSource, RecordError
+from ddae.data.images import ImageSource
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 class FolderRecords:
     """`Records` of the image files under `root`, in alphabetical order.
+
+    A record is a path; TensorFlow reads the file on the image's way.
 
     A file's class is the first folder on its way from `root`; files that lie directly
     in `root` have none, and share the label 0. `classes`: those of the training set,
@@ -59,17 +61,14 @@ class FolderRecords:
         return os.path.join(self.root, self.files[index])
 
     def read(self, index: int) -> bytes:
-        try:
-            with open(self.key(index), "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror}") from error
+        return self.key(index).encode()
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
         return [self.read(index) for index in indices]
 
     def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
-        return record, tensorflow().gather(self.labels, index)
+        tf = tensorflow()
+        return tf.io.read_file(record), tf.gather(self.labels, index)
 
 
 def folder_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ class Records(Protocol):
         ...
 
     def read(self, index: int) -> bytes:
-        """The record's bytes; `RecordError` where they are damaged or gone."""
+        """The record, as `parse` takes it; `RecordError` where it is damaged."""
         ...
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
@@ -183,10 +184,11 @@ class ImageSource:
 
         read_chunks = numbers.map(read, num_parallel_calls=READERS, deterministic=True)
         examples = read_chunks.unbatch().map(
-            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            example, num_parallel_calls=os.cpu_count(), deterministic=True
         )
         options = tf.data.Options()
-        # One thread an image: many images are decoded at a time.
+        # An image a core, one thread an image: nothing is left to tune.
+        options.autotune.enabled = False
         options.threading.max_intra_op_parallelism = 1
         batches = examples.batch(batch_size).with_options(options).prefetch(2)
         return batches.as_numpy_iterator()
