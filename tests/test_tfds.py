@@ -1,5 +1,6 @@
 """TFDS's own imagenet2012 builder, offline, in both file formats."""
 
+import fcntl
 import hashlib
 import importlib
 import itertools
@@ -188,6 +189,49 @@ def test_prepare_wants_both_archives_and_leaves_nothing_half_done(tmp_path, caps
     assert prepare.main([*command, f"--manual_dir={tmp_path / 'tars'}"]) == 2
     assert "ILSVRC2012_img_val.tar; give its folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_prepare_leaves_a_folder_alone_that_another_run_prepares(tmp_path, capsys):
+    imagenet_tars(tmp_path / "tars", {}, [])
+    folder = tmp_path / "out" / "imagenet2012"
+    (folder / "incomplete.ABCDEF_5.1.0").mkdir(parents=True)
+    command = [f"--data_dir={tmp_path / 'out'}", f"--manual_dir={tmp_path / 'tars'}"]
+    with open(folder / ".prepare.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert prepare.main(["imagenet2012", *command]) == 2
+    assert "another run is preparing" in capsys.readouterr().err
+    assert (folder / "incomplete.ABCDEF_5.1.0").exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_any_image_set_of_tfds_grey_or_unlabelled(tmp_path, labelled):
+    import tensorflow as tf
+    import tensorflow_datasets
+
+    features = {"picture": tensorflow_datasets.features.Image(shape=(28, 28, 1))}
+    images = np.stack([photograph(i, 28, 28, 1) for i in range(6)])
+    columns = {"picture": images}
+    if labelled:
+        features["kind"] = tensorflow_datasets.features.ClassLabel(num_classes=3)
+        columns["kind"] = np.arange(6) % 3
+    tensorflow_datasets.dataset_builders.store_as_tfds_dataset(
+        name="digits_of_mine",
+        version="1.0.0",
+        data_dir=str(tmp_path),
+        features=tensorflow_datasets.features.FeaturesDict(features),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices(columns)},
+        disable_shuffling=True,
+    )
+    config = tiny_config(
+        data__name="tfds/digits_of_mine",
+        data__dir=str(tmp_path),
+        data__eval_split="train[4:]",
+    )
+    splits = data.from_config(config, (28, 28, 1))
+    assert (len(splits.train), len(splits.held_out)) == (6, 2)
+    (batch,) = splits.train.batches(np.arange(6), 6)
+    np.testing.assert_array_equal(batch["image"], images)
+    assert batch["label"].tolist() == ([0, 1, 2] * 2 if labelled else [0] * 6)
 
 
 def test_prepare_clears_what_an_interrupted_run_left_and_keeps_a_finished_copy(
