@@ -1,5 +1,6 @@
 """Encoded images on their way to batches: audit, restarts, dirt, pixels."""
 
+import dataclasses
 import io
 import itertools
 
@@ -90,6 +91,17 @@ def test_a_restart_at_any_step_gives_the_same_pixels(photographs):
     assert later.shape == (8, 16, 16, 3)
 
 
+def test_colours_are_drawn_by_seed_and_position_too(photographs):
+    plain = Augment(crop="random_resized", flip=True)
+    colours = dataclasses.replace(plain, rand_augment=2, color_jitter=0.4)
+    order = Order(24, 8, seed=0)
+    images, _ = take(photographs.train_batches(order, 0, ALL, colours), 3)
+    half, _ = take(photographs.train_batches(order, 2, slice(4, 8), colours), 1)
+    np.testing.assert_array_equal(half, images[20:24])
+    without, _ = take(photographs.train_batches(order, 0, ALL, plain), 3)
+    assert (images != without).any(axis=(1, 2, 3)).mean() > 0.9
+
+
 def test_an_image_is_cut_anew_at_each_position_and_by_each_seed(photographs):
     order = Order(24, 24, seed=0)
     images, labels = take(photographs.train_batches(order, 0, ALL, CROPS), 2)
@@ -103,6 +115,9 @@ def test_an_image_is_cut_anew_at_each_position_and_by_each_seed(photographs):
 
 PATHS = {
     "crops": CROPS,
+    "fine-tuning": Augment(
+        crop="random_resized", flip=True, rand_augment=2, color_jitter=0.4
+    ),
     "shift": Augment(crop="shift", pad=2),
     "centre": Augment(),
 }

@@ -41,7 +41,7 @@ class ArraySource:
             "name": name,
             "split": split,
             "examples": len(images),
-            "fingerprint": zlib.crc32(labels, zlib.crc32(np.ascontiguousarray(images))),
+            "fingerprint": zlib.crc32(_memory(labels), zlib.crc32(_memory(images))),
         }
         self.bad: dict[int, str] = {}
 
@@ -62,6 +62,10 @@ class ArraySource:
         for start in range(0, len(indices), batch_size):
             taken = indices[start : start + batch_size]
             yield {"image": self.images[taken], "label": self.labels[taken]}
+
+
+def _memory(array: Shaped[np.ndarray, "..."]) -> memoryview:
+    return np.ascontiguousarray(array).data
 
 
 def digits_sources(

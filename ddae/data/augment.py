@@ -175,7 +175,9 @@ def _resized_window(
     box = (left, top, left + width, top + height)
     limits = (0, 255) if image.dtype == np.uint8 else (0.0, 1.0)
     channels = [
-        Image.fromarray(channel).resize((w, h), Image.Resampling.BICUBIC, box)
+        np.asarray(
+            Image.fromarray(channel).resize((w, h), Image.Resampling.BICUBIC, box)
+        )
         for channel in np.moveaxis(image, -1, 0)
     ]
     return np.clip(np.stack(channels, axis=-1), *limits)

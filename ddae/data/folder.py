@@ -15,7 +15,7 @@ from ddae.data.images import ImageSource
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import DataSettings
+    from ddae.data import DataSettings, Identity
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -47,7 +47,7 @@ class FolderRecords:
         self.num_classes = len(self.classes)
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = np.array([numbers[name] for name in found], np.int64)
-        self.identity = {
+        self.identity: Identity = {
             "name": "folder",
             "split": name,
             "examples": len(self.files),

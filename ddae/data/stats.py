@@ -30,7 +30,7 @@ def channel_stats(
     batches: Iterable[data.Batch],
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """(mean, standard deviation) of each channel over all pixels, in [0, 1]."""
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
     for batch in batches:
         images = batch["image"]
         pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)

@@ -19,7 +19,7 @@ from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import DataSettings
+    from ddae.data import DataSettings, Identity
 
 THREADS = 64
 """Reads in flight from a remote file system, and shards indexed at a time."""
@@ -49,7 +49,7 @@ class TfdsRecords:
         self.num_classes = info.features[self._label].num_classes if self._label else 1
         array_record = info.file_format.value == "array_record"
         self._files = ArrayRecords(files) if array_record else TFRecords(files)
-        self.identity = {
+        self.identity: Identity = {
             "name": f"tfds/{info.full_name}",
             "split": split,
             "examples": len(self._files),
@@ -186,10 +186,10 @@ def load_builder(name: str, data_dir: str, file_format: str | None = None) -> An
     tensorflow()
     import tensorflow_datasets as tfds
 
-    kept = {"file_format": file_format} if file_format else {}
+    kept: dict[str, Any] = {"file_format": file_format} if file_format else {}
     try:
         return tfds.builder(name, data_dir=data_dir or None, **kept)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(
             f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}"
         ) from error
