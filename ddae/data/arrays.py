@@ -64,7 +64,7 @@ class ArraySource:
             yield {"image": self.images[taken], "label": self.labels[taken]}
 
 
-def _memory(array: Shaped[np.ndarray, "..."]) -> memoryview:
+def _memory(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).data
 
 
