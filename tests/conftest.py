@@ -21,7 +21,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-CHECKED = ["patches", "masking", "difficulty", "losses", "schedules", "targets"]
+CHECKED = [
+    "patches",
+    "masking",
+    "difficulty",
+    "losses",
+    "schedules",
+    "targets",
+    "mixing",
+]
 install_import_hook([f"ddae.{name}" for name in CHECKED], "beartype.beartype")
 
 import copy  # noqa: E402

@@ -13,6 +13,7 @@ ROOMS = {
     "settings": 0,
     "patches": 1,
     "masking": 1,
+    "mixing": 1,
     "difficulty": 1,
     "losses": 1,
     "schedules": 1,
