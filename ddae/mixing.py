@@ -19,10 +19,9 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 class Mixing:
     """How images and labels of a batch are mixed; the defaults are MAE's fine-tuning.
 
-    mixup, cutmix: the parameter of Beta(a, a) that a batch's lambda is drawn from, 0 for
-    never. probability: that a batch is mixed. switch: that cutmix is taken where both
-    are on. smoothing: of the labels. erasing: probability that an image loses a
-    rectangle.
+    mixup, cutmix: a batch's lambda is drawn from Beta(a, a) with this a; 0 is never.
+    probability: that a batch is mixed. switch: that cutmix is taken where both are on.
+    smoothing: of the labels. erasing: probability that an image loses a rectangle.
     """
 
     mixup: float = 0.8
@@ -51,21 +50,21 @@ def mix(
     """(mixed images, float32 targets that sum to 1).
 
     The partner of an image is the one at its place in the reversed batch. Mixup (Zhang
-    et al. 2018): lambda x + (1 - lambda) partner. Cutmix (Yun et al. 2019): a box of the
-    area 1 - lambda comes from the partner, and lambda is what the image really keeps.
+    et al. 2018): lambda x + (1 - lambda) partner. Cutmix (Yun et al. 2019): a box of
+    area 1 - lambda comes from the partner; the targets go by what the image keeps.
     """
+    _, h, w, _ = images.shape
     on = 1.0 - mixing.smoothing
     targets = on * jax.nn.one_hot(labels, num_classes) + mixing.smoothing / num_classes
     if not (mixing.mixup or mixing.cutmix) or mixing.probability == 0:
         return images, targets
     key_any, key_which, key_mixup, key_cutmix, key_box = jax.random.split(key, 5)
     taken = jax.random.bernoulli(key_any, mixing.probability)
-    switch = (
-        float(not mixing.mixup) if not mixing.cutmix * mixing.mixup else mixing.switch
-    )
+    only = 1.0 if mixing.cutmix else 0.0
+    switch = mixing.switch if mixing.mixup and mixing.cutmix else only
     cuts = jax.random.bernoulli(key_which, switch)
     from_image = jnp.where(cuts, 0.0, 1.0) * _beta(key_mixup, mixing.mixup)
-    box = _box(key_box, images.shape[1:3], 1.0 - _beta(key_cutmix, mixing.cutmix))
+    box = _box(key_box, (h, w), 1.0 - _beta(key_cutmix, mixing.cutmix))
     # The share of each pixel that the image itself keeps.
     share = jnp.where(cuts, 1.0 - box, from_image)
     share = jnp.where(taken, share, 1.0)
@@ -85,7 +84,7 @@ def erase(
     Random erasing (Zhong et al. 2020): an area share U(.02, 1/3), an aspect log-uniform
     between .3 and 1/.3; a side that is longer than the image is cut to it.
     """
-    h, w = images.shape[1:3]
+    _, h, w, _ = images.shape
 
     def one(image: Float[Array, "h w c"], key: Key[Array, ""]):
         key_any, key_area, key_aspect, key_place, key_noise = jax.random.split(key, 5)
