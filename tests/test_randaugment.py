@@ -134,6 +134,21 @@ def test_point_operations_at_the_ends_of_their_ranges_are_pillows():
         assert_matches(randaugment.solarize_add(image, addend), expected)
 
 
+@pytest.mark.parametrize("lows", [(0, 1, 2), (3, 17, 50), (90, 120, 200)])
+def test_autocontrast_rounds_as_pillow_does(lows):
+    for high in (201, 222, 239, 254, 255):
+        ramps = [np.linspace(low, high, 256).astype(np.uint8) for low in lows]
+        values = np.stack(ramps, axis=-1).reshape(16, 16, 3)
+        expected = ImageOps.autocontrast(Image.fromarray(values))
+        found = randaugment.autocontrast(tensorflow().constant(values))
+        assert_matches(found, expected)
+
+
+def test_what_comes_in_is_the_mean_colour_of_imagenet():
+    found = randaugment.translate(tensor("noise"), 1.0, 0.0)
+    assert (found.numpy() == np.round(255 * np.array([0.485, 0.456, 0.406]))).all()
+
+
 @pytest.mark.parametrize("picture", ["photograph", "smooth", "noise"])
 @pytest.mark.parametrize(
     "matrix",

@@ -1,7 +1,8 @@
-"""RandAugment and colour jitter of one image in tf.data graphs, pixel for pixel Pillow.
+"""RandAugment and colour jitter of one image in tf.data graphs, as with Pillow.
 
-Images are uint8 [h, w, 3] in and out, h and w at least 2. Everything random is a
-function of `seeds`, an int64 pair.
+Images are uint8 [h, w, 3] in and out, h and w at least 2. Geometry is within one level
+of Pillow's, everything else is equal to it. What is random is a function of `seeds`, an
+int64 pair.
 """
 
 import functools
