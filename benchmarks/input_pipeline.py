@@ -296,7 +296,7 @@ def write_page(args, num_files, contenders):
 
     command = functools.reduce(
         lambda text, folder: text.replace(folder, "DIR"),
-        filter(None, (args.tfds_dir, args.dir, args.output)),
+        filter(None, (args.tfds_dir, args.dir)),
         " ".join(["python", *sys.argv]),
     )
     yield f"""# The input pipeline, measured

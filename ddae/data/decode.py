@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 Kernel = Literal["bilinear", "bicubic", "bicubic_antialias"]
 """How images are resized. Only the last averages like Pillow, and so MAE's recipe, when
-an image shrinks; it takes about twice the time. The others do so from twofold on."""
+an image shrinks; it takes about twice the time. `decode_window` averages before the
+others where an image shrinks more than twofold."""
 
 KERNELS = ("bilinear", "bicubic", "bicubic_antialias")
 
@@ -39,11 +40,12 @@ def decode_window(
 ) -> Any:
     """The window [top, left, height, width] that `choose` takes of a shape (h, w, _).
 
-    A JPEG is decoded and cut in one operation, and at a half, quarter or eighth of its
-    resolution where that still covers `size`. The operation never looks at the rows
-    below the window, so a truncated file would pass or fail by where it is cut: one
-    that does not end as JPEGs do goes the long way, like other formats, and the verdict
-    is `decode`'s.
+    A window of twice `size` or more is shrunk on the way: a JPEG is decoded at a half,
+    quarter or eighth of its resolution where that still covers `size`.
+
+    A JPEG is decoded and cut in one operation, which never looks at the rows below the
+    window, so a truncated file would pass or fail by where it is cut: one that does not
+    end as JPEGs do goes the long way, like other formats. The verdict is `decode`'s.
     """
     tf = tensorflow()
     starts = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
@@ -62,7 +64,11 @@ def decode_window(
     def other() -> Any:
         image = decode(data, channels)
         top, left, height, width = tf.unstack(choose(tf.shape(image)))
-        return image[top : top + height, left : left + width]
+        image = image[top : top + height, left : left + width]
+        twofold = tf.reduce_min(tf.stack([height, width]) // size) >= 2
+        return tf.cond(
+            twofold, lambda: resize(image, size, "bicubic_antialias"), lambda: image
+        )
 
     image = tf.cond(starts & ends, jpeg, other)
     image.set_shape((None, None, channels))
@@ -79,15 +85,7 @@ def resize(image: Any, size: Any, kernel: Kernel) -> Any:
     """`image` at (height, width), rounded to uint8."""
     tf = tensorflow()
     method, _, antialias = kernel.partition("_")
-
-    def resized(antialias: bool) -> Any:
-        return tf.image.resize(image, size, method=method, antialias=antialias)
-
-    if antialias:
-        image = resized(True)
-    else:
-        twofold = tf.reduce_min(tf.shape(image)[:2] // size) >= 2
-        image = tf.cond(twofold, lambda: resized(True), lambda: resized(False))
+    image = tf.image.resize(image, size, method=method, antialias=bool(antialias))
     image += 0.5
     if method == "bicubic":  # overshoots; tf.clip_by_value would take two passes
         image = tf.raw_ops.ClipByValue(
