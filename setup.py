@@ -20,6 +20,7 @@ setup(
         "flax>=0.12.8",  # the networks
         "optax>=0.2.8",  # AdamW, clipping
         "orbax-checkpoint>=0.12.8",  # COMMIT_FILE atomicity
+        "etils[epath]>=1.9",  # paths on gs:// as on a disk; orbax brings it
         "ml_collections>=1.1",  # config files
         "clu>=0.0.12",  # parameter overview, TensorBoard scalars and images
         "tensorboard>=2.19",  # clu's writer imports it and does not declare it

@@ -2,8 +2,9 @@
 
 python train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Rerunning the same command resumes. Exit codes: 0 done; 2 wrong config or data; 3 the
-loss stayed non-finite and the run stopped; 1 a crash.
+Rerunning the same command resumes. On a cluster, start the same command in every
+process; docs/gpu.md and docs/tpu.md say how. Exit codes: 0 done; 2 wrong config or
+data; 3 the loss stayed non-finite; 75 asked to stop, saved, run me again; 1 a crash.
 """
 
 import os
@@ -24,6 +25,15 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"], "Join the cluster's processes."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the others.")
+
+
 def main(argv: list[str]) -> int:
     """Runs the config; returns the exit code."""
     if len(argv) > 1:
@@ -32,21 +42,19 @@ def main(argv: list[str]) -> int:
         )
     logging.set_verbosity(logging.WARNING)
     from ddae.settings import UserError
-    from ddae.train import loop
+    from ddae.train import cluster, loop
 
-    workdir = os.path.abspath(WORKDIR.value)
     try:
-        os.makedirs(workdir, exist_ok=True)
-    except OSError as error:
-        return wrong(f"--workdir={WORKDIR.value} cannot be made: {error.strerror}")
-    try:
-        loop.run(CONFIG.value.to_dict(), workdir)
+        cluster.start(
+            DISTRIBUTED.value,
+            COORDINATOR.value,
+            PROCESSES.value,
+            PROCESS.value,
+            TIMEOUT.value,
+        )
     except UserError as error:
         return wrong(str(error))
-    except loop.NonFiniteError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 3
-    return 0
+    return cluster.run_to_end(loop.run, CONFIG.value.to_dict(), WORKDIR.value)
 
 
 def wrong(message: str) -> int:

@@ -22,6 +22,8 @@ def pretraining() -> ConfigDict:
     config.checkpoint_every_steps = 1000
     config.eval_every_steps = 5000
     config.keep_checkpoints = 3
+    config.keep_every_steps = 0
+    config.keep_best = ""
     config.max_nonfinite_steps = 10
 
     config.data = ConfigDict()

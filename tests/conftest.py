@@ -32,49 +32,10 @@ CHECKED = [
 ]
 install_import_hook([f"ddae.{name}" for name in CHECKED], "beartype.beartype")
 
-import copy  # noqa: E402
-
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
-
-from ddae.models.vit import VIT_SPECS, ViTSpec  # noqa: E402
-
-VIT_SPECS["Two"] = ViTSpec(32, 2, 2)
-
-TINY = {
-    "task": "pretrain",
-    "seed": 0,
-    "batch_size": 16,
-    "epochs": 100,
-    "total_steps": 4,
-    "image_size": 8,
-    "dtype": "float32",
-    "log_every_steps": 2,
-    "checkpoint_every_steps": 2,
-    "eval_every_steps": 0,
-    "data": {"name": "digits", "mean": (0.3,), "std": (0.4,)},
-    "model": {"size": "Two", "patch_size": 2, "channels": 1},
-    "method": {
-        "name": "ddae",
-        "taps": (1, 2),
-        "decoder": {"depth": 1, "width": 16, "num_heads": 2},
-    },
-    "optimizer": {"base_lr": 1e-2, "warmup_epochs": 10.0},
-    "mesh": {"fsdp": 1},
-    "evaluators": {},
-}
-
-
-def tiny_config(**changes):
-    """A copy of TINY; dotted keys with __: data__name="folder"."""
-    config = copy.deepcopy(TINY)
-    for key, value in changes.items():
-        section, parts = config, key.split("__")
-        for part in parts[:-1]:
-            section = section.setdefault(part, {})
-        section[parts[-1]] = value
-    return config
+from tiny import tiny_config  # noqa: E402, F401
 
 
 @pytest.fixture

@@ -32,20 +32,19 @@ def assert_same(a, b):
 def test_round_trip_onto_another_mesh(tmp_path, digit_images):
     state, step, mesh, _ = trainer(devices=4, fsdp=4)
     state, _ = step(state, place(digit_images, mesh), ROOT)
-    checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config(), {})
-    checkpoints.close()
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(state, 1, tiny_config(), {})
     alone, _, _, _ = trainer(devices=1)
-    restored = Checkpoints(str(tmp_path)).restore(targets(alone))
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        restored = checkpoints.restore(targets(alone))
     assert_same(restored, state)
     assert {len(x.sharding.device_set) for x in LEAVES(restored.params)} == {1}
 
 
 def test_another_model_is_named_before_anything_compiles(tmp_path):
     state, _, _, _ = trainer()
-    checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config(), {})
-    checkpoints.close()
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(state, 1, tiny_config(), {})
     with pytest.raises(UserError) as error:
         loop.run(tiny_config(model__patch_size=4), str(tmp_path))
     message = str(error.value)
@@ -58,21 +57,22 @@ def test_another_teacher_is_named_and_clipping_may_change(tmp_path):
     run(tmp_path, method=mae, total_steps=2)
     rows = run(tmp_path, method=mae, total_steps=4, optimizer__clip_norm=1.0)
     assert rows[-1]["step"] == 4
-    checkpoints = Checkpoints(str(tmp_path))
     with_teacher, _, _, _ = trainer()
-    state = checkpoints.restore(targets(trainer(method=mae)[0]))
-    other = dataclasses.replace(state, ema_params=with_teacher.ema_params)
-    with pytest.raises(UserError, match="another optimiser or teacher"):
-        checkpoints.restore(targets(other))
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        state = checkpoints.restore(targets(trainer(method=mae)[0]))
+        other = dataclasses.replace(state, ema_params=with_teacher.ema_params)
+        with pytest.raises(UserError, match="another optimiser or teacher"):
+            checkpoints.restore(targets(other))
 
 
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path):
     state, _, _, _ = trainer()
-    checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(state, 1, tiny_config(), {})
-    checkpoints.close()
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(state, 1, tiny_config(), {})
     (tmp_path / "checkpoints" / "7").mkdir()
-    assert Checkpoints(str(tmp_path)).latest() == 1
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert not (tmp_path / "checkpoints" / "7").exists()
 
 
 def run(workdir, **changes):
@@ -105,10 +105,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch):
         assert a.get("train/loss") == b.get("train/loss")
     states = []
     for name in ("a", "b"):
-        checkpoints = Checkpoints(str(tmp_path / name))
-        assert checkpoints.latest() == 6
-        state, _, _, _ = trainer(devices=4, fsdp=4)
-        states.append(checkpoints.restore(targets(state)))
+        with Checkpoints(str(tmp_path / name)) as checkpoints:
+            assert checkpoints.latest() == 6
+            state, _, _, _ = trainer(devices=4, fsdp=4)
+            states.append(checkpoints.restore(targets(state)))
     assert_same(*states)
 
 

@@ -63,7 +63,7 @@ WRONG = [
     ({"task": "dance"}, "config.task='dance'"),
     ({"data__name": "folder", "data__dir": "/nowhere"}, "no folder /nowhere/train"),
     ({"evaluators": {"knn": {"k": 5000}}}, "knn.k=5000"),
-    ({"data__std": (0.0,)}, "config.data.std=.* must be positive"),
+    ({"data__std": (0.0,)}, "config.data: std=.* must be positive"),
     ({"total_steps": -1}, "total_steps=-1 must be positive"),
     ({"epochs": 0}, "epochs=0 must be positive"),
 ]
@@ -76,7 +76,7 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
     def compiles(*_, **__):
         raise AssertionError("compiled before the config was checked")
 
-    monkeypatch.setattr(loop, "start", compiles)
+    monkeypatch.setattr(loop, "Checkpoints", compiles)
     with pytest.raises(UserError, match=says) as error:
         loop.run(tiny_config(**changes), str(tmp_path))
     assert "\n" not in str(error.value)

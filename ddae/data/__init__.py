@@ -17,6 +17,9 @@ from ddae.settings import UserError
 Batch = dict[str, np.ndarray]
 """image: uint8, or float32 in [0, 1], [b, height, width, c]; label: int32 [b]."""
 
+Rows = slice | np.ndarray
+"""Which rows of a global batch a host reads."""
+
 
 class Identity(TypedDict):
     """What a set of images is, to tell it from another; fingerprint: a checksum."""
@@ -37,7 +40,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def train_batches(
-        self, order: Order, first_step: int, rows: slice, augment: Augment
+        self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:
         """Endless augmented batches from `first_step` on: these rows of each batch.
 

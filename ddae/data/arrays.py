@@ -17,7 +17,7 @@ from ddae.data.order import Order
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import Batch, DataSettings, Identity
+    from ddae.data import Batch, DataSettings, Identity, Rows
 
 
 class ArraySource:
@@ -49,7 +49,7 @@ class ArraySource:
         return len(self.images)
 
     def train_batches(
-        self, order: Order, first_step: int, rows: slice, augment: Augment
+        self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:
         for step in itertools.count(first_step):
             positions, indices = (ids[rows] for ids in order.batch(step))

@@ -18,7 +18,7 @@ from ddae.data.order import Order
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import Batch, DataSettings, Identity
+    from ddae.data import Batch, DataSettings, Identity, Rows
 
 CHUNK = 64
 """Records that one Python call reads; the rest of their way is C++."""
@@ -92,15 +92,14 @@ class ImageSource:
         return len(self.records)
 
     def train_batches(
-        self, order: Order, first_step: int, rows: slice, augment: Augment
+        self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:
-        start, stop, _ = rows.indices(order.batch_size)
-        parts = -(-(stop - start) // CHUNK)
+        own = np.arange(order.batch_size)[rows]
+        parts = -(-len(own) // CHUNK)
 
         def chunk(number: int) -> tuple[np.ndarray, np.ndarray]:
             step, part = divmod(number, parts)
-            first = start + part * CHUNK
-            chosen = slice(first, min(first + CHUNK, stop))
+            chosen = own[part * CHUNK : (part + 1) * CHUNK]
             positions, indices = order.batch(step)
             return positions[chosen], self._substitutes(indices[chosen])
 
@@ -112,12 +111,12 @@ class ImageSource:
         while True:
             numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
             try:
-                for batch in self._batches(numbers, chunk, image, stop - start):
+                for batch in self._batches(numbers, chunk, image, len(own)):
                     yield batch
                     step += 1
             except unreadable as error:
                 _, indices = order.batch(step)
-                self._condemn(self._substitutes(indices[rows]), error)
+                self._condemn(self._substitutes(indices[own]), error)
 
     def batches(
         self, indices: Int[np.ndarray, " k"], batch_size: int

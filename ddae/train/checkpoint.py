@@ -1,33 +1,70 @@
 """Checkpoints over Orbax: the whole state, and enough beside it to say what it is."""
 
-import os
-from collections.abc import Callable, Mapping
+import contextlib
+import fcntl
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax import Array
 
 from ddae import tasks
 from ddae.models.vit import Features
 from ddae.settings import UserError
+from ddae.train.digest import digests, nonfinite
 from ddae.train.optimizer import path_name
-from ddae.train.state import TrainState
+from ddae.train.state import NonFiniteError, TrainState
 
 Tree = Any
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read, or reads otherwise than it was written."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written; the run cannot go on (exit code 1)."""
 
 
 class Checkpoints:
     """The folder `checkpoints` of a workdir; each step is written in the background.
 
     A step counts only with Orbax's commit file in it, so a run may be killed at any
-    moment. `params` is an item of its own: an encoder is read without the optimiser.
+    moment. Every array is written with a checksum, which is verified when it is read.
+    `params` is an item of its own: an encoder is read without the optimiser. A second
+    run in the same workdir is refused.
+
+    keep: the newest steps that stay. keep_every_steps: multiples of it stay too; 0 is
+    none. keep_best: a value of `save`'s `values`; the step where it is largest stays.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3):
-        self.folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        self._manager = _manager(self.folder, keep)
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        keep: int = 3,
+        keep_every_steps: int = 0,
+        keep_best: str = "",
+    ):
+        self._keep_best = keep_best
+        self._lock = _lock(epath.Path(workdir))
+        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"{self.folder} is a file; take another --workdir")
+            _sweep(self.folder)
+            kept = _preserved(keep, keep_every_steps, keep_best)
+            self._manager = _manager(self.folder, kept)
+        except BaseException:
+            self._unlock()
+            raise
 
     def latest(self) -> int | None:
         """The newest committed step."""
@@ -39,28 +76,43 @@ class Checkpoints:
         step: int,
         config: Mapping[str, Any],
         data_state: Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts writing `state`; a step that is already there is left as it is.
 
         data_state: what must be equal for the batches after `step` to be the same.
+        values: the evaluation of this step. Raises `NonFiniteError` for a state with a
+        value that is not finite, `CheckpointError` where this or the last step could
+        not be written.
         """
         if step == self.latest():
             return
-        params, training = _split(state)
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave(
-                    {"step": step, "config": dict(config), "data": dict(data_state)}
-                ),
-            ),
-        )
-        if not saved:
-            raise RuntimeError(
-                f"step {step} was not saved: {self.folder} holds a later one"
+        if bad := nonfinite(state):
+            raise NonFiniteError(
+                f"{bad[0]} is not finite at step {step}, so the state was not saved;"
+                f" the last good checkpoint is step {self.latest()} in {self.folder}"
             )
+        params, training = _split(state)
+        meta = {
+            "step": step,
+            "config": dict(config),
+            "data": dict(data_state),
+            "digests": {"params": digests(params), "training": digests(training)},
+        }
+        best = {"best": (values or {}).get(self._keep_best)}
+        with self._writing(step):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    training=ocp.args.StandardSave(training),
+                    meta=ocp.args.JsonSave(meta | {"crc": _crc(meta)}),
+                ),
+                metrics=best if best["best"] is not None else None,
+                force=True,
+            )
+            if not saved:
+                raise RuntimeError("it holds a later one")
 
     def check(self, shapes: TrainState, data_state: Mapping[str, Any]) -> None:
         """Raises `UserError` naming what the newest checkpoint has otherwise: a field
@@ -69,8 +121,18 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             return
-        self._check_data(step, data_state)
-        stored = _shapes(self._manager.item_metadata(step)["params"])
+        try:
+            stored_data = self._meta(step).get("data", {})
+            stored = _shapes(_item_metadata(self._manager, self.folder, step))
+        except DamagedError:
+            return  # `restore` finds a step that can be used
+        for field, value in stored_data.items():
+            if data_state.get(field) != value:
+                raise UserError(
+                    f"checkpoint {self.folder}/{step} was trained on data with {field}"
+                    f" {value!r}, this config has {data_state.get(field)!r}; use its"
+                    " own data, seed and batch size, or another --workdir"
+                )
         wanted = _shapes(shapes.params)
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
@@ -81,70 +143,103 @@ class Checkpoints:
                     " --workdir"
                 )
 
-    def _check_data(self, step: int, data_state: Mapping[str, Any]) -> None:
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        stored = self._manager.restore(step, args=args)["meta"].get("data", {})
-        for field, value in stored.items():
-            if data_state.get(field) != value:
-                raise UserError(
-                    f"checkpoint {self.folder}/{step} was trained on data with {field}"
-                    f" {value!r}, this config has {data_state.get(field)!r}; use its"
-                    " own data, seed and batch size, or another --workdir"
-                )
-
     def restore(self, shapes: TrainState) -> TrainState | None:
-        """The newest state, laid out as `shapes` (with shardings); None at a start."""
-        step = self.latest()
-        if step is None:
-            return None
-        params, training = _split(shapes)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(params),
-                    training=ocp.args.StandardRestore(training),
-                ),
-            )
-        except ValueError as error:
-            if "structure" not in str(error):
-                raise
+        """The newest state that can be read, laid out as `shapes` (with shardings).
+
+        None at a start. A damaged step is named, moved to `damaged_checkpoints` beside
+        the folder, and the one before it taken; `UserError` where none is left.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        reasons: dict[int, str] = {}
+        for step in steps:
+            try:
+                state = self._read(step, shapes)
+            except DamagedError as error:
+                reasons[step] = str(error)
+                print(f"damaged checkpoint: {error}", file=sys.stderr, flush=True)
+                continue
+            for bad in reasons:
+                _move_away(self.folder, str(bad))
+            self._manager.reload()
+            return state
+        if reasons:
             raise UserError(
-                f"checkpoint {self.folder}/{step} holds another optimiser or teacher"
-                " than this config makes; use its own config or another --workdir"
-            ) from error
-        return TrainState(params=restored["params"], **restored["training"])
+                f"no checkpoint can be read: {reasons[max(reasons)]}; bring back a"
+                " copy, or start in another --workdir"
+            )
+        return None
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written; `CheckpointError` where it could not be."""
+        try:
+            with self._writing(None):
+                self._manager.wait_until_finished()
+        finally:
+            with contextlib.suppress(Exception):  # said above, once
+                self._manager.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise CheckpointError(
+                f"{what} could not be written to {self.folder}: {_first_line(error)};"
+                f" the last good one is step {self.latest()}"
+            ) from error
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        return _read_meta(self._manager, self.folder, step)
+
+    def _read(self, step: int, shapes: TrainState) -> TrainState:
+        """The state of `step`; `DamagedError` naming the file or the leaf."""
+        params, training = _split(shapes)
+        meta = self._meta(step)
+        restored = _read_items(
+            self._manager, self.folder, step, {"params": params, "training": training}
+        )
+        for item, expected in meta.get("digests", {}).items():
+            _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
+        return TrainState(params=restored["params"], **restored["training"])
 
 
 def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint.
 
-    Raises `UserError` where there is none.
+    Raises `UserError` where there is none, or where it is damaged.
     """
-    folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-    if not os.path.isdir(folder):
+    folder = epath.Path(workdir).resolve() / "checkpoints"
+    if not folder.is_dir():
         raise UserError(f"no checkpoint in {folder}")
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"no checkpoint in {folder}")
-        target = jax.tree.map(
-            lambda x: np.empty(x.shape, x.dtype),
-            _plain(manager.item_metadata(step)["params"]),
-            is_leaf=lambda x: hasattr(x, "shape"),
-        )
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-            ),
-        )
-    return restored["params"], restored["meta"]["config"]
+        try:
+            meta = _read_meta(manager, folder, step)
+            target = jax.tree.map(
+                lambda x: np.empty(x.shape, x.dtype),
+                _plain(_item_metadata(manager, folder, step)),
+                is_leaf=lambda x: hasattr(x, "shape"),
+            )
+            restored = _read_items(manager, folder, step, {"params": target})["params"]
+            expected = meta.get("digests", {}).get("params", {})
+            _verify(f"{folder}/{step}/params", restored, expected)
+        except DamagedError as error:
+            raise UserError(f"damaged checkpoint: {error}") from error
+    return restored, meta["config"]
 
 
 def load_encoder(workdir: str) -> Callable[[Array], Features]:
@@ -158,17 +253,137 @@ def load_encoder(workdir: str) -> Callable[[Array], Features]:
     return lambda images: encode(params, images)
 
 
-def _manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
+def _manager(folder: epath.Path, kept: Any = None) -> ocp.CheckpointManager:
     mode = ocp.options.AtomicityMode.COMMIT_FILE
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, atomicity_options=ocp.options.AtomicityOptions(mode=mode)
+        preservation_policy=kept,
+        atomicity_options=ocp.options.AtomicityOptions(mode=mode),
     )
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
         "training": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    try:
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used: {error.strerror}") from error
+
+
+def _preserved(keep: int, every: int, best: str) -> Any:
+    policies = ocp.checkpoint_managers
+    kept: list[Any] = [policies.LatestN(keep)]
+    if every:
+        kept.append(policies.EveryNSteps(every))
+    if best:
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["best"],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _lock(workdir: epath.Path) -> Any:
+    """Held for the life of a run, by its first process; None for a remote workdir."""
+    if jax.process_index() != 0 or "://" in str(workdir):
+        return None
+    try:
+        file = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"another run is at work in {workdir}; wait for it, or take another"
+            " --workdir"
+        ) from error
+    return file
+
+
+def _sweep(folder: epath.Path) -> None:
+    """Removes what killed saves left, and moves other numbered folders away."""
+    if jax.process_index() != 0 or not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.name.isdigit() and not (entry / "commit_success.txt").exists():
+            ours = {"params", "training", "meta", "metrics", "_CHECKPOINT_METADATA"}
+            if {inner.name for inner in entry.iterdir()} <= ours:
+                entry.rmtree()
+            else:
+                _move_away(folder, entry.name)
+
+
+def _move_away(folder: epath.Path, name: str) -> None:
+    if jax.process_index() != 0:
+        return
+    aside = folder.parent / "damaged_checkpoints"
+    aside.mkdir(exist_ok=True)
+    number = sum(entry.name.split(".")[0] == name for entry in aside.iterdir())
+    target = aside / (f"{name}.{number}" if number else name)
+    (folder / name).rename(target)
+    print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
+
+
+def _read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    where = f"{folder}/{step}/meta"
+    try:
+        meta = manager.restore(step, args=args)["meta"]
+    except Exception as error:  # Orbax raises what it meets
+        raise DamagedError(f"{where}: {_first_line(error)}") from error
+    crc = meta.pop("crc", None)
+    if crc is not None and crc != _crc(meta):
+        raise DamagedError(f"{where}: its checksum differs")
+    return meta
+
+
+def _item_metadata(manager: Any, folder: epath.Path, step: int) -> Any:
+    try:
+        return manager.item_metadata(step)["params"]
+    except Exception as error:  # as above
+        raise DamagedError(f"{folder}/{step}/params: {_first_line(error)}") from error
+
+
+def _read_items(
+    manager: Any, folder: epath.Path, step: int, targets: Mapping[str, Tree]
+) -> dict[str, Tree]:
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in targets}
+    except Exception as error:  # as above
+        if isinstance(error, ValueError) and "structure" in str(error):
+            raise UserError(
+                f"checkpoint {folder}/{step} holds another optimiser or teacher than"
+                " this config makes; use its own config or another --workdir"
+            ) from error
+        text = str(error)
+        arrays = re.findall(r"'path': '([^']+?)/?',?\n    \}", text)
+        files = re.findall(r'local file "([^"]+)"', text)
+        named = f", array {arrays[0]}" if arrays else ""
+        named = f", file {files[-1]}" if files else named
+        reason = _first_line(error)
+        raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
+
+
+def _verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:
+    for name, digest in digests(tree).items():
+        if expected and expected.get(name) != digest:
+            raise DamagedError(f"{where}{name}: its checksum differs")
+
+
+def _crc(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True, default=list).encode())
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().split("\n")[0]
+    return line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0][:300]
 
 
 def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:

@@ -1,16 +1,18 @@
 """The training loop: one function that turns a config into a workdir."""
 
 import collections
+import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
@@ -19,6 +21,13 @@ from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.train.checkpoint import Checkpoints
+from ddae.train.cluster import (
+    PreemptedError,
+    Signals,
+    Watchdog,
+    check_together,
+    forget_failure,
+)
 from ddae.train.metrics import Meter, Report, progress_line
 from ddae.train.optimizer import (
     Optimizer,
@@ -29,13 +38,15 @@ from ddae.train.optimizer import (
 from ddae.train.sharding import (
     MeshSettings,
     batch_sharding,
+    bytes_a_device,
+    flag_devices,
     host_rows,
     make_mesh,
     replicated,
     state_sharding,
     to_devices,
 )
-from ddae.train.state import TrainState, make_init
+from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import make_encode, make_step
 
 SECTIONS = ("data", "model", "method", "optimizer", "mesh", "evaluators")
@@ -45,15 +56,14 @@ LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
 
 
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a non-finite loss or gradient (exit code 3)."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """The config's plain keys. `total_steps` wins over `epochs` when it is set.
 
     max_nonfinite_steps: how many in a row are skipped before the run stops.
+    keep_checkpoints: how many of the newest stay; of the others every
+    keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
+    watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
     """
 
     task: str
@@ -67,7 +77,10 @@ class RunSettings:
     checkpoint_every_steps: int = 1000
     eval_every_steps: int = 5000
     keep_checkpoints: int = 3
+    keep_every_steps: int = 0
+    keep_best: str = ""
     max_nonfinite_steps: int = 10
+    watchdog_seconds: float = 1800.0
 
     def __post_init__(self):
         for name in (
@@ -100,13 +113,20 @@ class Job:
     total_steps: int
     optimizer: Optimizer
     accumulate: int
+    signals: Signals
     evaluators: Mapping[str, eval.Evaluator]
     shapes: TrainState
     shardings: TrainState
 
+    def evaluates(self, step: int) -> bool:
+        """Untrained, every eval_every_steps, and at the end."""
+        every = self.options.eval_every_steps
+        return step in (0, self.total_steps) or bool(every and step % every == 0)
 
-def plan(config: Mapping[str, Any]) -> Job:
+
+def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    signals = signals or Signals()
     for name in SECTIONS:
         if name not in config:
             raise UserError(f"config.{name} is missing")
@@ -125,6 +145,7 @@ def plan(config: Mapping[str, Any]) -> Job:
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    encode = make_encode(task, mesh, signals)
     return Job(
         config=config,
         options=options,
@@ -136,7 +157,8 @@ def plan(config: Mapping[str, Any]) -> Job:
         total_steps=total_steps,
         optimizer=optimizer,
         accumulate=chosen.accumulate,
-        evaluators=eval.from_config(config, task, splits, make_encode(task, mesh)),
+        signals=signals,
+        evaluators=eval.from_config(config, task, splits, encode),
         shapes=shapes,
         shardings=state_sharding(shapes, mesh),
     )
@@ -145,43 +167,102 @@ def plan(config: Mapping[str, Any]) -> Job:
 def run(config: Mapping[str, Any], workdir: str) -> None:
     """Trains what `config` says in `workdir`, from its newest checkpoint if it has one.
 
-    Raises `UserError` for wrong configuration or data, before anything compiles, and
-    `NonFiniteError` after `max_nonfinite_steps` bad steps in a row.
+    Raises `UserError` for wrong configuration or data, before anything compiles,
+    `NonFiniteError` after `max_nonfinite_steps` bad steps in a row, and after a SIGTERM
+    `PreemptedError`, with the state saved.
     """
-    job = plan(config)
-    checkpoints = Checkpoints(workdir, keep=job.options.keep_checkpoints)
-    checkpoints.check(job.shapes, job.data_state)
-    _write_config(config, workdir)
-    latest = checkpoints.latest()
-    report = Report(workdir, resumed_at=latest)
-    report.say(_overview(job))
+    signals = Signals()
+    workdir = _open(workdir)
+    with signals.listening():
+        forget_failure(workdir)
+        check_together(config)
+        _run(plan(config, signals), workdir)
+
+
+def _open(workdir: str) -> str:
+    """The absolute path of `workdir`, made where it is not; gs:// as it is."""
+    path = epath.Path(workdir)
+    if "://" not in workdir:
+        path = path.absolute()
     try:
-        if latest is not None and latest >= job.total_steps:
-            report.say(f"nothing to do: {workdir} is at its last step, {latest}")
-            return
-        state = start(job, checkpoints, report)
-        train(job, state, latest or 0, checkpoints, report)
-        report.say(_closing(report))
-    finally:
-        checkpoints.close()
-        report.close()
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be made: {error.strerror}"
+        ) from error
+    return str(path)
 
 
-def start(job: Job, checkpoints: Checkpoints, report: Report) -> TrainState:
-    """The newest checkpoint's state, or a fresh one, evaluated untrained."""
-    targets = jax.tree.map(
+def _run(job: Job, workdir: str) -> None:
+    options = job.options
+    with (
+        Checkpoints(
+            workdir,
+            keep=options.keep_checkpoints,
+            keep_every_steps=options.keep_every_steps,
+            keep_best=options.keep_best,
+        ) as checkpoints,
+        contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
+    ):
+        checkpoints.check(job.shapes, job.data_state)
+        _write_config(job.config, workdir)
+        state = checkpoints.restore(_targets(job))
+        step = None if state is None else int(state.step)
+        with contextlib.closing(Report(workdir, resumed_at=step)) as report:
+            report.say(_overview(job))
+            if state is None:
+                init = make_init(job.task, job.optimizer)
+                init = jax.jit(init, out_shardings=job.shardings)
+                state = init(jax.random.key(options.seed))
+            else:
+                report.say(f"resuming at step {step} of {checkpoints.folder}")
+            _train(job, state, step or 0, checkpoints, report)
+            report.say(_closing(report))
+
+
+def _train(
+    job: Job,
+    state: TrainState,
+    step: int,
+    checkpoints: Checkpoints,
+    report: Report,
+) -> None:
+    """From `step` on to the end, or to the step at which all agree to stop."""
+    if job.evaluates(step) and not _agreed(report.has_evaluation(step)):
+        try:
+            evaluate(job, state, step, report)
+        except PreemptedError:
+            _save_and_stop(job, state, step, checkpoints)
+    if step >= job.total_steps:
+        report.say(f"nothing to do: step {step} is the last")
+        return
+    train(job, state, step, checkpoints, report)
+
+
+def _agreed(flag: bool) -> bool:
+    """What the first process says; it alone reads the log."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
+
+
+def _save_and_stop(
+    job: Job, state: TrainState, step: int, checkpoints: Checkpoints
+) -> NoReturn:
+    checkpoints.save(state, step, job.config, job.data_state)
+    checkpoints.close()
+    raise PreemptedError(
+        f"asked to stop; saved at step {step} of {job.total_steps}: run the same"
+        " command again"
+    )
+
+
+def _targets(job: Job) -> TrainState:
+    return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         job.shapes,
         job.shardings,
     )
-    state = checkpoints.restore(targets)
-    if state is not None:
-        report.say(f"resuming at step {checkpoints.latest()} of {checkpoints.folder}")
-        return state
-    init = jax.jit(make_init(job.task, job.optimizer), out_shardings=job.shardings)
-    state = init(jax.random.key(job.options.seed))
-    evaluate(job, state, 0, report)
-    return state
 
 
 def train(
@@ -198,36 +279,51 @@ def train(
         donate_argnums=0,
         out_shardings=(job.shardings, replicated(job.mesh)),
     )
-    rows = host_rows(options.batch_size)
+    sharding = batch_sharding(job.mesh)
     batches = job.splits.train.train_batches(
-        job.order, first_step, rows, job.splits.augment
+        job.order,
+        first_step,
+        host_rows(options.batch_size, sharding),
+        job.splits.augment,
     )
-    batches = _prefetch(batches, batch_sharding(job.mesh))
+    batches = _prefetch(batches, sharding)
     root = jax.random.key(options.seed)
     meter = Meter()
-    outcomes: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    outcomes: collections.deque[tuple[int, Any]] = collections.deque()
     for step in range(first_step + 1, last_step + 1):
         waiting = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - waiting
+        batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
         state, metrics = take_step(state, batch, root)
+        stop, _ = metrics.pop("stop")
         meter.add(metrics, waited)
-        outcomes.append((step, metrics["nonfinite_in_row"][0]))
+        outcomes.append((step, (metrics["nonfinite_in_row"][0], stop)))
         last = step == last_step
         saves = step % options.checkpoint_every_steps == 0 or last
+        stopping = False
         while len(outcomes) > (0 if saves else LAG):
-            check_finite(*outcomes.popleft(), options.max_nonfinite_steps, checkpoints)
+            past, (in_row, stop) = outcomes.popleft()
+            check_finite(past, in_row, options.max_nonfinite_steps, checkpoints)
+            stopping |= bool(stop)
+        job.signals.beat()
         if step % options.log_every_steps == 0 or last:
             values = meter.take(options.batch_size)
             values["data/bad_records"] = job.splits.num_bad
             report.write(step, values)
             report.say(progress_line(step, last_step, values))
+        if stopping and not last:
+            _save_and_stop(job, state, step, checkpoints)
         aside = time.monotonic()
+        found: Mapping[str, Any] = {}
         # Before the save: a run killed in an evaluation takes it again.
-        if last or (options.eval_every_steps and step % options.eval_every_steps == 0):
-            evaluate(job, state, step, report)
+        if job.evaluates(step):
+            try:
+                found = evaluate(job, state, step, report)
+            except PreemptedError:
+                _save_and_stop(job, state, step, checkpoints)
         if saves:
-            checkpoints.save(state, step, job.config, job.data_state)
+            checkpoints.save(state, step, job.config, job.data_state, found)
         meter.skip(time.monotonic() - aside)
 
 
@@ -253,20 +349,27 @@ def check_finite(
         )
 
 
-def evaluate(job: Job, state: TrainState, step: int, report: Report) -> None:
-    """Runs every evaluator on the parameters of `state`, and plots the loss so far."""
+def evaluate(
+    job: Job, state: TrainState, step: int, report: Report
+) -> dict[str, float]:
+    """Runs every evaluator on the parameters of `state`, and plots the loss so far.
+
+    Gives the numbers they found.
+    """
     report.say(f"step {step}: evaluating")
     values: dict[str, Any] = {}
     for evaluator in job.evaluators.values():
         found = evaluator(state.params, step)
+        job.signals.beat()
         values |= {f"eval/{name}": value for name, value in found.items()}
     curves = distance_curves(report.rows()) if report.active else None
     if curves is not None:
         values["eval/loss_by_distance"] = curves
     report.write(step, values)
-    numbers = {k: v for k, v in values.items() if np.ndim(v) == 0}
+    numbers = {k: float(v) for k, v in values.items() if np.ndim(v) == 0}
     shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
     report.say(f"step {step}: {', '.join(shown)}")
+    return numbers
 
 
 def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
@@ -281,12 +384,14 @@ def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
 def _overview(job: Job) -> str:
     """What is about to run: parameters, optimiser groups, length, devices."""
     batch, params = job.options.batch_size, job.shapes.params
+    shard, whole = bytes_a_device(job.shapes, job.shardings)
     lines = [
         parameter_overview.get_parameter_overview(params, include_stats=False),
         *group_table(params),
         f"peak learning rate {job.optimizer.peak:.3g} at batch {batch}",
         f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
         f" an epoch of {job.order.num_examples} images",
+        f"state {shard / 2**20:,.1f} MiB a device, of {whole / 2**20:,.1f} MiB",
         f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
         f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
     ]
@@ -311,5 +416,5 @@ def _closing(report: Report) -> str:
 
 def _write_config(config: Mapping[str, Any], workdir: str) -> None:
     if jax.process_index() == 0:
-        with open(os.path.join(workdir, "config.json"), "w") as file:
-            json.dump(config, file, indent=2)
+        path = epath.Path(workdir) / "config.json"
+        path.write_text(json.dumps(config, indent=2))

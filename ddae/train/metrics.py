@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from ddae.objective import Metrics
@@ -24,16 +25,15 @@ class Report:
 
     def __init__(self, workdir: str, resumed_at: int | None):
         self.active = jax.process_index() == 0
-        self.path = os.path.join(workdir, "metrics.jsonl")
-        self.figures = os.path.join(workdir, "figures")
+        self.path = epath.Path(workdir) / "metrics.jsonl"
+        self.figures = epath.Path(workdir) / "figures"
         self._board = None
         if not self.active:
             return
-        os.makedirs(self.figures, exist_ok=True)
+        self.figures.mkdir(parents=True, exist_ok=True)
         last = -1 if resumed_at is None else resumed_at
         kept = [row for row in read_metrics(self.path) if row["step"] <= last]
-        with open(self.path, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._board = _tensorboard(workdir)
 
     def say(self, line: str) -> None:
@@ -51,11 +51,12 @@ class Report:
             row = {"step": step} | {
                 k: v if math.isfinite(v) else None for k, v in scalars.items()
             }
-            with open(self.path, "a") as file:
+            with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         for name, picture in pictures.items():
             name = name.rsplit("/", 1)[-1]
-            Image.fromarray(picture).save(os.path.join(self.figures, f"{name}.png"))
+            with (self.figures / f"{name}.png").open("wb") as file:
+                Image.fromarray(picture).save(file, "PNG")
         if self._board is not None:
             self._board.write_scalars(step, scalars)
             if pictures:
@@ -67,6 +68,11 @@ class Report:
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl so far."""
         return read_metrics(self.path)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation of `step` is in the log already."""
+        rows = (row for row in self.rows() if row["step"] == step)
+        return any(key.startswith("eval/") for row in rows for key in row)
 
     def close(self) -> None:
         if self._board is not None:
@@ -131,17 +137,15 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def read_metrics(path: str) -> list[dict[str, Any]]:
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not os.path.exists(path):
-        return []
+    path = epath.Path(path)
     rows = []
-    with open(path) as file:
-        for line in file:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
     return rows
 
 

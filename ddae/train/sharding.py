@@ -1,11 +1,13 @@
 """The device mesh, and how state and batches lie on it."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from ddae.settings import UserError
 
@@ -84,7 +86,25 @@ def to_devices(
     }
 
 
-def host_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this host reads."""
-    per_host = batch_size // jax.process_count()
-    return slice(jax.process_index() * per_host, (jax.process_index() + 1) * per_host)
+def host_rows(batch_size: int, sharding: NamedSharding) -> Int[np.ndarray, " rows"]:
+    """The rows of a global batch that lie on this process's devices, in order."""
+    places = sharding.addressable_devices_indices_map((batch_size,))
+    return np.unique([np.arange(batch_size)[place] for place in places.values()])
+
+
+def flag_devices(flag: bool, mesh: Mesh) -> jax.Array:
+    """This process's `flag` on each of its devices: its maximum is known to all."""
+    rows = host_rows(mesh.size, batch_sharding(mesh))
+    flags = np.full(len(rows), flag, np.int32)
+    return to_devices({"flag": flags}, batch_sharding(mesh))["flag"]
+
+
+def bytes_a_device(shapes: Any, shardings: Any) -> tuple[int, int]:
+    """(bytes of a tree on one device, bytes of the whole)."""
+    whole = jax.tree.map(lambda x: x.size * x.dtype.itemsize, shapes)
+    shard = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(shard)), sum(jax.tree.leaves(whole))

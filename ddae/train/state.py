@@ -11,6 +11,10 @@ from ddae.tasks import Task
 from ddae.train.optimizer import Optimizer
 
 
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row, or the state itself, were not finite (exit code 3)."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

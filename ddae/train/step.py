@@ -1,5 +1,6 @@
 """The one train step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,15 @@ from ddae.models.vit import Features
 from ddae.objective import Metrics
 from ddae.tasks import Task
 from ddae.tasks.task import Batch, Params
+from ddae.train.cluster import PreemptedError, Signals
 from ddae.train.optimizer import Optimizer
-from ddae.train.sharding import batch_sharding, host_rows, replicated, to_devices
+from ddae.train.sharding import (
+    batch_sharding,
+    flag_devices,
+    host_rows,
+    replicated,
+    to_devices,
+)
 from ddae.train.state import TrainState
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
@@ -31,9 +39,12 @@ def make_step(
 
     Everything that moves (learning rate, momentum, beta) is a function of the traced
     step. A step whose loss or gradient is not finite changes nothing but its counters.
+    batch may hold `stop`, a flag of each device; the metric so named is its maximum.
     """
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
+        stop = batch.get("stop", jnp.zeros(1))
+        batch = {name: rows for name, rows in batch.items() if name != "stop"}
         progress = state.step.astype(jnp.float32) / total_steps
         rngs = jax.random.split(
             jax.random.fold_in(root, state.step), batch["image"].shape[0]
@@ -79,6 +90,7 @@ def make_step(
             ),
             "nonfinite_steps": (new_state.nonfinite.astype(jnp.float32), one),
             "nonfinite_in_row": (new_state.nonfinite_in_row.astype(jnp.float32), one),
+            "stop": (stop.max().astype(jnp.float32), one),
         }
         if jax.tree.leaves(state.ema_params):
             metrics["teacher_momentum"] = (momentum, one)
@@ -88,19 +100,29 @@ def make_step(
 
 
 def make_encode(
-    task: Task, mesh: Mesh
+    task: Task, mesh: Mesh, signals: Signals | None = None
 ) -> Callable[[Params, Shaped[np.ndarray, "b h w c"]], Features]:
     """(params, any number of images on the host) -> their last features, in NumPy.
 
     Images go through in chunks of one size, so that one compiled function serves all.
+    Raises `PreemptedError` in every process where one of them was asked to stop.
     """
-    jitted = jax.jit(task.encode, out_shardings=replicated(mesh))
+    signals = signals or Signals()
+    sharding = batch_sharding(mesh)
     size = jax.device_count() * max(1, ENCODE_IMAGES // jax.device_count())
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def encode_chunk(params: Params, images: Array, stop: Array):
+        return task.encode(params, images), stop.max()
 
     def chunk(params: Params, images: np.ndarray) -> Features:
         padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
-        rows = {"image": padded[host_rows(size)]}
-        features = jitted(params, to_devices(rows, batch_sharding(mesh))["image"])
+        rows = to_devices({"image": padded[host_rows(size, sharding)]}, sharding)
+        flags = flag_devices(signals.stop_requested, mesh)
+        features, stop = encode_chunk(params, rows["image"], flags)
+        if int(stop):
+            raise PreemptedError("in an evaluation")
+        signals.beat()
         return jax.tree.map(
             lambda x: np.asarray(x, np.float32)[: len(images)], features
         )

@@ -1,0 +1,264 @@
+"""Several processes as one run: how they start, stop and fail together."""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import psutil
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ddae.settings import UserError
+from ddae.train.checkpoint import CheckpointError
+from ddae.train.state import NonFiniteError
+
+HEARTBEAT_SECONDS = 30
+"""A process that is silent for so long is taken for dead by the others."""
+
+POLL_SECONDS = 2.0
+"""How often a process looks whether another has failed."""
+
+FAILURE = "first_failure.txt"
+
+
+class PreemptedError(RuntimeError):
+    """The run was asked to stop, has saved, and is to be run again (exit code 75)."""
+
+
+class Signals:
+    """What a run shares with its signal handler and its watchdog."""
+
+    def __init__(self):
+        self.stop_requested = False
+        self.last_beat = time.monotonic()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, SIGTERM is noted and does nothing else."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def beat(self) -> None:
+        """Work is going on."""
+        self.last_beat = time.monotonic()
+
+    def _note(self, *_: Any) -> None:
+        self.stop_requested = True
+
+
+def start(
+    mode: Literal["auto", "on", "off"],
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout_seconds: int,
+) -> None:
+    """Joins the processes of a cluster; before anything else touches a device.
+
+    auto: where jax finds one (Cloud TPU, SLURM, Kubernetes, Open MPI), or where the
+    coordinator is given as HOST:PORT of process 0; on: there must be one. Raises
+    `UserError` for flags that do not fit, and ends the process with exit code 1 where
+    the others have not come after `timeout_seconds`.
+    """
+    given = (coordinator, num_processes, process_id)
+    if mode == "off" or num_processes == 1:
+        return
+    if any(x is not None for x in given) and any(x is None for x in given):
+        raise UserError(
+            "--coordinator, --num_processes and --process_id belong together"
+        )
+    # SIGTERM is ours: `Signals` notes it, and the train step agrees on where to stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    arrived = threading.Event()
+    threading.Thread(
+        target=_wait, args=(arrived, *given, timeout_seconds), daemon=True
+    ).start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # Later than our own limit, since jax aborts with a core dump.
+            initialization_timeout=timeout_seconds + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        if mode == "on" or coordinator:
+            raise UserError(f"no cluster to join: {error}") from error
+    finally:
+        arrived.set()
+
+
+def _wait(
+    arrived: threading.Event,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout_seconds: int,
+) -> None:
+    """Says whom it waits for, and gives up in time."""
+    begun = time.monotonic()
+    while not arrived.wait(min(10.0, timeout_seconds / 3)):
+        missing = "the other processes"
+        if coordinator and num_processes and process_id == 0:
+            here = _connected(int(coordinator.rpartition(":")[2]))
+            missing = f"{num_processes - here} of {num_processes} processes"
+        elif coordinator:
+            missing = f"process 0 and the others at {coordinator}"
+        waited = time.monotonic() - begun
+        print(f"waiting for {missing}, {waited:.0f} s", file=sys.stderr, flush=True)
+        if waited > timeout_seconds:
+            print(
+                f"error: gave up waiting for {missing} after {waited:.0f} s; see that"
+                " all were started, with the same --coordinator and --num_processes",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
+
+
+def _connected(port: int) -> int:
+    """How many processes have come to the coordinator, which is this process."""
+    connections = psutil.Process().net_connections("tcp")
+    return len(
+        {
+            c.raddr
+            for c in connections
+            if c.status == psutil.CONN_ESTABLISHED and c.laddr.port == port
+        }
+    )
+
+
+def check_together(config: Mapping[str, Any]) -> None:
+    """A first collective: every process is there, and has the same config.
+
+    Raises `UserError` naming the process whose config differs from process 0's.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(config, sort_keys=True, default=str)
+    mine = np.array([zlib.crc32(text.encode()), jax.local_device_count()], np.uint32)
+    every = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2)
+    other = np.flatnonzero(every[:, 0] != every[0, 0])
+    if len(other):
+        raise UserError(
+            f"process {other[0]} of {len(every)} has another config than process 0;"
+            " start all with the same command"
+        )
+    if every[:, 1].sum() != jax.device_count():
+        raise UserError(
+            f"{every[:, 1].sum()} devices answered, not {jax.device_count()}"
+        )
+
+
+class Watchdog:
+    """A thread that ends this process when the run hangs or another process failed.
+
+    After `seconds` without a beat of `signals` (0: never) the stacks of all threads are
+    printed and the process ends with exit code 1.
+    """
+
+    def __init__(self, workdir: str, seconds: float, signals: Signals):
+        self._workdir, self._seconds, self._signals = workdir, seconds, signals
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(POLL_SECONDS, self._seconds or POLL_SECONDS)):
+            if jax.process_count() > 1 and _path(self._workdir).exists():
+                say_first_failure(self._workdir)
+                os._exit(1)
+            silent = time.monotonic() - self._signals.last_beat
+            if 0 < self._seconds < silent:
+                faulthandler.dump_traceback(all_threads=True)
+                reason = f"no step finished in {self._seconds:g} s (watchdog_seconds)"
+                note_failure(self._workdir, reason)
+                say_first_failure(self._workdir)
+                os._exit(1)
+
+
+def run_to_end(
+    run: Callable[[Mapping[str, Any], str], None],
+    config: Mapping[str, Any],
+    workdir: str,
+) -> int:
+    """Calls `run(config, workdir)`; every way it can end is one exit code.
+
+    0 done; 2 wrong config or data; 3 not finite; 75 preempted and saved; 1 a crash. One
+    of several processes that fails takes the others with it.
+    """
+    try:
+        run(config, workdir)
+        return 0
+    except PreemptedError as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        return 75
+    except UserError as error:
+        code, reason = 2, f"error: {error}"
+    except NonFiniteError as error:
+        code, reason = 3, f"stopped: {error}"
+    except CheckpointError as error:
+        code, reason = 1, f"error: {error}"
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        code, reason = 1, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    print(reason, file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        note_failure(workdir, reason)
+        say_first_failure(workdir)
+        sys.stdout.flush()
+        os._exit(code)  # the others would wait for this one
+    return code
+
+
+def forget_failure(workdir: str) -> None:
+    """Removes what an earlier attempt noted; before the processes meet."""
+    if jax.process_index() == 0:
+        _path(workdir).unlink(missing_ok=True)
+
+
+def note_failure(workdir: str, reason: str) -> None:
+    """Leaves word of why this process ends, unless another was first."""
+    try:
+        with open(_path(workdir), "x") as file:
+            file.write(f"process {jax.process_index()}: {reason}")
+    except (FileExistsError, OSError):
+        return
+
+
+def say_first_failure(workdir: str) -> None:
+    """Prints what ended the run, as the last line of this process."""
+    try:
+        first = _path(workdir).read_text()
+    except OSError:
+        first = "unknown: a process ended without a word"
+    print(f"first failure: {first}", file=sys.stderr, flush=True)
+
+
+def _path(workdir: str) -> epath.Path:
+    return epath.Path(workdir) / FAILURE

@@ -1,0 +1,335 @@
+"""Runs of several processes, and runs that are killed, stopped, or fail."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from ddae.train.checkpoint import Checkpoints
+from ddae.train.metrics import read_metrics
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two real photographs cut into 96 JPEGs of 48 x 48."""
+    root = tmp_path_factory.mktemp("photographs")
+    for number, image in enumerate(load_sample_images().images):
+        for split, columns in (("train", range(8)), ("test", range(8, 10))):
+            (root / split / str(number)).mkdir(parents=True)
+            for row in range(6):
+                for column in columns:
+                    tile = image[48 * row :, 48 * column :][:48, :48]
+                    path = root / split / str(number) / f"{row}_{column}.jpg"
+                    Image.fromarray(tile).save(path)
+    return root
+
+
+def config_of(photographs, **changes):
+    given = {
+        "image_size": 16,
+        "model__channels": 3,
+        "model__patch_size": 4,
+        "data": {
+            "name": "folder",
+            "dir": str(photographs),
+            "mean": (0.5,) * 3,
+            "std": (0.25,) * 3,
+            "augment": {"crop": "random_resized", "flip": True},
+        },
+        "mesh__fsdp": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 5,
+        "watchdog_seconds": 300.0,
+    }
+    return tiny_config(**(given | changes))
+
+
+class Run:
+    """Processes that train together in one workdir."""
+
+    def __init__(self, folder, config, processes=1, devices=4, fault=""):
+        self.workdir = folder / "run"
+        folder.mkdir(exist_ok=True, parents=True)
+        path = folder / "config.json"
+        path.write_text(json.dumps(config))
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags += " --xla_backend_optimization_level=0"
+        self.started = []
+        for number in range(processes):
+            command = [sys.executable, str(WORKER), str(path), str(self.workdir), fault]
+            if processes > 1:
+                command += [f"localhost:{port}", str(processes), str(number)]
+            self.started.append(
+                subprocess.Popen(
+                    command,
+                    env=os.environ | {"XLA_FLAGS": flags},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+
+    def wait(self, timeout=240):
+        """Exit codes; `said` is then what each process printed."""
+        deadline = time.monotonic() + timeout
+        try:
+            self.said = [
+                process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0]
+                for process in self.started
+            ]
+        finally:
+            for process in self.started:
+                process.kill()
+        return [process.returncode for process in self.started]
+
+    def losses(self):
+        rows = read_metrics(self.workdir / "metrics.jsonl")
+        return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def state_of(run, step):
+    """Every array of the checkpoint of `step`, and its digests."""
+    with Checkpoints(str(run.workdir)) as checkpoints:
+        assert checkpoints.latest() == step
+        meta = checkpoints._meta(step)
+        found = checkpoints._manager.item_metadata(step)
+        targets = {
+            name: jax.tree.map(
+                lambda x: np.empty(x.shape, x.dtype),
+                getattr(found[name], "tree", found[name]),
+                is_leaf=lambda x: hasattr(x, "shape"),
+            )
+            for name in ("params", "training")
+        }
+        import orbax.checkpoint as ocp
+
+        args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+        restored = checkpoints._manager.restore(step, args=ocp.args.Composite(**args))
+    arrays = jax.tree.leaves({name: restored[name] for name in targets})
+    return meta["digests"], arrays
+
+
+def assert_same_state(one, two, step):
+    digests, arrays = state_of(one, step)
+    others, other_arrays = state_of(two, step)
+    assert digests == others
+    assert len(arrays) > 50
+    for a, b in zip(arrays, other_arrays, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def straight(photographs, tmp_path_factory):
+    """Thirty steps in one go, FSDP on four devices of one process."""
+    run = Run(
+        tmp_path_factory.mktemp("straight"), config_of(photographs, total_steps=30)
+    )
+    assert run.wait() == [0], run.said
+    return run
+
+
+@pytest.mark.slow
+def test_thirty_steps_are_fifteen_and_a_restart_and_fifteen(
+    straight, photographs, tmp_path
+):
+    config = config_of(photographs, total_steps=30)
+    fault = "kill:0:18"  # after the save at 15
+    first = Run(tmp_path, config, fault=fault)
+    assert first.wait() == [-signal.SIGKILL], first.said
+    second = Run(tmp_path, config)
+    assert second.wait() == [0], second.said
+    assert "resuming at step 15" in second.said[0]
+    assert second.losses() == straight.losses()
+    assert_same_state(straight, second, 30)
+
+
+@pytest.mark.slow
+def test_killed_at_twelve_random_moments_it_ends_in_the_same_state(
+    photographs, tmp_path
+):
+    config = config_of(photographs, total_steps=300, checkpoint_every_steps=10)
+    whole = Run(tmp_path / "straight", config)
+    assert whole.wait() == [0], whole.said
+    random.seed(0)
+    kills, attempts = 0, 0
+    while True:
+        attempts += 1
+        assert attempts < 40
+        run = Run(tmp_path / "killed", config)
+        if kills == 12:
+            break
+        begun = time.monotonic()
+        before = newest(run)
+        # From the start to a few saves on: in imports, compilation, steps and saves.
+        moment = random.uniform(2.0, 12.0)
+        while time.monotonic() - begun < moment or newest(run) == before:
+            if run.started[0].poll() is not None or time.monotonic() - begun > 60:
+                break
+            if time.monotonic() - begun >= moment and kills % 3 == 2:
+                break  # every third kill does not wait for progress
+            time.sleep(0.02)
+        if run.started[0].poll() is None:
+            kills += 1
+        run.started[0].kill()
+        run.wait()
+        if run.started[0].returncode == 0:
+            break
+    assert run.wait() == [0], run.said
+    assert kills >= 6
+    assert run.losses() == whole.losses()
+    assert_same_state(whole, run, 300)
+
+
+def newest(run):
+    steps = run.workdir.glob("checkpoints/*/commit_success.txt")
+    return max((int(path.parent.name) for path in steps), default=None)
+
+
+TOPOLOGIES = [(1, 4), (2, 2), (4, 1)]
+
+
+@pytest.mark.slow
+def test_processes_and_devices_make_no_difference(straight, photographs, tmp_path):
+    """Each topology trains ten steps, and each of the others goes on from there."""
+    expected = straight.losses()
+    for processes, devices in TOPOLOGIES:
+        folder = tmp_path / f"{processes}x{devices}"
+        config = config_of(photographs, total_steps=30)
+        # As long a schedule, stopped by SIGTERM after ten steps.
+        run = Run(folder, config, processes, devices, fault="term:0:8")
+        assert run.wait() == [75] * processes, run.said
+        stopped = newest(run)
+        for step, loss in run.losses().items():
+            np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
+        others = [t for t in TOPOLOGIES if t != (processes, devices)]
+        last = run
+        for number, (processes, devices) in enumerate(others):
+            fault = "term:0:4" if number == 0 else ""
+            last = Run(folder, config, processes, devices, fault=fault)
+            codes = last.wait()
+            assert codes == [75 if fault else 0] * processes, last.said
+            assert f"resuming at step {stopped}" in last.said[0]
+            stopped = newest(last)
+        for step, loss in last.losses().items():
+            np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
+        assert set(last.losses()) == set(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["term:1:6", "term-eval:1:10", "term-compile:1:0"])
+def test_sigterm_to_one_of_two_processes_saves_one_step_and_exits_75(
+    straight, photographs, tmp_path, where
+):
+    config = config_of(
+        photographs, total_steps=30, eval_every_steps=10, checkpoint_every_steps=50
+    )
+    config["evaluators"] = {"knn": {"k": 3}}
+    first = Run(tmp_path, config, 2, 2, fault=where)
+    assert first.wait() == [75, 75], first.said
+    steps = {
+        line for said in first.said for line in said.splitlines() if "saved" in line
+    }
+    (line,) = steps  # every process says the same
+    assert f"stopped: asked to stop; saved at step {newest(first)} of 30" in line
+    second = Run(tmp_path, config, 2, 2)
+    assert second.wait() == [0, 0], second.said
+    for step, loss in second.losses().items():
+        np.testing.assert_allclose(loss, straight.losses()[step], rtol=1e-5)
+    assert set(second.losses()) == set(range(1, 31))
+    rows = read_metrics(second.workdir / "metrics.jsonl")
+    evaluated = [row["step"] for row in rows if "eval/knn3_top1" in row]
+    assert evaluated == [0, 10, 20, 30]
+    exact = Run(tmp_path / "exact", config, 2, 2)
+    assert exact.wait() == [0, 0], exact.said
+    assert_same_state(exact, second, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault, cause",
+    [
+        ("raise:1:3", "process 1: ValueError: a fault of the test"),
+        ("raise:0:3", "process 0: ValueError: a fault of the test"),
+        ("hang:1:3", "no step finished in 25 s"),
+        ("kill:1:3", ""),
+    ],
+)
+def test_one_process_that_fails_ends_all_with_the_cause(
+    photographs, tmp_path, fault, cause
+):
+    config = config_of(photographs, total_steps=100_000, watchdog_seconds=300.0)
+    if fault.startswith("hang"):
+        config["watchdog_seconds"] = 25.0
+    run = Run(tmp_path, config, 2, 2, fault=fault)
+    begun = time.monotonic()
+    codes = run.wait(timeout=150)
+    assert all(code != 0 for code in codes)
+    assert time.monotonic() - begun < 100  # 60 s from the fault on, and the start
+    survivors = run.said[:1] if fault.startswith("kill") else run.said
+    for said in survivors:
+        last = "\n".join(said.strip().splitlines()[-5:])
+        assert "first failure:" in last and cause in last, said
+    if fault.startswith("hang"):
+        assert any(
+            "Thread 0x" in said and "time.sleep" in said or "strike" in said
+            for said in run.said
+        )
+
+
+@pytest.mark.slow
+def test_it_says_for_whom_it_waits_and_gives_up():
+    code = (
+        "from ddae.train import cluster\n"
+        "cluster.start('auto', 'localhost:{port}', 3, {number}, 9)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(port=port, number=number)],
+            cwd=WORKER.parents[1],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in started]
+    assert all(process.returncode == 1 for process in started)
+    assert "waiting for 1 of 3 processes" in said[0]
+    # Process 1 may have given up just before.
+    assert re.search("error: gave up waiting for [12] of 3 processes", said[0])
+    assert f"waiting for process 0 and the others at localhost:{port}" in said[1]
+
+
+def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):
+    from ddae.settings import UserError
+    from ddae.train import cluster
+
+    gathered = np.array([[1, 2], [1, 2], [7, 2]], np.uint32)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(
+        cluster.multihost_utils, "process_allgather", lambda mine: gathered
+    )
+    with pytest.raises(UserError, match="process 2 of 3 has another config"):
+        cluster.check_together({})
+    with pytest.raises(UserError, match="belong together"):
+        cluster.start("auto", "localhost:1", None, 0, 1)

@@ -1,0 +1,249 @@
+"""Checkpoints that were damaged, and folders that cannot be written."""
+
+import gc
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from test_checkpoint import assert_same, targets
+from test_step import trainer
+
+from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params
+from ddae.train.digest import digests, nonfinite
+from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
+from ddae.train.state import NonFiniteError
+
+# After an error Orbax leaves coroutines behind that nobody awaits.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collect():
+    """They are complained of here, and not in the middle of another file's test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with steps 1 and 2, and the state of each."""
+    workdir = tmp_path_factory.mktemp("saved")
+    state, _, _, _ = trainer()
+    states = {}
+    for step in (1, 2):
+        changed = jax.tree.map(lambda x, by=step: x + by, state.params)
+        states[step] = type(state)(**(vars(state) | {"params": changed}))
+        with Checkpoints(str(workdir)) as checkpoints:
+            checkpoints.save(states[step], step, tiny_config(), {"seed": 0})
+    return workdir, states
+
+
+def data_files(item):
+    return [path for path in item.rglob("d/*") if path.is_file()]
+
+
+def flip(folder):
+    for path in data_files(folder / "params"):  # not all of them are still in use
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def truncate(folder):
+    for path in data_files(folder / "training"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(folder):
+    for path in data_files(folder / "params"):
+        path.unlink()
+
+
+def rewrite_meta(folder):
+    path = folder / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["data"]["seed"] = 1
+    path.write_text(json.dumps(meta))
+
+
+DAMAGE = {
+    "a flipped bit": (flip, "2/params/.*checksum differs|2, .*"),
+    "truncated files": (truncate, "2/training/.*checksum differs|2, .*"),
+    "files that are gone": (remove, "2, (array|file) .*"),
+    "an item that is gone": (lambda f: shutil.rmtree(f / "training"), "2.*training"),
+    "half a manifest": (
+        lambda f: (f / "params" / "manifest.ocdbt").write_bytes(b"half"),
+        "2, file .*params/manifest.ocdbt",
+    ),
+    "half of the metadata": (
+        lambda f: (f / "params" / "_METADATA").write_text("{"),
+        "2: .*",
+    ),
+    "another seed": (rewrite_meta, "2/meta: its checksum differs"),
+    "no metadata": (lambda f: shutil.rmtree(f / "meta"), "2/meta: .*"),
+}
+
+
+@pytest.mark.parametrize("damage, says", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_step_is_named_and_the_one_before_it_used(
+    saved, damage, says, tmp_path, capsys
+):
+    workdir, states = saved
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    damage(copy / "checkpoints" / "2")
+    with Checkpoints(str(copy)) as checkpoints:
+        restored = checkpoints.restore(targets(states[1]))
+        assert_same(restored, states[1])
+        assert checkpoints.latest() == 1
+        # What comes next can be saved again.
+        checkpoints.save(states[2], 2, tiny_config(), {"seed": 0})
+    said = capsys.readouterr().err
+    (line,) = (line for line in said.splitlines() if line.startswith("damaged"))
+    assert re.search(f"checkpoints/{says}", line), line
+    assert (copy / "damaged_checkpoints" / "2").is_dir()
+    with Checkpoints(str(copy)) as checkpoints:
+        assert_same(checkpoints.restore(targets(states[2])), states[2])
+
+
+def test_where_no_step_can_be_read_it_says_so_in_one_line(saved, tmp_path):
+    workdir, states = saved
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for step in (1, 2):
+        flip(copy / "checkpoints" / str(step))
+    with Checkpoints(str(copy)) as checkpoints:
+        with pytest.raises(UserError, match="no checkpoint can be read: .*/2") as error:
+            checkpoints.restore(targets(states[1]))
+    assert "\n" not in str(error.value)
+    assert (copy / "checkpoints" / "2").is_dir()  # nothing was moved
+    with pytest.raises(UserError, match="damaged checkpoint: .*/2"):
+        load_params(str(copy))
+
+
+def test_folders_that_are_no_checkpoints_are_not_taken_for_one(saved, tmp_path):
+    workdir, states = saved
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    folder = copy / "checkpoints"
+    (folder / "9").mkdir()
+    (folder / "9" / "mine.txt").write_text("not a checkpoint")
+    (folder / "notes").mkdir()
+    shutil.copytree(folder / "2", folder / "7")
+    (folder / "7" / "commit_success.txt").unlink()
+    with Checkpoints(str(copy)) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert_same(checkpoints.restore(targets(states[2])), states[2])
+    # Half a save is gone, and what is none is out of the way.
+    assert sorted(os.listdir(copy / "damaged_checkpoints")) == ["9"]
+    assert sorted(os.listdir(folder)) == ["1", "2", "notes"]
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(saved, tmp_path):
+    with Checkpoints(str(tmp_path)):
+        with pytest.raises(UserError, match="another run is at work in"):
+            Checkpoints(str(tmp_path))
+    with Checkpoints(str(tmp_path)):
+        pass
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    state, _, _, _ = trainer()
+    bad = state.ema_params["encoder"]["norm"]["scale"].at[3].set(jnp.nan)
+    state.ema_params["encoder"]["norm"]["scale"] = bad
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        with pytest.raises(
+            NonFiniteError, match="/ema_params/encoder/norm/scale is not"
+        ):
+            checkpoints.save(state, 1, tiny_config(), {})
+        assert checkpoints.latest() is None
+
+
+def test_a_full_disk_keeps_the_last_good_step(saved, tmp_path):
+    """Files may grow no further than a few blocks: what a full disk does."""
+    workdir, states = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(CheckpointError, match="could not be written to .* is step 2"):
+        with Checkpoints(str(tmp_path / "run")) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+            try:
+                checkpoints.save(states[2], 3, tiny_config(), {"seed": 0})
+                checkpoints.close()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpoints(str(tmp_path / "run")) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert_same(checkpoints.restore(targets(states[2])), states[2])
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match="checkpoints is a file; take another"):
+        Checkpoints(str(tmp_path))
+    with pytest.raises(UserError, match="nowhere cannot be written: No such file"):
+        Checkpoints(str(tmp_path / "nowhere"))
+
+
+def test_newest_every_kth_and_best_steps_stay(tmp_path):
+    state, _, _, _ = trainer()
+    scores = {1: 10.0, 2: 70.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0}
+    options = {"keep": 1, "keep_every_steps": 4, "keep_best": "eval/top1"}
+    with Checkpoints(str(tmp_path), **options) as checkpoints:
+        for step, score in scores.items():
+            values = {} if score is None else {"eval/top1": score}
+            checkpoints.save(state, step, tiny_config(), {}, values)
+    kept = sorted(int(name) for name in os.listdir(tmp_path / "checkpoints"))
+    assert kept == [2, 4, 6]
+
+
+def test_a_digest_does_not_depend_on_the_mesh_and_sees_every_bit():
+    tree = {
+        "a": jax.random.normal(jax.random.key(0), (64, 96)),
+        "b": jnp.arange(7, dtype=jnp.int32),
+        "c": jnp.ones((5, 3), jnp.bfloat16),
+        "d": jnp.zeros((), jnp.float32),
+        "e": jnp.array([True, False]),
+    }
+    found = digests(tree)
+    assert found == digests(jax.tree.map(np.asarray, tree))
+    mesh = make_mesh(MeshSettings(fsdp=4), 8, 1)
+    assert digests(jax.device_put(tree, state_sharding(tree, mesh))) == found
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = np.array(tree["a"])
+        bits = damaged.view(np.uint32).reshape(-1)
+        bits[random.integers(bits.size)] ^= np.uint32(1) << random.integers(32)
+        assert digests({"a": damaged})["/a"] != found["/a"]
+    swapped = np.array(tree["b"])[[1, 0, 2, 3, 4, 5, 6]]
+    assert digests({"b": swapped})["/b"] != found["/b"]
+    assert digests({"a": tree["a"].T})["/a"] != found["/a"]
+    assert nonfinite(tree) == []
+    assert nonfinite(tree | {"c": tree["c"].at[2, 1].set(jnp.inf)}) == ["/c"]
+
+
+def test_a_resume_after_damage_goes_back_and_repeats_the_steps(tmp_path):
+    from ddae.train.metrics import read_metrics
+
+    def run():
+        loop.run(tiny_config(checkpoint_every_steps=1), str(tmp_path))
+        rows = read_metrics(str(tmp_path / "metrics.jsonl"))
+        return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+
+    before = run()
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    flip(tmp_path / "checkpoints" / "3")
+    assert run() == before
+    assert pathlib.Path(tmp_path / "damaged_checkpoints" / "3").is_dir()

@@ -1,0 +1,87 @@
+"""One process of a run, which may be told to fail: the tests start several.
+
+python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a cluster]
+
+FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. term: SIGTERM there;
+term-eval, term-compile: SIGTERM in the evaluation at STEP, or while the step is traced.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import jax
+import tiny  # noqa: F401  the network named Two
+
+from ddae.train import cluster, loop
+
+
+def strike(kind, process):
+    if jax.process_index() != process:
+        return
+    if kind == "raise":
+        raise ValueError("a fault of the test")
+    if kind == "hang":
+        time.sleep(10_000)
+    if kind == "kill":
+        time.sleep(3)  # what is being saved is saved
+    sent = signal.SIGKILL if kind == "kill" else signal.SIGTERM
+    os.kill(os.getpid(), sent)
+    time.sleep(0.1)
+
+
+def prepare(fault):
+    kind, process, step = fault.split(":")
+    process, step = int(process), int(step)
+    if kind == "term-compile":
+        original = loop.make_step
+
+        def make_step(*arguments):
+            inner = original(*arguments)
+
+            def traced(*operands):
+                strike("term", process)
+                return inner(*operands)
+
+            return traced
+
+        loop.make_step = make_step
+    elif kind == "term-eval":
+        original = loop.evaluate
+
+        def evaluate(job, state, at, report):
+            if at == step:
+                strike("term", process)
+            return original(job, state, at, report)
+
+        loop.evaluate = evaluate
+    else:
+        original = loop.Meter.add
+        count = {"steps": 0}
+
+        def add(self, *arguments):
+            count["steps"] += 1
+            if count["steps"] == step:
+                strike(kind, process)
+            return original(self, *arguments)
+
+        loop.Meter.add = add
+
+
+def main(config, workdir, fault="", coordinator=None, count=None, process=None):
+    if fault:
+        prepare(fault)
+    number = None if count is None else int(count)
+    index = None if process is None else int(process)
+    cluster.start("auto", coordinator, number, index, 60)
+    with open(config) as file:
+        return cluster.run_to_end(loop.run, json.load(file), workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
