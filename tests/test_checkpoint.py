@@ -9,11 +9,13 @@ import pytest
 from conftest import tiny_config
 from test_step import ROOT, place, trainer
 
+from ddae import inspect
 from ddae.data.arrays import ArraySource
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints, load_params
 from ddae.train.metrics import duration, progress_line, read_metrics
+from ddae.train.partial import Loaded, load_into
 
 LEAVES = jax.tree.leaves
 
@@ -152,6 +154,44 @@ def test_a_resume_on_other_data_names_the_field(tmp_path):
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(32) % 3)
     with pytest.raises(UserError, match=r"data with fingerprint \d+, this config has"):
         run(tmp_path / "npz", total_steps=8, **npz)
+
+
+def test_inspect_says_what_a_workdir_holds(tmp_path, capsys):
+    run(tmp_path, evaluators={"knn": {"k": 5}})
+    assert inspect.main([str(tmp_path), "--parameters"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "checkpoints 2, 4 (newest is whole)",
+        "task        pretrain, method ddae",
+        "ViT-Two, patch 2, 8 px, 34,664 parameters, ",
+        "trained     4 steps of 16, 0.04 epochs of 1437 images",
+        "data        digits, split train, seed 0",
+        "knn5_top1",
+        "encoder/patch_embedding/kernel",
+    ):
+        assert words in said, words
+    assert inspect.main([str(tmp_path / "nothing")]) == 2
+    assert "error: no checkpoint in" in capsys.readouterr().err
+
+
+def test_weights_go_into_another_tree_with_a_report():
+    stored = {"encoder": {"a": np.ones((2, 3)), "b": np.zeros(4)}, "heads": np.ones(1)}
+    wanted = {"encoder": {"a": np.zeros((2, 3)), "b": np.zeros(6), "c": np.full(2, 5)}}
+    options = {"may_miss": ("/c$",), "may_leave": ("^/heads",)}
+    tree, loaded = load_into(
+        wanted, stored, resize=lambda path, x, shape: np.resize(x, shape), **options
+    )
+    np.testing.assert_array_equal(tree["encoder"]["a"], 1.0)
+    np.testing.assert_array_equal(tree["encoder"]["c"], 5)
+    assert tree["encoder"]["b"].shape == (6,)
+    assert loaded == Loaded(["/encoder/a"], ["/encoder/b"], ["/encoder/c"], ["/heads"])
+    assert "1 matched (/encoder/a, ...), 1 resized" in str(loaded)
+    with pytest.raises(UserError, match=r"/encoder/b has shape \(4,\), wanted"):
+        load_into(wanted, stored, **options)
+    with pytest.raises(UserError, match="1 parameters are not among .* /encoder/c"):
+        load_into(wanted, stored, may_leave=("heads",))
+    with pytest.raises(UserError, match="1 parameters of the weights have no place"):
+        load_into(wanted, stored, may_miss=("c",))
 
 
 def test_params_alone_with_their_config(tmp_path):

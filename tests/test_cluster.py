@@ -203,63 +203,69 @@ def newest(run):
     return max((int(path.parent.name) for path in steps), default=None)
 
 
-TOPOLOGIES = [(1, 4), (2, 2), (4, 1)]
+# Processes x devices; every one of the three follows on each of the others.
+CHAIN = [(1, 4), (2, 2), (4, 1), (1, 4), (4, 1), (2, 2), (1, 4)]
 
 
 @pytest.mark.slow
 def test_processes_and_devices_make_no_difference(straight, photographs, tmp_path):
-    """Each topology trains ten steps, and each of the others goes on from there."""
-    expected = straight.losses()
-    for processes, devices in TOPOLOGIES:
-        folder = tmp_path / f"{processes}x{devices}"
-        config = config_of(photographs, total_steps=30)
-        # As long a schedule, stopped by SIGTERM after ten steps.
-        run = Run(folder, config, processes, devices, fault="term:0:8")
-        assert run.wait() == [75] * processes, run.said
+    """One run of thirty steps, handed on six times by SIGTERM after a few steps."""
+    config = config_of(photographs, total_steps=30)
+    stopped = None
+    for number, (processes, devices) in enumerate(CHAIN):
+        last = number == len(CHAIN) - 1
+        fault = "" if last else f"term:{processes - 1}:1"
+        run = Run(tmp_path, config, processes, devices, fault=fault)
+        assert run.wait() == [0 if last else 75] * processes, run.said
+        assert stopped is None or f"resuming at step {stopped}" in run.said[0]
         stopped = newest(run)
-        for step, loss in run.losses().items():
-            np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
-        others = [t for t in TOPOLOGIES if t != (processes, devices)]
-        last = run
-        for number, (processes, devices) in enumerate(others):
-            fault = "term:0:4" if number == 0 else ""
-            last = Run(folder, config, processes, devices, fault=fault)
-            codes = last.wait()
-            assert codes == [75 if fault else 0] * processes, last.said
-            assert f"resuming at step {stopped}" in last.said[0]
-            stopped = newest(last)
-        for step, loss in last.losses().items():
-            np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
-        assert set(last.losses()) == set(expected)
+        assert last or stopped < 5 * (number + 1)
+    losses, expected = run.losses(), straight.losses()
+    assert set(losses) == set(expected)
+    for step, loss in losses.items():
+        np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
+
+
+def evaluated_config(photographs):
+    return config_of(
+        photographs,
+        total_steps=30,
+        eval_every_steps=10,
+        checkpoint_every_steps=50,
+        evaluators={"knn": {"k": 3}},
+    )
+
+
+@pytest.fixture(scope="module")
+def straight_in_two(photographs, tmp_path_factory):
+    """The same thirty steps in two processes, with evaluations."""
+    folder = tmp_path_factory.mktemp("straight_in_two")
+    run = Run(folder, evaluated_config(photographs), 2, 2)
+    assert run.wait() == [0, 0], run.said
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["term:1:6", "term-eval:1:10", "term-compile:1:0"])
 def test_sigterm_to_one_of_two_processes_saves_one_step_and_exits_75(
-    straight, photographs, tmp_path, where
+    straight_in_two, photographs, tmp_path, where
 ):
-    config = config_of(
-        photographs, total_steps=30, eval_every_steps=10, checkpoint_every_steps=50
-    )
-    config["evaluators"] = {"knn": {"k": 3}}
+    config = evaluated_config(photographs)
     first = Run(tmp_path, config, 2, 2, fault=where)
     assert first.wait() == [75, 75], first.said
-    steps = {
-        line for said in first.said for line in said.splitlines() if "saved" in line
+    lines = [line for said in first.said for line in said.splitlines()]
+    said = {line for line in lines if "saved at step" in line}
+    assert said == {
+        f"stopped: asked to stop; saved at step {newest(first)} of 30: run the same"
+        " command again"
     }
-    (line,) = steps  # every process says the same
-    assert f"stopped: asked to stop; saved at step {newest(first)} of 30" in line
     second = Run(tmp_path, config, 2, 2)
     assert second.wait() == [0, 0], second.said
-    for step, loss in second.losses().items():
-        np.testing.assert_allclose(loss, straight.losses()[step], rtol=1e-5)
-    assert set(second.losses()) == set(range(1, 31))
+    assert second.losses() == straight_in_two.losses()
     rows = read_metrics(second.workdir / "metrics.jsonl")
     evaluated = [row["step"] for row in rows if "eval/knn3_top1" in row]
     assert evaluated == [0, 10, 20, 30]
-    exact = Run(tmp_path / "exact", config, 2, 2)
-    assert exact.wait() == [0, 0], exact.said
-    assert_same_state(exact, second, 30)
+    assert_same_state(straight_in_two, second, 30)
 
 
 @pytest.mark.slow

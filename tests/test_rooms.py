@@ -26,6 +26,7 @@ ROOMS = {
     "eval": 6,
     "train": 7,
     "interop": 8,
+    "inspect": 8,
 }
 MAY_NOT = {"data": {"models", "targets", "objective", "methods", "tasks"}}
 FLAX = {"models"}

@@ -220,6 +220,32 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
 
     Raises `UserError` where there is none, or where it is damaged.
     """
+    with _reading(workdir) as (manager, folder, step):
+        meta = _read_meta(manager, folder, step)
+        target = jax.tree.map(
+            lambda x: np.empty(x.shape, x.dtype),
+            _plain(_item_metadata(manager, folder, step)),
+            is_leaf=lambda x: hasattr(x, "shape"),
+        )
+        restored = _read_items(manager, folder, step, {"params": target})["params"]
+        expected = meta.get("digests", {}).get("params", {})
+        _verify(f"{folder}/{step}/params", restored, expected)
+    return restored, meta["config"]
+
+
+def describe(workdir: str) -> dict[str, Any]:
+    """step, config and data of the newest checkpoint, and all `steps` there are.
+
+    Raises `UserError` where there is none, or where it is damaged.
+    """
+    with _reading(workdir) as (manager, folder, step):
+        meta = _read_meta(manager, folder, step)
+        steps = sorted(manager.all_steps())
+    return {"steps": steps, "data": {}} | meta
+
+
+@contextlib.contextmanager
+def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
     folder = epath.Path(workdir).resolve() / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {folder}")
@@ -228,18 +254,9 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
         if step is None:
             raise UserError(f"no checkpoint in {folder}")
         try:
-            meta = _read_meta(manager, folder, step)
-            target = jax.tree.map(
-                lambda x: np.empty(x.shape, x.dtype),
-                _plain(_item_metadata(manager, folder, step)),
-                is_leaf=lambda x: hasattr(x, "shape"),
-            )
-            restored = _read_items(manager, folder, step, {"params": target})["params"]
-            expected = meta.get("digests", {}).get("params", {})
-            _verify(f"{folder}/{step}/params", restored, expected)
+            yield manager, folder, step
         except DamagedError as error:
             raise UserError(f"damaged checkpoint: {error}") from error
-    return restored, meta["config"]
 
 
 def load_encoder(workdir: str) -> Callable[[Array], Features]:

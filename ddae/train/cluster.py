@@ -11,7 +11,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -190,14 +190,14 @@ class Watchdog:
         while not self._ended.wait(min(POLL_SECONDS, self._seconds or POLL_SECONDS)):
             if jax.process_count() > 1 and _path(self._workdir).exists():
                 say_first_failure(self._workdir)
-                os._exit(1)
+                _end(1)
             silent = time.monotonic() - self._signals.last_beat
             if 0 < self._seconds < silent:
                 faulthandler.dump_traceback(all_threads=True)
                 reason = f"no step finished in {self._seconds:g} s (watchdog_seconds)"
                 note_failure(self._workdir, reason)
                 say_first_failure(self._workdir)
-                os._exit(1)
+                _end(1)
 
 
 def run_to_end(
@@ -231,9 +231,20 @@ def run_to_end(
     if jax.process_count() > 1:
         note_failure(workdir, reason)
         say_first_failure(workdir)
-        sys.stdout.flush()
-        os._exit(code)  # the others would wait for this one
+        _end(code)
     return code
+
+
+def _end(code: int) -> NoReturn:
+    """Ends this process at once: a proper end would wait for all the others.
+
+    The first process stays a little: without it the others are aborted by jax before
+    they have said why.
+    """
+    sys.stdout.flush()
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        time.sleep(3 * POLL_SECONDS)
+    os._exit(code)
 
 
 def forget_failure(workdir: str) -> None:

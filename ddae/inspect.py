@@ -1,0 +1,73 @@
+"""What a workdir holds: python -m ddae.inspect WORKDIR.
+
+Method, model, data, how far it has come, its figures, and every checkpoint; the newest
+one's weights are read and their checksums verified. Exit codes: 0; 2 nothing to see.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+
+from clu import parameter_overview
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from ddae.settings import UserError
+from ddae.train.checkpoint import describe, load_params
+from ddae.train.metrics import read_metrics
+
+
+def lines(workdir: str, parameters: bool) -> Iterator[str]:
+    """The page, line by line; `UserError` where there is no checkpoint."""
+    found = describe(workdir)
+    config, data = found["config"], found["data"]
+    params, _ = load_params(workdir)
+    count = parameter_overview.count_parameters(params)
+    encoder = parameter_overview.count_parameters(params.get("encoder", {}))
+    yield f"workdir     {workdir}"
+    yield f"checkpoints {', '.join(map(str, found['steps']))} (newest is whole)"
+    yield f"task        {config['task']}, method {config['method']['name']}"
+    model = config["model"]
+    yield (
+        f"model       ViT-{model['size']}, patch {model['patch_size']},"
+        f" {config['image_size']} px, {count:,} parameters, {encoder:,} of the encoder"
+    )
+    if data:
+        epochs = found["step"] * data["batch_size"] / data["examples"]
+        yield (
+            f"trained     {found['step']} steps of {data['batch_size']}, {epochs:.2f}"
+            f" epochs of {data['examples']} images"
+        )
+        yield f"data        {data['name']}, split {data['split']}, seed {data['seed']}"
+    rows = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    for row in rows:
+        values = {k: v for k, v in row.items() if k.startswith("eval/")}
+        if values:
+            shown = ", ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if v)
+            yield f"step {row['step']:>6} {shown}"
+    if parameters:
+        yield parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddae.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir")
+    parser.add_argument("--parameters", action="store_true", help="list each of them")
+    args = parser.parse_args(argv)
+    try:
+        for line in lines(args.workdir, args.parameters):
+            print(line)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
