@@ -330,7 +330,8 @@ def _sweep(folder: epath.Path) -> None:
         if entry.name.isdigit() and not (entry / "commit_success.txt").exists():
             ours = {"params", "training", "meta", "metrics", "_CHECKPOINT_METADATA"}
             if {inner.name for inner in entry.iterdir()} <= ours:
-                entry.rmtree()
+                with contextlib.suppress(OSError):  # it does no harm
+                    entry.rmtree()
             else:
                 _move_away(folder, entry.name)
 
