@@ -134,26 +134,49 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
 
 
 def test_a_resume_on_other_data_names_the_field(tmp_path):
-    run(tmp_path / "run")
+    """What `loop.plan` says of the data is saved, and compared before any compile."""
     random = np.random.default_rng(0)
-    for name in ("train", "test"):
+
+    def write(name):
         images = random.integers(0, 255, (32, 8, 8, 1)).astype(np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(32) % 3)
+
+    write("train"), write("test")
     npz = {"data__name": "npz", "data__dir": str(tmp_path)}
-    for changes, says in (
-        ({"seed": 1}, "data with seed 0, this config has 1"),
-        ({"batch_size": 32}, "data with batch_size 16, this config has 32"),
-        (npz, "data with name 'digits', this config has 'npz'"),
+    state, _, _, _ = trainer()
+
+    def resume(workdir, **changes):
+        job = loop.plan(tiny_config(**changes))
+        with Checkpoints(str(workdir)) as checkpoints:
+            checkpoints.check(job.shapes, job.data_state)
+            if checkpoints.latest() is None:
+                checkpoints.save(state, 1, job.config, job.data_state)
+
+    for name, given, cases in (
+        (
+            "digits",
+            {},
+            [
+                ({"seed": 1}, "data with seed 0, this config has 1"),
+                ({"batch_size": 32}, "data with batch_size 16, this config has 32"),
+                (npz, "data with name 'digits', this config has 'npz'"),
+            ],
+        ),
+        (
+            "npz",
+            npz,
+            [({"data__train_split": "test"}, "split 'train', this config has 'test'")],
+        ),
     ):
-        with pytest.raises(UserError, match=says):
-            run(tmp_path / "run", total_steps=8, **changes)
-    # The same set with other pixels, and another split of it.
-    run(tmp_path / "npz", **npz)
-    with pytest.raises(UserError, match="data with split 'train', this .*'test'"):
-        run(tmp_path / "npz", total_steps=8, data__train_split="test", **npz)
-    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(32) % 3)
+        (tmp_path / name).mkdir()
+        resume(tmp_path / name, **given)
+        resume(tmp_path / name, **given)
+        for changes, says in cases:
+            with pytest.raises(UserError, match=says):
+                resume(tmp_path / name, **(given | changes))
+    write("train")  # other pixels under the same name
     with pytest.raises(UserError, match=r"data with fingerprint \d+, this config has"):
-        run(tmp_path / "npz", total_steps=8, **npz)
+        resume(tmp_path / "npz", **npz)
 
 
 def test_inspect_says_what_a_workdir_holds(tmp_path, capsys):

@@ -234,6 +234,7 @@ def test_a_digest_does_not_depend_on_the_mesh_and_sees_every_bit():
     assert nonfinite(tree | {"c": tree["c"].at[2, 1].set(jnp.inf)}) == ["/c"]
 
 
+@pytest.mark.slow
 def test_a_resume_after_damage_goes_back_and_repeats_the_steps(tmp_path):
     from ddae.train.metrics import read_metrics
 
