@@ -34,6 +34,7 @@ setup(
         "scikit-learn>=1.5",  # the scanned digits of the quickstart
         "matplotlib>=3.9",  # figures
         "pillow>=10",  # writes them
+        "psutil>=5.9",  # whose connections a starting cluster has; TFDS brings it
         "rich>=13",  # progress bars
     ],
     extras_require={

@@ -294,10 +294,7 @@ def test_one_process_that_fails_ends_all_with_the_cause(
         last = "\n".join(said.strip().splitlines()[-5:])
         assert "first failure:" in last and cause in last, said
     if fault.startswith("hang"):
-        assert any(
-            "Thread 0x" in said and "time.sleep" in said or "strike" in said
-            for said in run.said
-        )
+        assert " in strike" in run.said[1], run.said  # where the hanging one stands
 
 
 @pytest.mark.slow

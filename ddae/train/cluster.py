@@ -173,7 +173,9 @@ class Watchdog:
     """A thread that ends this process when the run hangs or another process failed.
 
     After `seconds` without a beat of `signals` (0: never) the stacks of all threads are
-    printed and the process ends with exit code 1.
+    printed and the process ends with exit code 1. A process that finds another's
+    failure while it stands still itself prints its stacks too: it may be the one that
+    hangs, and the other only waited for it.
     """
 
     def __init__(self, workdir: str, seconds: float, signals: Signals):
@@ -188,10 +190,12 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(POLL_SECONDS, self._seconds or POLL_SECONDS)):
+            silent = time.monotonic() - self._signals.last_beat
             if jax.process_count() > 1 and _path(self._workdir).exists():
+                if 0 < self._seconds / 2 < silent:
+                    faulthandler.dump_traceback(all_threads=True)
                 say_first_failure(self._workdir)
                 _end(1)
-            silent = time.monotonic() - self._signals.last_beat
             if 0 < self._seconds < silent:
                 faulthandler.dump_traceback(all_threads=True)
                 reason = f"no step finished in {self._seconds:g} s (watchdog_seconds)"
