@@ -44,6 +44,7 @@ setup(
         "torch": ["torch>=2.6", "transformers>=5.0"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # two at a time
             "hypothesis>=6",  # property-based tests
             "beartype>=0.20",  # checks the shapes in signatures
             "scipy>=1.13",  # the distance transform as an oracle

@@ -128,7 +128,7 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
     assert names == {"reconstruction.png", "loss_by_distance.png"}
     assert list((tmp_path / "tensorboard").iterdir())
     said = capsys.readouterr().out
-    assert "eta" in said and "untrained" in said and "learning rate" in said
+    assert "eta" in said and "at the start" in said and "learning rate" in said
     # Once done, the same command has nothing to do and changes nothing.
     assert run(tmp_path, evaluators=evaluators) == rows
 

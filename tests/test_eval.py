@@ -6,43 +6,57 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ddae import data, eval, tasks
 from ddae.eval.figures import distance_curves
-from ddae.eval.knn import class_scores
+from ddae.eval.knn import make_votes, place_bank, unit
 from ddae.models.vit import Features
 from ddae.settings import UserError
+from ddae.train.sharding import MeshSettings, make_mesh
+from ddae.train.step import OnDevices
 
 
-def setup(**evaluators):
-    config = tiny_config(evaluators=evaluators)
-    task = tasks.from_config(config)
-    splits = data.from_config(config, task.image_shape)
+def devices(number):
+    return OnDevices(make_mesh(MeshSettings(), 16, 1, jax.devices()[:number]))
 
-    def pixels(params, images):
+
+class Pixels(tasks.Pretrain):
+    """A task whose features are the pixels."""
+
+    def encode(self, params, images):
         flat = images.reshape(len(images), 1, -1)
         return Features(prefix=flat, patches=flat)
 
-    return task, eval.from_config(config, task, splits, pixels), splits
+
+def setup(number=4, **evaluators):
+    config = tiny_config(evaluators=evaluators)
+    task = Pixels.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+    return task, eval.from_config(config, task, splits, devices(number)), splits
 
 
-def test_knn_equals_scikit_learns_on_the_pixels_of_digits():
-    _, evaluators, splits = setup(knn={"k": 10})
-    found = evaluators["knn"]({}, 0)["knn10_top1"]
+@pytest.mark.parametrize("number", [1, 4])
+def test_knn_equals_scikit_learns_on_the_pixels_of_digits(number):
+    _, evaluators, splits = setup(number, knn={"k": (10, 20, 100, 200)})
+    found = evaluators["knn"]({}, 0)
 
     def votes(distance):
         return np.exp((1 - distance) / 0.07)
 
-    model = KNeighborsClassifier(10, metric="cosine", weights=votes)
-    model.fit(splits.train.images.reshape(-1, 64), splits.train.labels)
-    expected = model.score(
-        splits.held_out.images.reshape(-1, 64), splits.held_out.labels
-    )
-    np.testing.assert_allclose(found, 100 * expected, atol=1e-4)
+    for k in (10, 20, 100, 200):
+        model = KNeighborsClassifier(k, metric="cosine", weights=votes)
+        model.fit(splits.train.images.reshape(-1, 64), splits.train.labels)
+        expected = model.score(
+            splits.held_out.images.reshape(-1, 64), splits.held_out.labels
+        )
+        np.testing.assert_allclose(found[f"knn{k}_top1"], 100 * expected, atol=1e-4)
 
 
 def test_votes_are_weighted_by_similarity():
-    bank = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], np.float32)
+    mesh = devices(2).mesh
+    bank = np.asarray(unit(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], np.float32)))
     query = np.array([[1.0, 0.0]], np.float32)
-    scores = np.asarray(class_scores(query, bank, np.array([2, 0, 1]), 2, 0.07, 3))
-    assert scores.argmax() == 2 and scores[0, 1] == 0
+    votes = make_votes(mesh, (1, 2), 0.07, 3, size=3)
+    one, two = votes(query, *place_bank(mesh, bank, np.array([2, 0, 1])))
+    np.testing.assert_allclose(one[0], [0, 0, np.exp(1 / 0.07)], rtol=1e-5)
+    assert two[0].argmax() == 2 and two[0, 0] > 0 and two[0, 1] == 0
 
 
 def test_knn_takes_a_sample_of_the_set():

@@ -72,7 +72,7 @@ def relative_errors(case, grid, standardise_pixels=True):
 
     def loss_and_predictions(params):
         keys = jax.random.split(jax.random.key(0), image.shape[0])
-        loss, _ = task.loss(params, {}, {"image": image}, jnp.zeros(()), keys)
+        loss, _, _ = task.loss(params, {}, {"image": image}, jnp.zeros(()), keys)
         predictions, _ = task.predict(params, image, mask)
         ((head, outputs),) = predictions.items()
         return loss, outputs["pixels"]

@@ -8,7 +8,7 @@ from conftest import tiny_config
 
 from ddae import tasks
 from ddae.settings import UserError
-from ddae.train.optimizer import OptimizerSettings, decay_mask, make_optimizer
+from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
 from ddae.train.sharding import (
     MIN_SHARDED,
     MeshSettings,
@@ -18,7 +18,7 @@ from ddae.train.sharding import (
     state_sharding,
 )
 from ddae.train.state import make_init
-from ddae.train.step import make_encode, make_step
+from ddae.train.step import OnDevices, make_step
 
 ROOT = jax.random.key(3)
 
@@ -165,7 +165,7 @@ def test_adamw_against_optax():
         0.9,
         0.95,
         weight_decay=0.05,
-        mask=decay_mask,
+        mask={"a": {"kernel": True, "bias": False}},
     )
     params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     expected, ours_state, state = params, ours.init(params), theirs.init(params)
@@ -182,13 +182,13 @@ def test_adamw_against_optax():
 def test_no_decay_on_biases_and_scales_and_every_parameter_is_covered():
     task = tasks.from_config(tiny_config())
     params = jax.eval_shape(task.init, ROOT)
-    mask = decay_mask(params)
+    rules = rules_of(params, OptimizerSettings())
     flat = jax.tree_util.tree_leaves_with_path(params)
-    for (path, leaf), decays in zip(flat, jax.tree.leaves(mask), strict=True):
+    for (path, leaf), rule in zip(flat, jax.tree.leaves(rules), strict=True):
         # MAE: none on one-dimensional parameters.
-        assert decays == (len(leaf.shape) > 1), path
+        assert rule.decays == (len(leaf.shape) > 1) and not rule.frozen, path
     with pytest.raises(UserError, match="/encoder/gain is in no optimiser group"):
-        decay_mask({"encoder": {"gain": jnp.ones(2)}})
+        rules_of({"encoder": {"gain": jnp.ones(2)}}, OptimizerSettings())
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_sizes_that_do_not_divide_are_errors(fsdp, batch, accumulate, says):
 def test_encode_pads_and_never_masks(digit_images):
     _, _, mesh, task = trainer(devices=4)
     params = jax.jit(task.init)(ROOT)
-    encode = make_encode(task, mesh)
+    encode = OnDevices(mesh)(task.encode)
     images = np.asarray(digit_images)[:5]
     features = encode(params, images)
     assert features.patches.shape == (5, 16, 32)

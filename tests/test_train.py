@@ -64,7 +64,7 @@ WRONG = [
     ({"data__name": "folder", "data__dir": "/nowhere"}, "no folder /nowhere/train"),
     ({"evaluators": {"knn": {"k": 5000}}}, "knn.k=5000"),
     ({"data__std": (0.0,)}, "config.data: std=.* must be positive"),
-    ({"total_steps": -1}, "total_steps=-1 must be positive"),
+    ({"total_steps": -1}, "total_steps=-1 must not be negative"),
     ({"epochs": 0}, "epochs=0 must be positive"),
 ]
 

@@ -7,25 +7,24 @@ figure. A new evaluator is a file and a row in EVALUATORS.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ddae import settings
 from ddae.data import Splits
-from ddae.eval.knn import Encode, make_knn
+from ddae.eval.accuracy import make_accuracy
+from ddae.eval.evaluator import Evaluator, OnDevices
+from ddae.eval.knn import make_knn
 from ddae.eval.reconstruct import make_reconstruct
 from ddae.settings import UserError
 from ddae.tasks import Task
 
-Evaluator = Callable[[Any, int], dict[str, float | np.ndarray]]
-
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+    "accuracy": make_accuracy,
     "knn": make_knn,
     "reconstruct": make_reconstruct,
 }
 
 
 def from_config(
-    config: Mapping[str, Any], task: Task, splits: Splits, encode: Encode
+    config: Mapping[str, Any], task: Task, splits: Splits, on_devices: OnDevices
 ) -> dict[str, Evaluator]:
     """The evaluators that config.evaluators names, each from its own section."""
     evaluators = {}
@@ -35,6 +34,6 @@ def from_config(
                 f"config.evaluators.{name} is not one of {sorted(EVALUATORS)}"
             )
         evaluators[name] = settings.build(
-            EVALUATORS[name], section, f"evaluators.{name}.", task, splits, encode
+            EVALUATORS[name], section, f"evaluators.{name}.", task, splits, on_devices
         )
     return evaluators

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ddae.data import Splits
+from ddae.eval.evaluator import OnDevices
 from ddae.eval.figures import new_figure, to_array
 from ddae.settings import UserError
 from ddae.tasks import Task
@@ -13,7 +14,12 @@ from ddae.tasks.pretrain import Pretrain, Reconstruction
 
 
 def make_reconstruct(
-    task: Task, splits: Splits, encode: Any, *, num_images: int = 8, seed: int = 0
+    task: Task,
+    splits: Splits,
+    on_devices: OnDevices,
+    *,
+    num_images: int = 8,
+    seed: int = 0,
 ):
     """An evaluator that draws `num_images` held-out images, the same at every step.
 

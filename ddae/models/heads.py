@@ -1,9 +1,10 @@
 """Heads: from features at taps to predictions at the masked patches, [b, m, k]."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -97,4 +98,99 @@ class MaskedLinear(nn.Module):
         return {
             name: Dense(k, dtype=self.dtype, name=name)(x)
             for name, k in self.outputs.items()
+        }
+
+
+Pool = Literal["mean", "cls", "attention"]
+"""What of the features is classified: the mean of the patches, the cls token, or what
+one learned query gathers from all tokens (an attentive probe)."""
+
+
+class Classifier(nn.Module):
+    """Pool -> norm -> Linear: class scores of an image, float32.
+
+    norm: "layer" (fine-tuning, where the encoder has no norm of its own), "batch"
+    (probes: MAE's BatchNorm without affine, eps 1e-6), or "none". The batch's own mean
+    and variance normalise in training, running ones elsewhere; `batch_norm` of the
+    parameters keeps those, and they change by averaging alone. kernel_deviation: of
+    the initial normal weights.
+    """
+
+    num_classes: int
+    pool: Pool
+    norm: Literal["layer", "batch", "none"]
+    num_heads: int
+    kernel_deviation: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Features, training: bool = False
+    ) -> tuple[Float[Array, "b k"], dict[str, Array]]:
+        """(logits, statistics of this batch: {} unless `norm` is "batch")."""
+        if self.pool == "mean":
+            x = features.patches.mean(axis=1)
+        elif self.pool == "cls":
+            x = features.prefix[:, 0]
+        else:
+            x = AttentivePool(self.num_heads, self.dtype, name="attention")(features)
+        observed = {}
+        if self.norm == "layer":
+            x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        elif self.norm == "batch":
+            x, observed = BatchNorm(name="batch_norm")(x, training)
+        init = nn.initializers.normal(self.kernel_deviation)
+        linear = nn.Dense(self.num_classes, kernel_init=init, name="linear")
+        return linear(x.astype(jnp.float32)), observed
+
+
+class AttentivePool(nn.Module):
+    """One learned query attends to all tokens, after a LayerNorm: [b, d]."""
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Features) -> Float[Array, "b d"]:
+        x = jnp.concatenate([features.prefix, features.patches], axis=1)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        b, t, d = x.shape
+        query = self.param("query", token_init, (1, 1, d)).astype(self.dtype)
+        kv = Dense(2 * d, dtype=self.dtype, name="kv")(x)
+        kv = kv.reshape(b, t, 2, self.num_heads, d // self.num_heads)
+        q = jnp.broadcast_to(query, (b, 1, d)).reshape(b, 1, self.num_heads, -1)
+        pooled = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
+        return Dense(d, dtype=self.dtype, name="out")(pooled.reshape(b, d))
+
+
+class BatchNorm(nn.Module):
+    """Normalisation over the whole batch, wherever its rows lie; no scale, no shift."""
+
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d"], training: bool
+    ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
+        """(x normalised, float32; statistics for `running`)."""
+        x = x.astype(jnp.float32)
+        d = x.shape[-1:]
+        mean = self.param("mean", nn.initializers.zeros, d)
+        variance = self.param("variance", nn.initializers.ones, d)
+        observed = {}
+        if training:
+            mean, variance = x.mean(axis=0), x.var(axis=0)
+            unbiased = variance * (len(x) / max(1, len(x) - 1))
+            observed = {"mean": mean, "variance": unbiased, "count": jnp.ones(())}
+        return (x - mean) * jax.lax.rsqrt(variance + 1e-6), observed
+
+    @classmethod
+    def running(
+        cls, params: dict[str, Array], observed: dict[str, Array]
+    ) -> dict[str, Array]:
+        """The running statistics after a batch of which `observed` was seen."""
+        share = 1.0 - cls.momentum
+        return {
+            name: old + share * (observed[name] / observed["count"] - old)
+            for name, old in params.items()
         }

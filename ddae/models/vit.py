@@ -8,10 +8,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ddae.masking import Mask, gather_patches
-from ddae.models.positions import sincos
+from ddae.models.positions import relative_index, resize_positions, sincos
 from ddae.patches import Grid, patchify
 
 Layout = Literal["visible", "mask_token"]
@@ -19,6 +19,12 @@ Layout = Literal["visible", "mask_token"]
 token in their place (SimMIM, BEiT)."""
 
 Remat = Literal["off", "dots", "full"]
+
+Positions = Literal["sincos", "learned", "none"]
+"""sincos: MAE's fixed ones. learned: a parameter, for cls too (ViT). none: BEiT's."""
+
+RelativeBias = Literal["none", "shared", "block"]
+"""A learned bias of attention by offset, one for all blocks or one for each (BEiT)."""
 
 
 @flax.struct.dataclass
@@ -57,19 +63,41 @@ token_init = nn.initializers.normal(0.02)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv projection; softmax in float32."""
+    """Multi-head self-attention with one fused qkv projection; softmax in float32.
+
+    BEiT has no key bias, which makes no difference: softmax takes it out again.
+    """
 
     num_heads: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], bias: Float[Array, "1 heads t t"] | None = None
+    ) -> Float[Array, "b t d"]:
         b, t, d = x.shape
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(b, t, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        x = jax.nn.dot_product_attention(q, k, v).reshape(b, t, d)
+        x = jax.nn.dot_product_attention(q, k, v, bias=bias).reshape(b, t, d)
         return Dense(d, dtype=self.dtype, name="out")(x)
+
+
+class RelativePositionBias(nn.Module):
+    """BEiT's bias of attention, by offset on the grid; three more entries for cls."""
+
+    num_heads: int
+    grid: Grid
+    dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "1 heads t t"]:
+        h, w = self.grid
+        entries = (2 * h - 1) * (2 * w - 1) + 3
+        zeros = nn.initializers.zeros
+        table = self.param("table", zeros, (entries, self.num_heads))
+        bias = table.astype(self.dtype)[relative_index(self.grid)]
+        return bias.transpose(2, 0, 1)[None]
 
 
 class Mlp(nn.Module):
@@ -87,18 +115,58 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; LayerNorm statistics in float32."""
+    """A pre-norm transformer block; LayerNorm statistics in float32.
+
+    layer_scale: initial value of a learned factor of each channel of both branches; 0
+    is none. drop_path: probability that an example skips a branch. bias_grid: the grid
+    of a relative position bias of its own.
+    """
 
     spec: ViTSpec
     dtype: Any
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    bias_grid: Grid | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        hidden = int(self.spec.width * self.spec.mlp_ratio)
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        bias: Float[Array, "1 heads t t"] | None = None,
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """keys: one an example, for drop path; None drops nothing."""
+        heads = self.spec.num_heads
+        if self.bias_grid is not None:
+            own = RelativePositionBias(
+                heads, self.bias_grid, self.dtype, name="relative_bias"
+            )
+            bias = own()
         y = LayerNorm(dtype=self.dtype, name="norm_attention")(x)
-        x = x + Attention(self.spec.num_heads, self.dtype, name="attention")(y)
+        y = Attention(heads, self.dtype, name="attention")(y, bias)
+        x = x + self._branch("scale_attention", y, keys, 0)
+        hidden = int(self.spec.width * self.spec.mlp_ratio)
         y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
-        return x + Mlp(hidden, self.dtype, name="mlp")(y)
+        y = Mlp(hidden, self.dtype, name="mlp")(y)
+        return x + self._branch("scale_mlp", y, keys, 1)
+
+    def _branch(
+        self,
+        name: str,
+        y: Float[Array, "b t d"],
+        keys: Key[Array, " b"] | None,
+        number: int,
+    ) -> Float[Array, "b t d"]:
+        if self.layer_scale:
+            constant = nn.initializers.constant(self.layer_scale)
+            y = y * self.param(name, constant, y.shape[-1:]).astype(self.dtype)
+        if keys is None or not self.drop_path:
+            return y
+        keep = 1.0 - self.drop_path
+        kept = jax.vmap(
+            lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), keep)
+        )(keys)
+        return jnp.where(kept[:, None, None], y / keep, 0.0).astype(y.dtype)
 
 
 def block_class(remat: Remat) -> type[nn.Module]:
@@ -115,7 +183,9 @@ class Encoder(nn.Module):
     """ViT encoder over a grid (h, w) of square patches, with one cls token.
 
     Layers are numbered 1 to depth by the block that made them; the last one is read
-    after the final LayerNorm, as in MAE. Positions are MAE's fixed sine-cosine ones.
+    after the final LayerNorm, as in MAE, where there is one. drop_path: of the last
+    block; the others' rise to it linearly from 0. position_grid: where the fixed
+    positions were learned with, if not at `grid`; they are resized to it.
     """
 
     spec: ViTSpec
@@ -124,6 +194,12 @@ class Encoder(nn.Module):
     channels: int = 3
     dtype: Any = jnp.float32
     remat: Remat = "off"
+    positions: Positions = "sincos"
+    position_grid: Grid | None = None
+    relative_bias: RelativeBias = "none"
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    final_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -132,14 +208,19 @@ class Encoder(nn.Module):
         mask: Mask | None = None,
         layout: Layout = "visible",
         taps: tuple[int, ...] | None = None,
+        keys: Key[Array, " b"] | None = None,
     ) -> dict[int, Features]:
         """Features at `taps` (the last layer alone by default).
 
-        images: standardised. mask: None sees every patch, in either layout.
+        images: standardised. mask: None sees every patch, in either layout. keys: one
+        an example, for drop path; None drops nothing.
         """
-        taps = (self.spec.depth,) if taps is None else taps
-        embed = Dense(self.spec.width, dtype=self.dtype, name="patch_embedding")
-        positions = jnp.asarray(sincos(self.spec.width, self.grid), self.dtype)[None]
+        width, depth = self.spec.width, self.spec.depth
+        taps = (depth,) if taps is None else taps
+        if mask is not None and layout == "visible" and self.relative_bias != "none":
+            raise ValueError("a relative position bias wants layout mask_token")
+        embed = Dense(width, dtype=self.dtype, name="patch_embedding")
+        cls_position, positions = self._positions()
         patches = patchify(images, self.patch_size)
         if mask is None:
             x = embed(patches) + positions
@@ -148,20 +229,53 @@ class Encoder(nn.Module):
             x = embed(gather_patches(patches, mask.ids_visible))
             x = x + positions[0][mask.ids_visible]
         else:
-            token = self.param("mask_token", token_init, (1, 1, self.spec.width))
+            token = self.param("mask_token", token_init, (1, 1, width))
             x = jnp.where(
                 mask.is_masked[..., None], token.astype(self.dtype), embed(patches)
             )
             x = x + positions
-        cls = self.param("cls_token", token_init, (1, 1, self.spec.width))
-        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.spec.width))
+        cls = self.param("cls_token", token_init, (1, 1, width)).astype(self.dtype)
+        cls = jnp.broadcast_to(cls + cls_position, (x.shape[0], 1, width))
         x = jnp.concatenate([cls, x], axis=1)
+        bias = None
+        if self.relative_bias == "shared":
+            shared = RelativePositionBias(
+                self.spec.num_heads, self.grid, self.dtype, name="relative_bias"
+            )
+            bias = shared()
         layers = {}
-        make_block = block_class(self.remat)
-        for layer in range(1, self.spec.depth + 1):
-            x = make_block(self.spec, self.dtype, name=f"block_{layer - 1:02d}")(x)
-            if layer == self.spec.depth:
+        for layer in range(1, depth + 1):
+            own = None if keys is None else _folded(keys, layer)
+            x = self._block(layer)(x, bias, own)
+            if layer == depth and self.final_norm:
                 x = LayerNorm(dtype=self.dtype, name="norm")(x)
             if layer in taps:
                 layers[layer] = Features(prefix=x[:, :1], patches=x[:, 1:])
         return layers
+
+    def _positions(self) -> tuple[Any, Float[Array, "1 n d"]]:
+        """Of cls and of the patches."""
+        h, w = self.grid
+        if self.positions == "none":
+            return 0.0, jnp.zeros((1, h * w, self.spec.width), self.dtype)
+        if self.positions == "learned":
+            shape = (1, 1 + h * w, self.spec.width)
+            both = self.param("positions", token_init, shape).astype(self.dtype)
+            return both[:, :1], both[:, 1:]
+        known = self.position_grid or self.grid
+        fixed = resize_positions(sincos(self.spec.width, known), known, self.grid)
+        return 0.0, jnp.asarray(fixed, self.dtype)[None]
+
+    def _block(self, layer: int) -> nn.Module:
+        return block_class(self.remat)(
+            self.spec,
+            self.dtype,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path * (layer - 1) / max(1, self.spec.depth - 1),
+            bias_grid=self.grid if self.relative_bias == "block" else None,
+            name=f"block_{layer - 1:02d}",
+        )
+
+
+def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

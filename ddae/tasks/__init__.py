@@ -4,16 +4,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddae.settings import UserError
+from ddae.tasks.classify import Classify
 from ddae.tasks.pretrain import Pretrain
 from ddae.tasks.task import Task
 
 TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
-    "pretrain": Pretrain.from_config
+    "pretrain": Pretrain.from_config,
+    "classify": Classify.from_config,
 }
+
+SECTIONS = {"pretrain": ("method",), "classify": ("classifier", "mixing")}
+
+
+def sections(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sections that config.task reads beside model and data; `UserError` for no task."""
+    if config.get("task") not in TASKS:
+        raise UserError(
+            f"config.task={config.get('task')!r} is not one of {sorted(TASKS)}"
+        )
+    return SECTIONS[config["task"]]
 
 
 def from_config(config: Mapping[str, Any]) -> Task:
     """The task that `config.task` names, built from its sections of the config."""
-    if config["task"] not in TASKS:
-        raise UserError(f"config.task={config['task']!r} is not one of {sorted(TASKS)}")
+    sections(config)
     return TASKS[config["task"]](config)

@@ -15,39 +15,20 @@ from ddae.losses import normalise_features
 from ddae.masking import Mask, gather_patches
 from ddae.methods import METHODS, Method
 from ddae.models.heads import Predictions
-from ddae.models.vit import VIT_SPECS, Encoder, Features, Remat
+from ddae.models.vit import Features
 from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
 from ddae.patches import patch_statistics, patchify, unpatchify
 from ddae.settings import UserError
 from ddae.targets import Pixels, TargetContext
+from ddae.tasks.backbone import (
+    Standardisation,
+    encoder_from_config,
+    image_shape,
+    standardisation_from_config,
+    stream,
+    unit_range,
+)
 from ddae.tasks.task import Batch, Params
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full."""
-
-    size: str = "B"
-    patch_size: int = 16
-    channels: int = 3
-    remat: Remat = "off"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Standardisation:
-    """Mean and deviation of each channel, of images in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-
-    def undo(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Back to [0, 1], unclipped."""
-        return image * jnp.asarray(self.std) + jnp.asarray(self.mean)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +53,11 @@ class Pretrain:
             method.masking.num_masked(encoder.grid)
         except ValueError as error:
             raise UserError(f"config.method.mask: {error}") from error
-        mean, std = (tuple(config["data"].get(key, ())) for key in ("mean", "std"))
-        for key, value in (("mean", mean), ("std", std)):
-            if len(value) != encoder.channels:
-                raise UserError(
-                    f"config.data.{key} has {len(value)} entries for"
-                    f" config.model.channels={encoder.channels}"
-                )
-        return cls(method, Standardisation(mean=mean, std=std))
+        return cls(method, standardisation_from_config(config, encoder.channels))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the images that the encoder takes."""
-        encoder = self.method.encoder
-        h, w = encoder.grid
-        return h * encoder.patch_size, w * encoder.patch_size, encoder.channels
+        return image_shape(self.method.encoder)
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {key: ...}}, float32."""
@@ -118,18 +89,29 @@ class Pretrain:
         batch: Batch,
         progress: Scalar,
         rngs: Key[Array, " b"],
-    ) -> tuple[Scalar, Metrics]:
+    ) -> tuple[Scalar, Metrics, Params]:
         """Draws the masks, once, and evaluates the method's Terms."""
         mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
         context = self._context(ema_params, batch["image"], mask)
-        predictions, features = self.predict(params, context.standardised, mask)
+        keys = stream(rngs, "drop_path") if self.method.encoder.drop_path else None
+        predictions, features = self.predict(params, context.standardised, mask, keys)
         loss, metrics = evaluate_terms(
             self.method.terms, predictions, context, progress
         )
-        return loss, metrics | _teacher_metrics(features, context)
+        return loss, metrics | _teacher_metrics(features, context), {}
+
+    def absorb(self, params: Params, observed: Params) -> Params:
+        return params
+
+    def evaluated(self, params: Params, ema_params: Params) -> Params:
+        return params
 
     def predict(
-        self, params: Params, standardised: Float[Array, "b h w c"], mask: Mask
+        self,
+        params: Params,
+        standardised: Float[Array, "b h w c"],
+        mask: Mask,
+        keys: Key[Array, " b"] | None = None,
     ) -> tuple[dict[str, Predictions], dict[int, Features]]:
         """Predictions of every head, and the student's features at every tap."""
         method = self.method
@@ -139,6 +121,7 @@ class Pretrain:
             mask,
             method.layout,
             self._all_taps(),
+            keys,
         )
         predictions: Any = {
             name: method.heads[name].apply(
@@ -244,52 +227,6 @@ def _teacher_metrics(
             pooled = _cosine(x.mean(axis=1), y.mean(axis=1))
             metrics[f"teacher_cosine/block{layer:02d}"] = (pooled.mean(), one)
     return metrics
-
-
-def encoder_from_config(config: Mapping[str, Any]) -> Encoder:
-    """The encoder of config.model at config.image_size, computing in config.dtype."""
-    model = settings.build(ModelSettings, config["model"], "model.")
-    if model.size not in VIT_SPECS:
-        raise UserError(
-            f"config.model.size={model.size!r} is not one of {list(VIT_SPECS)}"
-        )
-    if config["dtype"] not in DTYPES:
-        raise UserError(
-            f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}"
-        )
-    if model.remat not in ("off", "dots", "full"):
-        raise UserError(f"config.model.remat={model.remat!r} is not off, dots or full")
-    size = config["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    p = model.patch_size
-    if p < 1 or height % p or width % p:
-        near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []
-        raise UserError(
-            f"config.model.patch_size={p} does not divide config.image_size={size};"
-            f" use {' or '.join(map(str, near)) or 'a positive patch size'}"
-        )
-    return Encoder(
-        spec=VIT_SPECS[model.size],
-        grid=(height // p, width // p),
-        patch_size=p,
-        channels=model.channels,
-        dtype=DTYPES[config["dtype"]],
-        remat=model.remat,
-    )
-
-
-def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """uint8 images as float32 in [0, 1]; floats are taken to be so already."""
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255.0
-    return images.astype(jnp.float32)
-
-
-def stream(rngs: Key[Array, " b"], name: str) -> Key[Array, " b"]:
-    """The named random stream of each example."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(
-        rngs
-    )
 
 
 def _cosine(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -40,8 +40,22 @@ class Task(Protocol):
         batch: Batch,
         progress: Scalar,
         rngs: Key[Array, " b"],
-    ) -> tuple[Scalar, Metrics]:
-        """The loss to descend, metrics as (sum, count); one random key an example."""
+    ) -> tuple[Scalar, Metrics, Params]:
+        """The loss to descend, metrics as (sum, count), and what `absorb` takes.
+
+        rngs: one random key an example.
+        """
+        ...
+
+    def absorb(self, params: Params, observed: Params) -> Params:
+        """`params` with those that learn by averaging, not by gradients, updated.
+
+        observed: what `loss` gave third, summed over micro-batches.
+        """
+        ...
+
+    def evaluated(self, params: Params, ema_params: Params) -> Params:
+        """The parameters that evaluations see."""
         ...
 
     def encode(

@@ -32,9 +32,10 @@ from ddae.train.metrics import Meter, Report, progress_line
 from ddae.train.optimizer import (
     Optimizer,
     OptimizerSettings,
-    group_table,
     make_optimizer,
+    rule_table,
 )
+from ddae.train.partial import InitSettings, Pretrained, load_pretrained
 from ddae.train.sharding import (
     MeshSettings,
     batch_sharding,
@@ -47,10 +48,11 @@ from ddae.train.sharding import (
     to_devices,
 )
 from ddae.train.state import NonFiniteError, TrainState, make_init
-from ddae.train.step import make_encode, make_step
+from ddae.train.step import OnDevices, make_step
 
-SECTIONS = ("data", "model", "method", "optimizer", "mesh", "evaluators")
-"""Read by the rooms that they name; `image_size`, `dtype` and `task` by the task."""
+SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
+"""Read by the rooms that they name, as are the task's own (`tasks.sections`); `image_size`,
+`dtype` and `task` by the task."""
 
 LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
@@ -64,6 +66,7 @@ class RunSettings:
     keep_checkpoints: how many of the newest stay; of the others every
     keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
+    total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
     """
 
     task: str
@@ -81,6 +84,7 @@ class RunSettings:
     keep_best: str = ""
     max_nonfinite_steps: int = 10
     watchdog_seconds: float = 1800.0
+    init: InitSettings = InitSettings()
 
     def __post_init__(self):
         for name in (
@@ -91,12 +95,14 @@ class RunSettings:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.total_steps is not None and self.total_steps <= 0:
-            raise ValueError(f"total_steps={self.total_steps} must be positive")
+        if self.total_steps is not None and self.total_steps < 0:
+            raise ValueError(f"total_steps={self.total_steps} must not be negative")
 
     def steps(self, steps_per_epoch: int) -> int:
         """The length of the run in optimiser steps."""
-        return self.total_steps or max(1, round(self.epochs * steps_per_epoch))
+        if self.total_steps is not None:
+            return self.total_steps
+        return max(1, round(self.epochs * steps_per_epoch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +133,11 @@ class Job:
 def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     """Reads the whole config. Raises `UserError`, and compiles nothing."""
     signals = signals or Signals()
-    for name in SECTIONS:
+    sections = SECTIONS + tasks.sections(config)
+    for name in sections:
         if name not in config:
             raise UserError(f"config.{name} is missing")
-    plain = {key: value for key, value in config.items() if key not in SECTIONS}
+    plain = {key: value for key, value in config.items() if key not in sections}
     options = settings.build(RunSettings, plain, "")
     task = tasks.from_config(config)
     chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
@@ -145,7 +152,7 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
-    encode = make_encode(task, mesh, signals)
+    on_devices = OnDevices(mesh, signals)
     return Job(
         config=config,
         options=options,
@@ -158,7 +165,7 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         optimizer=optimizer,
         accumulate=chosen.accumulate,
         signals=signals,
-        evaluators=eval.from_config(config, task, splits, encode),
+        evaluators=eval.from_config(config, task, splits, on_devices),
         shapes=shapes,
         shardings=state_sharding(shapes, mesh),
     )
@@ -205,19 +212,30 @@ def _run(job: Job, workdir: str) -> None:
         contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
     ):
         checkpoints.check(job.shapes, job.data_state)
+        pretrained = None
+        if checkpoints.latest() is None:
+            params = job.shapes.params
+            pretrained = load_pretrained(options.init, job.config, params)
         _write_config(job.config, workdir)
         state = checkpoints.restore(_targets(job))
         step = None if state is None else int(state.step)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
             report.say(_overview(job))
             if state is None:
-                init = make_init(job.task, job.optimizer)
-                init = jax.jit(init, out_shardings=job.shardings)
-                state = init(jax.random.key(options.seed))
+                report.say(str(pretrained or "all weights begin fresh"))
+                state = _first_state(job, pretrained)
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
             _train(job, state, step or 0, checkpoints, report)
             report.say(_closing(report))
+
+
+def _first_state(job: Job, pretrained: Pretrained | None) -> TrainState:
+    """Fresh parameters, with the pretrained ones in their places."""
+    weights = None if pretrained is None else pretrained.encoder
+    init = make_init(job.task, job.optimizer)
+    init = jax.jit(init, out_shardings=job.shardings)
+    return init(jax.random.key(job.options.seed), weights)
 
 
 def _train(
@@ -234,7 +252,8 @@ def _train(
         except PreemptedError:
             _save_and_stop(job, state, step, checkpoints)
     if step >= job.total_steps:
-        report.say(f"nothing to do: step {step} is the last")
+        report.say(f"nothing to train: step {step} is the last")
+        checkpoints.save(state, step, job.config, job.data_state)
         return
     train(job, state, step, checkpoints, report)
 
@@ -359,7 +378,7 @@ def evaluate(
     report.say(f"step {step}: evaluating")
     values: dict[str, Any] = {}
     for evaluator in job.evaluators.values():
-        found = evaluator(state.params, step)
+        found = evaluator(job.task.evaluated(state.params, state.ema_params), step)
         job.signals.beat()
         values |= {f"eval/{name}": value for name, value in found.items()}
     curves = distance_curves(report.rows()) if report.active else None
@@ -387,7 +406,7 @@ def _overview(job: Job) -> str:
     shard, whole = bytes_a_device(job.shapes, job.shardings)
     lines = [
         parameter_overview.get_parameter_overview(params, include_stats=False),
-        *group_table(params),
+        *rule_table(params, job.optimizer.settings),
         f"peak learning rate {job.optimizer.peak:.3g} at batch {batch}",
         f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
         f" an epoch of {job.order.num_examples} images",
@@ -399,13 +418,13 @@ def _overview(job: Job) -> str:
 
 
 def _closing(report: Report) -> str:
-    """The last evaluation beside that of the untrained encoder."""
+    """The last evaluation beside the first."""
     rows = report.rows()
     first = next((r for r in rows if r["step"] == 0), {})
     last = rows[-1] if rows else {}
     shown = [
-        f"{key.removeprefix('eval/')} {first[key]:.4g} untrained,"
-        f" {last[key]:.4g} pretrained"
+        f"{key.removeprefix('eval/')} {first[key]:.4g} at the start,"
+        f" {last[key]:.4g} now"
         for key in last
         if key.startswith("eval/")
         and first.get(key) is not None

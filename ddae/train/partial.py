@@ -2,13 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ddae.models.positions import resize_positions, resize_relative_bias
+from ddae.patches import Grid
 from ddae.settings import UserError
+from ddae.tasks.backbone import encoder_from_config
+from ddae.train.checkpoint import load_params
 from ddae.train.optimizer import path_name
 
 Resize = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray | None]
@@ -78,3 +82,97 @@ def _refuse(paths: list[str], allowed: Sequence[str], what: str) -> None:
     wrong = [p for p in paths if not any(re.search(rule, p) for rule in allowed)]
     if wrong:
         raise UserError(f"{len(wrong)} parameters {what} {wrong[0]}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitSettings:
+    """Where a run begins that is no resume: the encoder of another run's workdir.
+
+    may_miss, may_leave: patterns of paths of this encoder that the workdir need not
+    have, and of those it has that find no place here.
+    """
+
+    workdir: str = ""
+    may_miss: tuple[str, ...] = ()
+    may_leave: tuple[str, ...] = ("/mask_token$",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Encoder parameters for a run's beginning, None where they begin fresh, and where
+    they are from."""
+
+    encoder: Any
+    loaded: Loaded
+    workdir: str
+    other_standardisation: str
+
+    def __str__(self) -> str:
+        lines = [f"encoder of {self.workdir}, {self.loaded}"]
+        if self.other_standardisation:
+            lines.append(f"warning: {self.other_standardisation}")
+        return "\n".join(lines)
+
+
+def load_pretrained(
+    init: InitSettings, config: Mapping[str, Any], params: Any
+) -> Pretrained | None:
+    """What config.init names, at the shapes of `params`; None where it names nothing.
+
+    Learned positions and relative biases are resized to another grid. Raises
+    `UserError` where there is no checkpoint, where a weight does not fit, and for fixed
+    positions of another grid than config.model.position_grid says.
+    """
+    if not init.workdir:
+        return None
+    stored, theirs = load_params(init.workdir)
+    old, new = encoder_from_config(theirs), encoder_from_config(config)
+    if {old.positions, new.positions} == {"sincos"}:
+        known = old.position_grid or old.grid
+        if known != (new.position_grid or new.grid):
+            raise UserError(
+                f"{init.workdir} learned with sine-cosine positions of grid {known};"
+                f" set config.model.position_grid={known} to have them resized to"
+                f" {new.grid}"
+            )
+    elif old.positions != new.positions:
+        raise UserError(
+            f"{init.workdir} has positions {old.positions!r};"
+            f" config.model.positions is {new.positions!r}"
+        )
+    weights = stored["encoder"]
+    if (old.relative_bias, new.relative_bias) == ("shared", "block"):
+        shared = weights.pop("relative_bias")  # BEiT's fine-tuning: each block's own
+        blocks = [name for name in weights if name.startswith("block_")]
+        weights |= {name: weights[name] | {"relative_bias": shared} for name in blocks}
+    tree, loaded = load_into(
+        {"encoder": params["encoder"]},
+        {"encoder": weights},
+        may_miss=init.may_miss,
+        may_leave=init.may_leave,
+        resize=_resizer(old.grid, new.grid),
+    )
+    encoder = jax.tree.map(
+        lambda x: x if isinstance(x, np.ndarray) else None, tree["encoder"]
+    )
+    other = ""
+    for key in ("mean", "std"):
+        one, two = (tuple(c["data"].get(key, ())) for c in (theirs, config))
+        if one != two:
+            other = f"it was pretrained with data.{key} {one}, this run has {two}"
+    return Pretrained(encoder, loaded, init.workdir, other)
+
+
+def _resizer(old: Grid, new: Grid) -> Resize:
+    def resize(
+        path: str, value: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray | None:
+        fitted = None
+        if path == "/encoder/positions":
+            patches = resize_positions(value[0, 1:], old, new)
+            fitted = np.concatenate([value[:, :1], patches[None]], axis=1)
+        elif path.endswith("/relative_bias/table"):
+            fitted = resize_relative_bias(value, old, new)
+        return fitted if fitted is not None and fitted.shape == shape else None
+
+    return resize

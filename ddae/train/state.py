@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from ddae.tasks import Task
-from ddae.train.optimizer import Optimizer
+from ddae.train.optimizer import Optimizer, merge
 
 
 class NonFiniteError(RuntimeError):
@@ -33,10 +33,16 @@ class TrainState:
 
 
 def make_init(task: Task, optimizer: Optimizer):
-    """A jittable function from a key to the state at step 0."""
+    """A jittable function from a key to the state at step 0.
 
-    def init(rng: Key[Array, ""]) -> TrainState:
+    Its second argument takes the place of the encoder's fresh parameters, where it is
+    not None.
+    """
+
+    def init(rng: Key[Array, ""], encoder: Any = None) -> TrainState:
         params = task.init(rng)
+        if encoder is not None:
+            params = {**params, "encoder": merge(encoder, params["encoder"])}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -11,12 +11,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, Shaped
 
-from ddae.models.vit import Features
 from ddae.objective import Metrics
 from ddae.tasks import Task
 from ddae.tasks.task import Batch, Params
 from ddae.train.cluster import PreemptedError, Signals
-from ddae.train.optimizer import Optimizer
+from ddae.train.optimizer import Optimizer, merge
 from ddae.train.sharding import (
     batch_sharding,
     flag_devices,
@@ -28,8 +27,8 @@ from ddae.train.state import TrainState
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
-ENCODE_IMAGES = 256
-"""Images encoded at a time in evaluations, over all devices."""
+CHUNK = 256
+"""Images evaluated at a time, over all devices."""
 
 
 def make_step(
@@ -50,19 +49,27 @@ def make_step(
             jax.random.fold_in(root, state.step), batch["image"].shape[0]
         )
 
-        def loss(params: Params, batch: Batch, rngs: Key[Array, " b"]):
-            return task.loss(params, state.ema_params, batch, progress, rngs)
+        # Frozen parameters are no variables: nothing is spent on their gradients.
+        trained, frozen = optimizer.split(state.params)
+
+        def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
+            params = merge(trained, frozen)
+            value, *rest = task.loss(params, state.ema_params, batch, progress, rngs)
+            return value, tuple(rest)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
-            (_, metrics), grads = gradient(state.params, batch, rngs)
+            (_, (metrics, observed)), grads = gradient(trained, batch, rngs)
         else:
             micro = _micro_batches((batch, rngs), accumulate, mesh)
-            metrics, grads = _accumulate(gradient, state.params, micro, accumulate)
+            (metrics, observed), grads = _accumulate(
+                gradient, trained, micro, accumulate
+            )
         norm = optax.tree.norm(grads)
-        params, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.params, state.step
+        trained, optimizer_state = optimizer.update(
+            grads, state.optimizer, trained, state.step
         )
+        params = task.absorb(merge(trained, frozen), observed)
         momentum = task.momentum(progress)
         ema_params = optax.incremental_update(
             task.ema_of(params), state.ema_params, 1.0 - momentum
@@ -99,40 +106,48 @@ def make_step(
     return step
 
 
-def make_encode(
-    task: Task, mesh: Mesh, signals: Signals | None = None
-) -> Callable[[Params, Shaped[np.ndarray, "b h w c"]], Features]:
-    """(params, any number of images on the host) -> their last features, in NumPy.
+class OnDevices:
+    """Makes a function of parameters and images, to a tree of arrays [b, ...], run over
+    all devices on any number of images of the host, to NumPy, float32.
 
-    Images go through in chunks of one size, so that one compiled function serves all.
-    Raises `PreemptedError` in every process where one of them was asked to stop.
+    Images go through in chunks of one size, so that one compiled function serves all;
+    every image counts once, whatever the number of devices. Raises `PreemptedError` in
+    every process where one of them was asked to stop.
     """
-    signals = signals or Signals()
-    sharding = batch_sharding(mesh)
-    size = jax.device_count() * max(1, ENCODE_IMAGES // jax.device_count())
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def encode_chunk(params: Params, images: Array, stop: Array):
-        return task.encode(params, images), stop.max()
+    def __init__(self, mesh: Mesh, signals: Signals | None = None):
+        self.mesh = mesh
+        self._signals = signals or Signals()
 
-    def chunk(params: Params, images: np.ndarray) -> Features:
-        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
-        rows = to_devices({"image": padded[host_rows(size, sharding)]}, sharding)
-        flags = flag_devices(signals.stop_requested, mesh)
-        features, stop = encode_chunk(params, rows["image"], flags)
-        if int(stop):
-            raise PreemptedError("in an evaluation")
-        signals.beat()
-        return jax.tree.map(
-            lambda x: np.asarray(x, np.float32)[: len(images)], features
-        )
+    def __call__(
+        self, function: Callable[[Params, Array], Any]
+    ) -> Callable[[Params, Shaped[np.ndarray, "b h w c"]], Any]:
+        mesh, signals = self.mesh, self._signals
+        sharding = batch_sharding(mesh)
+        size = mesh.size * max(1, CHUNK // mesh.size)
 
-    def encode(params: Params, images: np.ndarray) -> Features:
-        starts = range(0, len(images), size)
-        chunks = [chunk(params, images[start : start + size]) for start in starts]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+        @functools.partial(jax.jit, out_shardings=replicated(mesh))
+        def compiled(params: Params, images: Array, stop: Array):
+            return function(params, images), stop.max()
 
-    return encode
+        def chunk(params: Params, images: np.ndarray) -> Any:
+            padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+            rows = to_devices({"image": padded[host_rows(size, sharding)]}, sharding)
+            flags = flag_devices(signals.stop_requested, mesh)
+            found, stop = compiled(params, rows["image"], flags)
+            if int(stop):
+                raise PreemptedError("in an evaluation")
+            signals.beat()
+            return jax.tree.map(
+                lambda x: np.asarray(x, np.float32)[: len(images)], found
+            )
+
+        def over(params: Params, images: np.ndarray) -> Any:
+            starts = range(0, len(images), size)
+            chunks = [chunk(params, images[start : start + size]) for start in starts]
+            return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+
+        return over
 
 
 def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:
@@ -148,15 +163,16 @@ def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:
 
 
 def _accumulate(gradient: Any, params: Params, micro: Any, accumulate: int):
-    """Summed metrics and mean gradient over micro-batches, one in memory at a time."""
+    """Summed metrics and observations, and mean gradient, over micro-batches, one in
+    memory at a time."""
 
     def add(carry: Any, batch: Any):
-        (_, metrics), grads = gradient(params, *batch)
-        return jax.tree.map(jnp.add, carry, (metrics, grads)), None
+        (_, rest), grads = gradient(params, *batch)
+        return jax.tree.map(jnp.add, carry, (rest, grads)), None
 
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro))
     zeros = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1])
     )
-    (metrics, grads), _ = jax.lax.scan(add, zeros, micro)
-    return metrics, jax.tree.map(lambda g: g / accumulate, grads)
+    (rest, grads), _ = jax.lax.scan(add, zeros, micro)
+    return rest, jax.tree.map(lambda g: g / accumulate, grads)

@@ -1,0 +1,61 @@
+"""What evaluators are, and how they go over the images of a source."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+from rich.progress import track
+
+from ddae.data import Source
+
+Evaluator = Callable[[Any, int], dict[str, float | np.ndarray]]
+"""(parameters, step) -> values."""
+
+HostFunction = Callable[[Any, np.ndarray], Any]
+"""(parameters, any number of images) -> a tree of NumPy arrays [b, ...]."""
+
+
+class OnDevices(Protocol):
+    """Makes such a function of one of arrays on the devices of `mesh`."""
+
+    mesh: Mesh
+
+    def __call__(self, function: Callable[[Any, jax.Array], Any]) -> HostFunction: ...
+
+
+CHUNK = 1024
+"""Images read at a time."""
+
+
+def sample(source: Source, limit: int) -> Int[np.ndarray, " k"]:
+    """All indices, or `limit` drawn once at random, ascending; 0 takes all."""
+    if not limit or limit >= len(source):
+        return np.arange(len(source))
+    return np.sort(np.random.default_rng(0).permutation(len(source))[:limit])
+
+
+def over(
+    source: Source,
+    indices: Int[np.ndarray, " k"],
+    function: HostFunction,
+    params: Any,
+    description: str,
+) -> tuple[Any, Int[np.ndarray, " k"]]:
+    """(what `function` gives for the images at `indices`, their labels), each once."""
+    found, labels = [], []
+    batches = track(
+        source.batches(indices, CHUNK),
+        description,
+        total=-(-len(indices) // CHUNK),
+        transient=True,
+        disable=not sys.stdout.isatty(),
+    )
+    for batch in batches:
+        found.append(function(params, batch["image"]))
+        labels.append(batch["label"])
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    return joined, np.concatenate(labels)

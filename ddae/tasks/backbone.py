@@ -1,0 +1,133 @@
+"""What every task begins with: the encoder, and images made ready for it."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from ddae import settings
+from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias, Remat
+from ddae.settings import UserError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
+
+    positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
+    sincos positions are to be resized from it. relative_bias: none, shared or block.
+    layer_scale: its initial value, 0 is none. drop_path: of the last block.
+    """
+
+    size: str = "B"
+    patch_size: int = 16
+    channels: int = 3
+    remat: Remat = "off"
+    positions: Positions = "sincos"
+    position_grid: tuple[int, int] | None = None
+    relative_bias: RelativeBias = "none"
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        choices = {
+            "size": VIT_SPECS,
+            "remat": ("off", "dots", "full"),
+            "positions": ("sincos", "learned", "none"),
+            "relative_bias": ("none", "shared", "block"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"config.model.{name}={getattr(self, name)!r} is not one of"
+                    f" {list(known)}"
+                )
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UserError(f"config.model.drop_path={self.drop_path} is not in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standardisation:
+    """Mean and deviation of each channel, of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def undo(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Back to [0, 1], unclipped."""
+        return image * jnp.asarray(self.std) + jnp.asarray(self.mean)
+
+
+def standardisation_from_config(
+    config: Mapping[str, Any], channels: int
+) -> Standardisation:
+    """data.mean and data.std; `UserError` where they are not one a channel."""
+    mean, std = (tuple(config["data"].get(key, ())) for key in ("mean", "std"))
+    for key, value in (("mean", mean), ("std", std)):
+        if len(value) != channels:
+            raise UserError(
+                f"config.data.{key} has {len(value)} entries for"
+                f" config.model.channels={channels}"
+            )
+    return Standardisation(mean=mean, std=std)
+
+
+def encoder_from_config(config: Mapping[str, Any], final_norm: bool = True) -> Encoder:
+    """The encoder of config.model at config.image_size, computing in config.dtype."""
+    model = settings.build(ModelSettings, config["model"], "model.")
+    if config["dtype"] not in DTYPES:
+        raise UserError(
+            f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}"
+        )
+    size = config["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    p = model.patch_size
+    if p < 1 or height % p or width % p:
+        near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []
+        raise UserError(
+            f"config.model.patch_size={p} does not divide config.image_size={size};"
+            f" use {' or '.join(map(str, near)) or 'a positive patch size'}"
+        )
+    return Encoder(
+        spec=VIT_SPECS[model.size],
+        grid=(height // p, width // p),
+        patch_size=p,
+        channels=model.channels,
+        dtype=DTYPES[config["dtype"]],
+        remat=model.remat,
+        positions=model.positions,
+        position_grid=model.position_grid,
+        relative_bias=model.relative_bias,
+        layer_scale=model.layer_scale,
+        drop_path=model.drop_path,
+        final_norm=final_norm,
+    )
+
+
+def image_shape(encoder: Encoder) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the encoder takes."""
+    h, w = encoder.grid
+    return h * encoder.patch_size, w * encoder.patch_size, encoder.channels
+
+
+def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """uint8 images as float32 in [0, 1]; floats are taken to be so already."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255.0
+    return images.astype(jnp.float32)
+
+
+def stream(rngs: Key[Array, " b"], name: str) -> Key[Array, " b"]:
+    """The named random stream of each example."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(
+        rngs
+    )
