@@ -42,11 +42,11 @@ def pretrain(method: Method) -> Pretrain:
 def loss_of(method, params, images, progress=0.3, jit=True):
     task = pretrain(method)
     keys = jax.random.split(jax.random.key(5), len(images))
-    function = (
-        lambda p: task.loss(  # noqa: E731
-            p, task.ema_of(p), {"image": images}, jnp.float32(progress), keys
-        )[:2]
-    )
+
+    def function(p):
+        batch = {"image": images}
+        return task.loss(p, task.ema_of(p), batch, jnp.float32(progress), keys)[:2]
+
     gradient = jax.value_and_grad(function, has_aux=True)
     (loss, metrics), grads = (jax.jit(gradient) if jit else gradient)(params)
     return loss, metrics, grads

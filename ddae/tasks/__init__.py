@@ -17,7 +17,7 @@ SECTIONS = {"pretrain": ("method",), "classify": ("classifier", "mixing")}
 
 
 def sections(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Sections that config.task reads beside model and data; `UserError` for no task."""
+    """Sections that config.task reads beside model and data, or `UserError`."""
     if config.get("task") not in TASKS:
         raise UserError(
             f"config.task={config.get('task')!r} is not one of {sorted(TASKS)}"

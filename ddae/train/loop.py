@@ -51,8 +51,8 @@ from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import OnDevices, make_step
 
 SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
-"""Read by the rooms that they name, as are the task's own (`tasks.sections`); `image_size`,
-`dtype` and `task` by the task."""
+"""Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
+and `task` by the task."""
 
 LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
