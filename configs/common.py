@@ -8,10 +8,10 @@ CIFAR_MEAN = (0.491, 0.482, 0.447)
 CIFAR_STD = (0.247, 0.243, 0.262)
 
 
-def pretraining() -> ConfigDict:
-    """MAE's recipe: AdamW, cosine by step, random-resized crops and flips."""
+def training() -> ConfigDict:
+    """What runs of every task have: MAE's pretraining recipe, ImageNet at 224."""
     config = ConfigDict()
-    config.task = "pretrain"
+    config.task = ""
     config.seed = 0
     config.batch_size = 4096
     config.epochs = 100
@@ -25,6 +25,13 @@ def pretraining() -> ConfigDict:
     config.keep_every_steps = 0
     config.keep_best = ""
     config.max_nonfinite_steps = 10
+    config.watchdog_seconds = 1800.0
+
+    # A workdir whose encoder this run begins with; "" begins fresh.
+    config.init = ConfigDict()
+    config.init.workdir = ""
+    config.init.may_miss = ()
+    config.init.may_leave = ("/mask_token$",)
 
     config.data = ConfigDict()
     config.data.name = "tfds/imagenet2012"
@@ -47,8 +54,14 @@ def pretraining() -> ConfigDict:
     config.model.patch_size = 16
     config.model.channels = 3
     config.model.remat = "off"
+    config.model.positions = "sincos"
+    config.model.position_grid = config_dict.placeholder(tuple)
+    config.model.relative_bias = "none"
+    config.model.layer_scale = 0.0
+    config.model.drop_path = 0.0
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
     config.optimizer.base_lr = 1.5e-4
     config.optimizer.lr_batch = 256
     config.optimizer.weight_decay = 0.05
@@ -57,36 +70,129 @@ def pretraining() -> ConfigDict:
     config.optimizer.warmup_epochs = 10.0
     config.optimizer.clip_norm = 0.0
     config.optimizer.accumulate = 1
+    config.optimizer.final_lr = 0.0
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.no_decay = ()
+    config.optimizer.frozen = ()
 
     config.mesh = ConfigDict()
     config.mesh.fsdp = 1
 
     config.evaluators = ConfigDict()
-    config.evaluators.knn = ConfigDict()
-    config.evaluators.knn.k = 20
-    config.evaluators.knn.pool = "mean"
-    config.evaluators.knn.num_train = 0
-    config.evaluators.knn.num_held_out = 0
+    return config
+
+
+def pretraining() -> ConfigDict:
+    """MAE's recipe: AdamW, cosine by step, random-resized crops and flips."""
+    config = training()
+    config.task = "pretrain"
+    config.evaluators.knn = knn(k=20)
     config.evaluators.reconstruct = ConfigDict()
     config.evaluators.reconstruct.num_images = 8
     return config
+
+
+def knn(k: int | tuple[int, ...]) -> ConfigDict:
+    """The evaluator of nearest neighbours, over all images of both sets."""
+    return ConfigDict(
+        {"k": k, "temperature": 0.07, "pool": "mean", "num_train": 0, "num_held_out": 0}
+    )
+
+
+def classification(num_classes: int) -> ConfigDict:
+    """MAE's fine-tuning of ViT-B: AdamW, layer decay, mixup, cutmix, RandAugment."""
+    config = training()
+    config.task = "classify"
+    config.batch_size = 1024
+    config.keep_best = "eval/top1"
+    # The classifier's own norm takes the place of the encoder's last.
+    config.init.may_leave = ("/mask_token$", "^/encoder/norm/")
+    config.data.augment.scale = (0.08, 1.0)
+    config.data.augment.rand_augment = 2
+    config.data.augment.magnitude = 9.0
+    config.data.augment.magnitude_std = 0.5
+    config.model.drop_path = 0.1
+    config.optimizer.base_lr = 5e-4
+    config.optimizer.final_lr = 1e-6
+    config.optimizer.b2 = 0.999
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.layer_decay = 0.65
+    config.optimizer.no_decay = ("/cls_token$",)
+    config.classifier = ConfigDict()
+    config.classifier.num_classes = num_classes
+    config.classifier.tap = 0
+    config.classifier.pool = "mean"
+    config.classifier.norm = "layer"
+    config.classifier.rates = (1.0,)
+    config.classifier.kernel_deviation = 2e-5
+    config.classifier.average = 0.0
+    config.mixing = ConfigDict()
+    config.mixing.mixup = 0.8
+    config.mixing.cutmix = 1.0
+    config.mixing.probability = 1.0
+    config.mixing.switch = 0.5
+    config.mixing.smoothing = 0.1
+    config.mixing.erasing = 0.25
+    config.evaluators.accuracy = ConfigDict()
+    config.evaluators.accuracy.num_held_out = 0
+    return config
+
+
+def probing(num_classes: int) -> ConfigDict:
+    """MAE's linear probe of the frozen cls token: LARS, BatchNorm without affine."""
+    config = classification(num_classes)
+    config.batch_size = 16384
+    config.epochs = 90
+    config.init.may_leave = ("/mask_token$",)
+    config.data.augment.rand_augment = 0
+    config.model.drop_path = 0.0
+    config.optimizer.name = "lars"
+    config.optimizer.base_lr = 0.1
+    config.optimizer.final_lr = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.frozen = ("/encoder/",)
+    config.classifier.pool = "cls"
+    config.classifier.norm = "batch"
+    config.classifier.kernel_deviation = 0.01
+    config.mixing.mixup = 0.0
+    config.mixing.cutmix = 0.0
+    config.mixing.smoothing = 0.0
+    config.mixing.erasing = 0.0
+    return config
+
+
+def attentive(config: ConfigDict) -> None:
+    """Makes a linear probe an attentive one: one learned query, AdamW."""
+    config.classifier.pool = "attention"
+    config.classifier.norm = "none"
+    config.optimizer.name = "adamw"
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.weight_decay = 0.05
+
+
+def small_images(config: ConfigDict, size: str, patch: int) -> None:
+    """CIFAR-10 at 32 pixels."""
+    config.image_size = 32
+    config.data.name = "tfds/cifar10"
+    config.data.eval_split = "test"
+    config.data.eval_crop = 1.0
+    config.data.mean = CIFAR_MEAN
+    config.data.std = CIFAR_STD
+    config.model.size = size
+    config.model.patch_size = patch
 
 
 def cifar10(text: str | None) -> ConfigDict:
     """Pretraining at 32 pixels; arguments size, patch, epochs."""
     chosen = arguments(text, size="Ti", patch=4, epochs=100)
     config = pretraining()
-    config.image_size = 32
+    small_images(config, chosen["size"], chosen["patch"])
     config.batch_size = 512
     config.epochs = chosen["epochs"]
     config.eval_every_steps = 2000
-    config.data.name = "tfds/cifar10"
-    config.data.eval_split = "test"
-    config.data.eval_crop = 1.0
-    config.data.mean = CIFAR_MEAN
-    config.data.std = CIFAR_STD
-    config.model.size = chosen["size"]
-    config.model.patch_size = chosen["patch"]
     config.optimizer.base_lr = 5e-4
     config.optimizer.warmup_epochs = 0.1 * chosen["epochs"]
     config.evaluators.knn.num_train = 10000

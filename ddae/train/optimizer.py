@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -38,9 +39,11 @@ class OptimizerSettings:
 
     name: adamw, or lars (You et al. 2017; b1 is its momentum). base_lr: learning rate
     per `lr_batch` images a batch; the peak is base_lr * batch_size / lr_batch.
-    final_lr: where the cosine ends, of parameters with no layer decay. warmup_epochs: a
-    share of config.epochs, so that it scales where total_steps overrides the length.
-    clip_norm: of the whole gradient; 0 is off. accumulate: micro-batches an update.
+    schedule: cosine, or poly, a straight line from the first step on (UPerNet's).
+    final_lr: where it ends, of parameters with no layer decay. warmup_epochs: a share
+    of config.epochs, so that it scales where total_steps overrides the length.
+    warmup_lr: where poly's warmup begins; cosine's begins at 0. clip_norm: of the whole
+    gradient; 0 is off. accumulate: micro-batches an update.
 
     layer_decay: the rate of block i of L is multiplied by layer_decay^(L - i), that of
     the embedding by one power more (BEiT, MAE). no_decay, frozen: patterns of paths
@@ -51,7 +54,9 @@ class OptimizerSettings:
     name: Literal["adamw", "lars"] = "adamw"
     base_lr: float = 1.5e-4
     lr_batch: int = 256
+    schedule: Literal["cosine", "poly"] = "cosine"
     final_lr: float = 0.0
+    warmup_lr: float = 0.0
     weight_decay: float = 0.05
     b1: float = 0.9
     b2: float = 0.95
@@ -65,6 +70,10 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.name not in ("adamw", "lars"):
             raise ValueError(f"name={self.name!r} is not adamw or lars")
+        if self.schedule not in ("cosine", "poly"):
+            raise ValueError(f"schedule={self.schedule!r} is not cosine or poly")
+        if self.warmup_lr and self.schedule == "cosine":
+            raise ValueError("warmup_lr is of schedule=poly")
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} is not in (0, 1]")
 
@@ -145,15 +154,34 @@ def make_optimizer(
         transforms = [clip, decay, matrices, optax.trace(settings.b1)]
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
-        return warmup_cosine(
-            step,
-            peak=peak,
-            warmup_steps=warmup_steps,
-            total_steps=total_steps,
-            final=settings.final_lr,
-        )
+        shape = {
+            "peak": peak,
+            "warmup_steps": warmup_steps,
+            "total_steps": total_steps,
+            "final": settings.final_lr,
+        }
+        if settings.schedule == "poly":
+            return warmup_poly(step, start=settings.warmup_lr, **shape)
+        return warmup_cosine(step, **shape)
 
     return Optimizer(settings, optax.chain(*transforms), schedule, peak)
+
+
+def warmup_poly(
+    step: Int[Array, ""],
+    *,
+    start: float,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    final: float = 0.0,
+) -> Float[Array, ""]:
+    """A line from `peak` at step 0 to `final`; over the warmup a blend from `start`
+    into it (mmsegmentation's poly schedule of power 1)."""
+    step = jnp.asarray(step, jnp.float32)
+    line = final + (peak - final) * (1.0 - step / max(total_steps, 1))
+    share = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
+    return start + (line - start) * share if warmup_steps else line
 
 
 def _is_matrix(x: Array) -> bool:

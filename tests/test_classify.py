@@ -1,0 +1,432 @@
+"""Fine-tuning and probes: how parameters learn, begin, stay frozen, and are counted."""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from ddae import data, eval, tasks
+from ddae.eval.accuracy import topk
+from ddae.models.heads import BatchNorm
+from ddae.models.positions import (
+    relative_index,
+    resize_positions,
+    resize_relative_bias,
+    sincos,
+)
+from ddae.models.vit import VIT_SPECS, Encoder
+from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.checkpoint import load_params
+from ddae.train.metrics import read_metrics
+from ddae.train.optimizer import OptimizerSettings, make_optimizer, merge
+from ddae.train.partial import InitSettings, load_pretrained
+from ddae.train.sharding import MeshSettings, make_mesh
+from ddae.train.step import OnDevices
+
+GOLDENS = pathlib.Path(__file__).with_name("goldens")
+sys.path.insert(0, str(GOLDENS))
+
+PROBE = {
+    "name": "lars",
+    "base_lr": 0.1,
+    "weight_decay": 0.0,
+    "b1": 0.9,
+    "warmup_epochs": 0.0,
+    "frozen": ("/encoder/",),
+}
+PLAIN = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "erasing": 0.0}
+
+
+def classify_config(**changes):
+    config = tiny_config(
+        task="classify",
+        evaluators={"accuracy": {}},
+        classifier={"num_classes": 10},
+        mixing={},
+    )
+    del config["method"]
+    for key, value in changes.items():
+        section, parts = config, key.split("__")
+        for part in parts[:-1]:
+            section = section.setdefault(part, {})
+        section[parts[-1]] = value
+    return config
+
+
+def probe_config(**changes):
+    given = {
+        "classifier": {
+            "num_classes": 10,
+            "pool": "cls",
+            "norm": "batch",
+            "kernel_deviation": 0.01,
+        },
+        "optimizer": PROBE,
+        "mixing": PLAIN,
+    }
+    return classify_config(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A workdir of two steps of pretraining."""
+    workdir = str(tmp_path_factory.mktemp("pretrained"))
+    loop.run(tiny_config(total_steps=2), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "golden, config", [("finetune", "finetune_in1k"), ("linear", "linear_in1k")]
+)
+def test_how_every_parameter_of_vit_b_learns(golden, config):
+    from make_rule_table import table
+
+    assert table(config, "model=B") == (GOLDENS / f"{golden}_vit_b.txt").read_text()
+
+
+def test_an_update_moves_each_layer_by_its_own_rate():
+    settings = OptimizerSettings(
+        base_lr=1.0, weight_decay=0.0, layer_decay=0.5, frozen=("cls_token",)
+    )
+    optimizer = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
+    leaf = lambda: {"kernel": jnp.zeros((2, 2))}  # noqa: E731
+    params = {
+        "encoder": {
+            "patch_embedding": leaf(),
+            "cls_token": jnp.zeros((1, 1, 2)),
+            "block_00": leaf(),
+            "block_01": leaf(),
+        },
+        "heads": {"classifier": leaf(), "lr_0.3": leaf()},
+    }
+    trained, frozen = optimizer.split(params)
+    assert len(jax.tree.leaves(frozen)) == 1
+    grads = jax.tree.map(jnp.ones_like, trained)
+    state = optimizer.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 2 * 22  # none for cls_token
+    moved, _ = optimizer.update(grads, state, trained, jnp.int32(0))
+    moved = jax.tree.map(lambda x: -x.mean(), merge(moved, frozen))
+    assert moved["encoder"]["cls_token"] == 0
+    whole = moved["heads"]["classifier"]["kernel"]
+    for name, share in (("block_01", 0.5), ("block_00", 0.25)):
+        np.testing.assert_allclose(
+            moved["encoder"][name]["kernel"], share * whole, rtol=1e-6
+        )
+    embedding = moved["encoder"]["patch_embedding"]["kernel"]
+    np.testing.assert_allclose(embedding, 0.125 * whole, rtol=1e-6)
+    np.testing.assert_allclose(
+        moved["heads"]["lr_0.3"]["kernel"], 0.3 * whole, rtol=1e-6
+    )
+
+
+def test_lars_equals_its_formula():
+    settings = OptimizerSettings(name="lars", base_lr=2.0, b1=0.9, weight_decay=0.1)
+    optimizer = make_optimizer(settings, 256, warmup_steps=0, total_steps=100)
+    random = np.random.default_rng(0)
+    params = {"kernel": random.normal(size=(4, 3)), "bias": random.normal(size=3)}
+    params = {"heads": jax.tree.map(lambda x: x.astype(np.float32), params)}
+    state = optimizer.init(params)
+    own = {k: v.astype(np.float64) for k, v in params["heads"].items()}
+    momentum = {k: np.zeros_like(v) for k, v in own.items()}
+    for step in range(5):
+        grads = jax.tree.map(lambda p, s=step: np.cos(p * 3 + s), params)
+        rate = float(optimizer.schedule(jnp.int32(step)))
+        for name, w in own.items():
+            d = np.cos(w * 3 + step)
+            if name == "kernel":  # decay and trust ratio are for matrices alone
+                d = d + 0.1 * w
+                d = d * 0.001 * np.linalg.norm(w) / np.linalg.norm(d)
+            momentum[name] = 0.9 * momentum[name] + d
+            own[name] = w - rate * momentum[name]
+        params, state = optimizer.update(grads, state, params, jnp.int32(step))
+    for name, w in own.items():
+        np.testing.assert_allclose(params["heads"][name], w, rtol=1e-4)
+
+
+def test_batch_norm_is_of_the_whole_batch_and_its_running_values_follow():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (32, 5)).astype(np.float32)
+    module = BatchNorm()
+    params = module.init(jax.random.key(0), x, False)["params"]
+    y, observed = module.apply({"params": params}, x, True)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    running = BatchNorm.running(params, observed)
+    np.testing.assert_allclose(running["mean"], 0.1 * x.mean(0), rtol=1e-5)
+    unbiased = 0.9 + 0.1 * x.var(0, ddof=1)
+    np.testing.assert_allclose(running["variance"], unbiased, rtol=1e-5)
+    still, nothing = module.apply({"params": params}, x, False)
+    np.testing.assert_allclose(still, x, rtol=1e-5)
+    assert not nothing
+
+
+def test_frozen_means_frozen(pretrained, tmp_path):
+    config = probe_config(init={"workdir": pretrained}, total_steps=3)
+    loop.run(config, str(tmp_path))
+    before, _ = load_params(pretrained)
+    after, _ = load_params(str(tmp_path))
+    before["encoder"].pop("mask_token", None)
+    for old, new in zip(
+        jax.tree.leaves(before["encoder"]),
+        jax.tree.leaves(after["encoder"]),
+        strict=True,
+    ):
+        assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
+    norm = after["heads"]["classifier"]["batch_norm"]
+    assert (norm["variance"] != 1).any() and (norm["mean"] != 0).any()
+
+
+def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys):
+    settings = InitSettings(
+        workdir=pretrained, may_leave=("/mask_token$", "^/encoder/norm/")
+    )
+    config = classify_config(init=dataclasses.asdict(settings), total_steps=2)
+    config["model"]["drop_path"] = 0.2
+    config["optimizer"]["layer_decay"] = 0.75
+    loop.run(config, str(tmp_path))
+    said = capsys.readouterr().out
+    assert f"encoder of {pretrained}" in said and "2 unexpected" in said
+    assert "times the rate" in said
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows if "eval/top1" in r] == [0, 2]
+    assert [r["step"] for r in rows if "train/loss" in r] == [2]
+    # The weights that it begins with are those of the other run.
+    task = tasks.from_config(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    begun = load_pretrained(settings, config, shapes).encoder
+    theirs, _ = load_params(pretrained)
+    np.testing.assert_array_equal(
+        begun["block_01"]["mlp"]["up"]["kernel"],
+        theirs["encoder"]["block_01"]["mlp"]["up"]["kernel"],
+    )
+    # A resume of it does not look at the other run any more.
+    config["init"]["workdir"] = "/nowhere"
+    config["total_steps"] = 3
+    loop.run(config, str(tmp_path))
+    assert "resuming at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model__size": "Pico"}, "are not among the weights, among them /encoder/"),
+        ({"model__patch_size": 4}, "position_grid=\\(4, 4\\)"),
+        ({"init__workdir": "/nowhere"}, "no checkpoint in /nowhere"),
+        ({"init__may_leave": ()}, "of the weights have no place.*/encoder/norm"),
+        ({"model__layer_scale": 0.1}, "are not among the weights.*scale_attention"),
+        ({"model__positions": "learned"}, "has positions 'sincos'"),
+        ({"classifier__num_classes": 12}, "num_classes=12, but the data has 10"),
+        ({"classifier__num_classes": 1}, "num_classes=1"),
+        ({"classifier__tap": 3}, "classifier.tap=3"),
+        ({"classifier__pool": "max"}, "pool='max'"),
+        ({"classifier__rates": (1.0, 3.0)}, "want a frozen encoder"),
+        ({"model__drop_path": 1.0}, "drop_path=1.0"),
+        ({"optimizer__layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"optimizer__name": "sgd"}, "name='sgd'"),
+        ({"mixing__smoothing": 2.0}, "smoothing=2.0"),
+    ],
+)
+def test_wrong_beginnings_are_one_line(pretrained, tmp_path, changes, says):
+    init = {
+        "init__workdir": pretrained,
+        "init__may_leave": ("/mask_token$", "^/encoder/norm/"),
+    }
+    with pytest.raises(UserError, match=says) as error:
+        loop.run(classify_config(**(init | changes)), str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_positions_of_another_grid_are_resized(pretrained, tmp_path):
+    """Pretrained on 4 x 4 patches of 2 pixels, used on 2 x 2 of them."""
+    config = probe_config(image_size=4, model__position_grid=(4, 4))
+    task = tasks.from_config(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    settings = InitSettings(workdir=pretrained)
+    begun = load_pretrained(settings, config, shapes)
+    assert len(begun.loaded.matched) == len(jax.tree.leaves(shapes["encoder"]))
+    known = resize_positions(sincos(32, (4, 4)), (4, 4), (2, 2))
+    plain = dataclasses.replace(task.encoder, position_grid=None)
+    images = jnp.zeros((1, 4, 4, 1))
+    variables = {"params": begun.encoder}
+    resized, native = (e.apply(variables, images)[2] for e in (task.encoder, plain))
+    assert np.abs(known - sincos(32, (2, 2))).max() > 0.1
+    assert np.abs(resized.patches - native.patches).max() > 1e-3
+
+
+def test_learned_positions_and_biases_are_resized_at_loading(tmp_path):
+    old = tiny_config(
+        total_steps=1,
+        method={"name": "mae", "layout": "mask_token"},
+        model__positions="learned",
+        model__relative_bias="shared",
+    )
+    loop.run(old, str(tmp_path / "old"))
+    new = probe_config(
+        image_size=12, model__positions="learned", model__relative_bias="block"
+    )
+    shapes = jax.eval_shape(tasks.from_config(new).init, jax.random.key(0))
+    begun = load_pretrained(InitSettings(workdir=str(tmp_path / "old")), new, shapes)
+    assert begun.loaded.resized == [
+        "/encoder/block_00/relative_bias/table",
+        "/encoder/block_01/relative_bias/table",
+        "/encoder/positions",
+    ]
+    assert begun.encoder["positions"].shape == (1, 37, 32)
+
+
+def test_resizing_keeps_what_it_must():
+    flat = np.full((6, 3), 2.5, np.float32)
+    np.testing.assert_allclose(resize_positions(flat, (2, 3), (5, 4)), 2.5, rtol=1e-6)
+    same = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    assert resize_positions(same, (2, 3), (2, 3)) is same
+    # A linear ramp of offsets stays one, away from the edges.
+    table = np.concatenate([np.repeat(np.arange(7.0), 7), [90.0, 91.0, 92.0]])[:, None]
+    bigger = resize_relative_bias(table, (4, 4), (7, 7))
+    inner = bigger[:-3].reshape(13, 13)[1:-1, 5]
+    np.testing.assert_allclose(np.diff(inner), 7 / 13, rtol=1e-6)
+    np.testing.assert_array_equal(bigger[-3:, 0], [90, 91, 92])
+
+
+def test_relative_index_is_by_offset():
+    h, w = 2, 3
+    index = relative_index((h, w))
+    pairs = {}
+    for a in range(h * w):
+        for b in range(h * w):
+            offset = (a // w - b // w, a % w - b % w)
+            assert pairs.setdefault(offset, index[a + 1, b + 1]) == index[a + 1, b + 1]
+    assert len(set(pairs.values())) == len(pairs) == (2 * h - 1) * (2 * w - 1)
+    assert set(index[0, 1:]) == {15} and set(index[1:, 0]) == {16} and index[0, 0] == 17
+
+
+def test_drop_path_is_by_example_and_keeps_the_mean(keys):
+    encoder = Encoder(VIT_SPECS["Two"], (2, 2), 2, channels=1, drop_path=0.5)
+    images = jnp.broadcast_to(jnp.arange(16.0).reshape(1, 4, 4, 1) / 16, (8, 4, 4, 1))
+    params = encoder.init(jax.random.key(0), images)
+    still = encoder.apply(params, images)[2].patches
+    np.testing.assert_array_equal(still, encoder.apply(params, images)[2].patches)
+    moved = encoder.apply(params, images, keys=keys)[2].patches
+    again = encoder.apply(params, images[:3], keys=keys[:3])[2].patches
+    np.testing.assert_allclose(moved[:3], again, rtol=1e-5, atol=1e-6)
+    # Of two blocks the first never drops and the second drops two branches, by half.
+    assert len({np.asarray(row).tobytes() for row in moved.round(4)}) in (2, 3, 4)
+    tap = encoder.apply(params, images, taps=(1,), keys=keys)[1].patches
+    np.testing.assert_array_equal(
+        tap, encoder.apply(params, images, taps=(1,))[1].patches
+    )
+
+
+def outcome(config, tmp_path, name):
+    loop.run(config, str(tmp_path / name))
+    return load_params(str(tmp_path / name))[0]["heads"]
+
+
+def test_a_sweep_is_each_of_its_runs(tmp_path):
+    both = outcome(probe_config(classifier__rates=(0.5, 3.0)), tmp_path, "both")
+    alone = outcome(probe_config(classifier__rates=(3.0,)), tmp_path, "alone")
+    rows = read_metrics(tmp_path / "both" / "metrics.jsonl")
+    last = rows[-1]
+    assert last["eval/top1"] == max(last["eval/top1/lr_0.5"], last["eval/top1/lr_3"])
+    for a, b in zip(
+        jax.tree.leaves(both["lr_3"]), jax.tree.leaves(alone["lr_3"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    start = jax.jit(tasks.from_config(probe_config()).init)(jax.random.key(0))
+    assert set(both) == {"lr_0.5", "lr_3"} and start["heads"].keys() == {"classifier"}
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_every_pool_learns_its_classes(tmp_path, pool):
+    """Digits 0 to 9 from an untrained encoder's features."""
+    config = probe_config(
+        classifier__pool=pool,
+        total_steps=60,
+        batch_size=128,
+        log_every_steps=60,
+        checkpoint_every_steps=60,
+        optimizer={"base_lr": 0.05, "frozen": ("/encoder/",), "warmup_epochs": 0.0},
+    )
+    loop.run(config, str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    tops = [row["eval/top1"] for row in rows if "eval/top1" in row]
+    assert tops[0] < 30 and tops[-1] > 60
+
+
+def test_the_average_of_weights_is_what_is_evaluated():
+    task = tasks.from_config(classify_config(classifier__average=0.9))
+    params = {"encoder": {}, "heads": {}}
+    assert task.ema_of(params) is params
+    assert task.evaluated(params, {"average": 1}) == {"average": 1}
+    assert float(task.momentum(jnp.zeros(()))) == pytest.approx(0.9)
+    plain = tasks.from_config(classify_config())
+    assert plain.ema_of(params) == {} and plain.evaluated(params, {}) is params
+
+
+@pytest.mark.parametrize("held_out", [0, 37])
+def test_every_held_out_image_counts_once_on_any_devices(held_out):
+    config = classify_config(evaluators={"accuracy": {"num_held_out": held_out}})
+    task = tasks.from_config(config)
+    params = jax.jit(task.init)(jax.random.key(1))
+    params["heads"]["classifier"]["linear"]["kernel"] *= 1e4  # scores without ties
+    splits = data.from_config(config, task.image_shape)
+    found = []
+    for number in (1, 3, 4):
+        mesh = make_mesh(MeshSettings(), 12, 1, jax.devices()[:number])
+        (run,) = eval.from_config(config, task, splits, OnDevices(mesh)).values()
+        found.append(run(params, 0))
+    assert found[0] == found[1] == found[2]
+    if not held_out:
+        scores = np.asarray(
+            jax.jit(task.logits)(params, splits.held_out.images)["classifier"]
+        )
+        right = (scores.argmax(axis=1) == splits.held_out.labels).mean()
+        np.testing.assert_allclose(found[0]["top1"], 100 * right, atol=1e-4)
+        assert found[0]["top5"] > found[0]["top1"]
+
+
+def test_topk_counts_ties_against_the_label():
+    scores = np.array([[0.0, 0, 0], [3, 2, 1], [1, 2, 3]], np.float32)
+    assert topk(scores, np.array([0, 0, 0]), 1) == pytest.approx(100 / 3)
+    assert topk(scores, np.array([0, 1, 1]), 2) == pytest.approx(200 / 3)
+
+
+def test_linear_probe_equals_scikit_learns_logistic_regression(tmp_path):
+    """Weight decay of LARS is its L2 penalty: both go to one optimum."""
+    from sklearn.linear_model import LogisticRegression
+
+    config = probe_config(
+        batch_size=1436,
+        total_steps=400,
+        log_every_steps=400,
+        checkpoint_every_steps=400,
+        model__patch_size=4,
+        classifier__pool="mean",
+        optimizer=PROBE | {"base_lr": 5.0, "lr_batch": 1436, "weight_decay": 0.01},
+    )
+    loop.run(config, str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    task = tasks.from_config(config)
+    params, _ = load_params(str(tmp_path))
+    splits = data.from_config(config, task.image_shape)
+    features = {}
+    for name, source in (("train", splits.train), ("test", splits.held_out)):
+        tokens = jax.jit(task.encode)(params, source.images)
+        features[name] = np.asarray(tokens.patches.mean(axis=1), np.float64)
+    model = LogisticRegression(C=1 / (0.01 * 1437), max_iter=1000)
+    centre, spread = features["train"].mean(0), features["train"].std(0)
+    scaled = {name: (x - centre) / spread for name, x in features.items()}
+    model.fit(scaled["train"], splits.train.labels)
+    scores = np.asarray(
+        jax.jit(task.logits)(params, splits.held_out.images)["classifier"]
+    )
+    theirs = model.decision_function(scaled["test"])
+    same = (scores.argmax(axis=1) == theirs.argmax(axis=1)).mean()
+    top1 = 100 * model.score(scaled["test"], splits.held_out.labels)
+    assert same > 0.995
+    assert abs(top1 - rows[-1]["eval/top1"]) < 0.3
