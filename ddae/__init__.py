@@ -6,11 +6,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def load_encoder(workdir: str) -> Callable[[Any], Any]:
+def load_encoder(workdir: str, image_size: Any = None) -> Callable[..., Any]:
     """The encoder of a workdir's newest checkpoint: images to `Features`, never masked.
 
-    See `ddae.train.checkpoint.load_encoder`.
+    See `ddae.train.partial.load_encoder`.
     """
-    from ddae.train import checkpoint
+    from ddae.train import partial
 
-    return checkpoint.load_encoder(workdir)
+    return partial.load_encoder(workdir, image_size)

@@ -27,7 +27,10 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
     encoder = parameter_overview.count_parameters(params.get("encoder", {}))
     yield f"workdir     {workdir}"
     yield f"checkpoints {', '.join(map(str, found['steps']))} (newest is whole)"
-    yield f"task        {config['task']}, method {config['method']['name']}"
+    method = config.get("method", {}).get("name")
+    yield f"task        {config['task']}" + (f", method {method}" if method else "")
+    if begun := config.get("init", {}).get("workdir"):
+        yield f"begun with  the encoder of {begun}"
     model = config["model"]
     yield (
         f"model       ViT-{model['size']}, patch {model['patch_size']},"

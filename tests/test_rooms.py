@@ -27,6 +27,7 @@ ROOMS = {
     "train": 7,
     "interop": 8,
     "inspect": 8,
+    "features": 8,
 }
 MAY_NOT = {"data": {"models", "targets", "objective", "methods", "tasks"}}
 FLAX = {"models"}

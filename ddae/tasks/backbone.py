@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from ddae import settings
-from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias, Remat
+from ddae.models.vit import (
+    VIT_SPECS,
+    Encoder,
+    Features,
+    Positions,
+    RelativeBias,
+    Remat,
+)
 from ddae.settings import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -117,6 +124,23 @@ def image_shape(encoder: Encoder) -> tuple[int, int, int]:
     """(height, width, channels) of the images that the encoder takes."""
     h, w = encoder.grid
     return h * encoder.patch_size, w * encoder.patch_size, encoder.channels
+
+
+def features_of(
+    encoder: Encoder,
+    standardise: Standardisation,
+    params: Mapping[str, Any],
+    images: Shaped[Array, "b h w c"],
+    tap: int,
+) -> Features:
+    """Features of block `tap`, 0 for the last, of whole images: nothing is masked."""
+    tap = tap or encoder.spec.depth
+    if not 1 <= tap <= encoder.spec.depth:
+        raise UserError(f"tap {tap} is not among blocks 1 to {encoder.spec.depth}")
+    features: Any = encoder.apply(
+        {"params": params["encoder"]}, standardise(unit_range(images)), taps=(tap,)
+    )
+    return features[tap]
 
 
 def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:

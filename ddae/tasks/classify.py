@@ -18,6 +18,7 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
+    features_of,
     image_shape,
     standardisation_from_config,
     stream,
@@ -201,8 +202,11 @@ class Classify:
         }
         return found
 
-    def encode(self, params: Params, images: Shaped[Array, "b h w c"]) -> Features:
-        return self._features(params, self.standardise(unit_range(images)), None)
+    def encode(
+        self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
+    ) -> Features:
+        tap = tap or self.tap
+        return features_of(self.encoder, self.standardise, params, images, tap)
 
     def _features(
         self,

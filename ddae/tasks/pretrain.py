@@ -23,6 +23,7 @@ from ddae.targets import Pixels, TargetContext
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
+    features_of,
     image_shape,
     standardisation_from_config,
     stream,
@@ -167,11 +168,10 @@ class Pretrain:
             ),
         )
 
-    def encode(self, params: Params, images: Shaped[Array, "b h w c"]) -> Features:
-        encoder = self.method.encoder
-        image = self.standardise(unit_range(images))
-        features: Any = encoder.apply({"params": params["encoder"]}, image)
-        return features[encoder.spec.depth]
+    def encode(
+        self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
+    ) -> Features:
+        return features_of(self.method.encoder, self.standardise, params, images, tap)
 
     def _all_taps(self) -> tuple[int, ...]:
         return tuple(sorted({tap for term in self.method.terms for tap in term.taps}))

@@ -59,7 +59,10 @@ class Task(Protocol):
         ...
 
     def encode(
-        self, params: Params, images: Float[Array, "b height width c"]
+        self,
+        params: Params,
+        images: Float[Array, "b height width c"],
+        tap: int = 0,
     ) -> Features:
-        """Features of the last layer, never masked; images as in `Batch`."""
+        """Features of block `tap`, 0 for the last, never masked."""
         ...

@@ -6,17 +6,14 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax import Array
 
-from ddae import tasks
-from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train.digest import digests, nonfinite
 from ddae.train.optimizer import path_name
@@ -257,17 +254,6 @@ def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
             yield manager, folder, step
         except DamagedError as error:
             raise UserError(f"damaged checkpoint: {error}") from error
-
-
-def load_encoder(workdir: str) -> Callable[[Array], Features]:
-    """The encoder of a workdir's newest checkpoint, as a function of images.
-
-    images: [b, height, width, c], float in [0, 1] or uint8, at the run's own size; they
-    are standardised with the run's mean and deviation and never masked.
-    """
-    params, config = load_params(workdir)
-    encode = jax.jit(tasks.from_config(config).encode)
-    return lambda images: encode(params, images)
 
 
 def _manager(folder: epath.Path, kept: Any = None) -> ocp.CheckpointManager:

@@ -1,4 +1,4 @@
-"""Parameters of one tree put into another that is not quite the same."""
+"""Parameters of one run put to use elsewhere: in another run, or for their features."""
 
 import dataclasses
 import re
@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
+from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias
+from ddae.models.vit import Features
 from ddae.patches import Grid
 from ddae.settings import UserError
 from ddae.tasks.backbone import encoder_from_config
@@ -176,3 +180,36 @@ def _resizer(old: Grid, new: Grid) -> Resize:
         return fitted if fitted is not None and fitted.shape == shape else None
 
     return resize
+
+
+def load_encoder(
+    workdir: str, image_size: int | tuple[int, int] | None = None
+) -> Callable[..., Features]:
+    """The encoder of a workdir's newest checkpoint: encoder(images, tap=0) -> Features.
+
+    images: [b, height, width, c], float in [0, 1] or uint8, at the run's own size, or
+    at `image_size` with positions resized to it; they are standardised with the run's
+    mean and deviation and never masked. tap: the block to read, 0 for the last.
+    """
+    params, config = load_params(workdir)
+    if image_size is not None:
+        grid = encoder_from_config(config).grid
+        known = config["model"].get("position_grid") or grid
+        model = {**config["model"], "position_grid": known}
+        config = {**config, "image_size": image_size, "model": model}
+        shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
+        found = load_pretrained(InitSettings(workdir=workdir), config, shapes)
+        assert found is not None
+        params = {**params, "encoder": found.encoder}
+    task = tasks.from_config(config)
+    encode = jax.jit(task.encode, static_argnums=2)
+
+    def encoder(images: Shaped[Array, "b h w c"], tap: int = 0) -> Features:
+        if tuple(images.shape[1:]) != task.image_shape:
+            raise UserError(
+                f"images are {tuple(images.shape[1:])}, the encoder takes"
+                f" {task.image_shape}; see image_size of load_encoder"
+            )
+        return encode(params, jnp.asarray(images), tap)
+
+    return encoder

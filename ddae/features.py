@@ -1,0 +1,86 @@
+"""Features of a folder of images: python -m ddae.features WORKDIR FOLDER OUT.npz
+
+Every image file below FOLDER is read, resized and cut to its centre as in the run's
+evaluations, encoded by the workdir's newest checkpoint, never masked, and written to
+OUT.npz: features [n, d] (or [n, patches, d]), float32, and files [n]. Exit codes: 0; 2
+wrong arguments or data.
+"""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from ddae import data, settings, tasks
+from ddae.data.folder import FolderRecords
+from ddae.data.images import ImageSource
+from ddae.eval.evaluator import over
+from ddae.settings import UserError
+from ddae.train.checkpoint import load_params
+from ddae.train.sharding import MeshSettings, make_mesh
+from ddae.train.step import OnDevices
+
+POOLS = {
+    "mean": lambda features: features.patches.mean(axis=1),
+    "cls": lambda features: features.prefix[:, 0],
+    "none": lambda features: features.patches,
+}
+
+
+def extract(
+    workdir: str, folder: str, tap: int = 0, pool: str = "mean"
+) -> tuple[np.ndarray, list[str]]:
+    """(features, float32, the files they are of) for the images below `folder`.
+
+    tap: the block to read, 0 for the last. pool: mean of the patches, cls, or none.
+    """
+    params, config = load_params(workdir)
+    task = tasks.from_config(config)
+    chosen = settings.build(data.DataSettings, config["data"], "data.")
+    records = FolderRecords(folder, "features")
+    source = ImageSource(records, task.image_shape, chosen)
+
+    def pooled(params: Any, images: jax.Array) -> jax.Array:
+        return POOLS[pool](task.encode(params, images, tap))
+
+    mesh = make_mesh(MeshSettings(), batch_size=jax.device_count(), accumulate=1)
+    function = OnDevices(mesh)(pooled)
+    indices = np.arange(len(source))
+    features, _ = over(source, indices, function, params, "features")
+    files = [name for i, name in enumerate(records.files) if i not in source.bad]
+    return features, files
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddae.features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir")
+    parser.add_argument("folder")
+    parser.add_argument("out", metavar="OUT.npz")
+    parser.add_argument("--tap", type=int, default=0, help="block to read; 0: the last")
+    parser.add_argument("--pool", choices=list(POOLS), default="mean")
+    args = parser.parse_args(argv)
+    try:
+        if not args.out.endswith(".npz"):
+            raise UserError(f"{args.out} does not end in .npz")
+        features, files = extract(args.workdir, args.folder, args.tap, args.pool)
+        np.savez(args.out, features=features, files=np.array(files))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: features {features.shape} of {len(files)} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

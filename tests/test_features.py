@@ -1,0 +1,98 @@
+"""What a pretrained encoder gives: as a library call, at any size, and as a command."""
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+import ddae
+from ddae import features, tasks
+from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.checkpoint import load_params
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("run"))
+    loop.run(tiny_config(total_steps=1), folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six grey images of other sizes, in folders, one of them no image."""
+    random = np.random.default_rng(0)
+    for number, size in enumerate([(8, 8), (16, 8), (9, 21), (30, 30), (8, 9)]):
+        path = tmp_path / "pictures" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, size).astype(np.uint8)).save(path)
+    return tmp_path / "pictures"
+
+
+def test_encoder_reads_any_block_and_never_masks(workdir, digit_images):
+    encoder = ddae.load_encoder(workdir)
+    last, same = encoder(digit_images), encoder(digit_images, tap=2)
+    np.testing.assert_array_equal(last.patches, same.patches)
+    np.testing.assert_array_equal(last.patches, encoder(digit_images).patches)
+    first = encoder(digit_images, tap=1)
+    assert first.patches.shape == (16, 16, 32)
+    assert np.abs(first.patches - last.patches).max() > 0.1
+    with pytest.raises(UserError, match="tap 3 is not among blocks 1 to 2"):
+        encoder(digit_images, tap=3)
+    with pytest.raises(UserError, match=r"images are \(4, 8, 1\), the encoder takes"):
+        encoder(digit_images[:, :4])
+
+
+def test_encoder_at_another_size(workdir, digit_images):
+    same = ddae.load_encoder(workdir, image_size=8)
+    np.testing.assert_array_equal(
+        same(digit_images).patches, ddae.load_encoder(workdir)(digit_images).patches
+    )
+    wide = ddae.load_encoder(workdir, image_size=(6, 12))
+    assert wide(np.zeros((2, 6, 12, 1), np.float32)).patches.shape == (2, 18, 32)
+
+
+@pytest.mark.parametrize("pool, shape", [("mean", (5, 32)), ("none", (5, 16, 32))])
+def test_command_writes_the_features_of_a_folder(
+    workdir, pictures, tmp_path, capsys, pool, shape
+):
+    out = tmp_path / "features.npz"
+    command = [workdir, str(pictures), str(out), "--pool", pool]
+    assert features.main(command) == 0
+    assert "of 5 images" in capsys.readouterr().out
+    with np.load(out) as found:
+        assert found["features"].shape == shape
+        assert found["files"].tolist() == [
+            "0/0.png",
+            "0/2.png",
+            "0/4.png",
+            "1/1.png",
+            "1/3.png",
+        ]
+        first = np.asarray(Image.open(pictures / "0" / "0.png"))[None, ..., None]
+        params, config = load_params(workdir)
+        expected = tasks.from_config(config).encode(params, first).patches
+        expected = expected.mean(axis=1) if pool == "mean" else expected
+        np.testing.assert_allclose(
+            found["features"][0], expected[0], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({0: "/nowhere"}, "no checkpoint in /nowhere"),
+        ({1: "/nowhere"}, "no folder /nowhere"),
+        ({2: "out.txt"}, "out.txt does not end in .npz"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    workdir, pictures, tmp_path, capsys, changes, says
+):
+    command = [workdir, str(pictures), str(tmp_path / "out.npz")]
+    for place, value in changes.items():
+        command[place] = value
+    assert features.main(command) == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.strip().splitlines()) == 1
