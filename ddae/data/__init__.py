@@ -11,11 +11,14 @@ from ddae.data.arrays import digits_sources, npz_sources
 from ddae.data.augment import Augment
 from ddae.data.folder import folder_sources
 from ddae.data.order import Order
+from ddae.data.scene_augment import SceneSettings
+from ddae.data.scenes import scene_sources
 from ddae.data.tfds import tfds_sources
 from ddae.settings import UserError
 
 Batch = dict[str, np.ndarray]
-"""image: uint8, or float32 in [0, 1], [b, height, width, c]; label: int32 [b]."""
+"""image: uint8, or float32 in [0, 1], [b, height, width, c]; label: int32 [b],
+of scenes [b, height, width]."""
 
 Rows = slice | np.ndarray
 """Which rows of a global batch a host reads."""
@@ -61,7 +64,8 @@ class DataSettings:
     name: a row of SOURCES, and after a slash the set: "tfds/imagenet2012". dir: its
     folder. mean, std: by channel, in [0, 1]. eval_crop: side of the centre that is
     kept of a held-out image, .875 in MAE's recipe. on_error: what a record that cannot
-    be decoded does to the run; max_bad: how many may be skipped.
+    be decoded does to the run; max_bad: how many may be skipped. scenes: of sets with
+    a label for every pixel.
     """
 
     name: str
@@ -74,6 +78,7 @@ class DataSettings:
     on_error: Literal["raise", "skip"] = "raise"
     max_bad: int = 100
     augment: Augment = Augment()
+    scenes: SceneSettings | None = None
 
     def __post_init__(self):
         if min(self.std) <= 0:
@@ -104,6 +109,7 @@ SOURCES: dict[str, SourceBuilder] = {
     "digits": digits_sources,
     "npz": npz_sources,
     "folder": folder_sources,
+    "scenes": scene_sources,
     "tfds": tfds_sources,
 }
 

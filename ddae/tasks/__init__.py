@@ -6,14 +6,20 @@ from typing import Any
 from ddae.settings import UserError
 from ddae.tasks.classify import Classify
 from ddae.tasks.pretrain import Pretrain
+from ddae.tasks.segment import Segment
 from ddae.tasks.task import Task
 
 TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "pretrain": Pretrain.from_config,
     "classify": Classify.from_config,
+    "segment": Segment.from_config,
 }
 
-SECTIONS = {"pretrain": ("method",), "classify": ("classifier", "mixing")}
+SECTIONS = {
+    "pretrain": ("method",),
+    "classify": ("classifier", "mixing"),
+    "segment": ("segmenter",),
+}
 
 
 def sections(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,393 @@
+"""Images with a label for every pixel, in the layout of the SceneParsing benchmark.
+
+ADEChallengeData2016 has images/{training,validation}/X.jpg beside
+annotations/{training,validation}/X.png, whose values are 0 for no label and k for
+class k of 1 to 150. Any set of that layout is read, from its folder or its zip.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image, UnidentifiedImageError
+
+from ddae.data.augment import Augment
+from ddae.data.images import RecordError
+from ddae.data.order import Order
+from ddae.data.scene_augment import (
+    IGNORED,
+    Labels,
+    Pixels,
+    SceneSettings,
+    augmented,
+    resized,
+    resized_labels,
+)
+from ddae.settings import UserError
+
+if TYPE_CHECKING:
+    from ddae.data import Batch, DataSettings, Identity, Rows
+
+RELEASE = "ADEChallengeData2016"
+IMAGES = (".jpg", ".jpeg", ".png")
+AHEAD = 2
+"""Batches made ahead of the one that is taken."""
+
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What Pillow and zipfile raise for damaged files."""
+
+
+class Files(Protocol):
+    """A tree of files: a folder, or a zip that is never unpacked."""
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files directly in `folder`, in alphabetical order."""
+        ...
+
+    def open(self, path: str) -> IO[bytes]: ...
+
+    def where(self, path: str) -> str:
+        """What a user would look for."""
+        ...
+
+
+class FolderFiles:
+    """`Files` below `root`."""
+
+    def __init__(self, root: str):
+        self.root = root
+
+    def names(self, folder: str) -> list[str]:
+        path = self.where(folder)
+        return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+    def open(self, path: str) -> IO[bytes]:
+        return open(self.where(path), "rb")
+
+    def where(self, path: str) -> str:
+        return os.path.join(self.root, *path.split("/"))
+
+
+class ZipFiles:
+    """`Files` of a zip, below the folder that holds images/; read in place."""
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not a zip that can be read: {error}") from error
+        parts = (n.partition("images/") for n in self._zip.namelist())
+        roots = {head for head, found, _ in parts if found and "__MACOSX" not in head}
+        self.root = min(roots, key=len, default="")
+        self._names = collections.defaultdict(list)
+        for name in self._zip.namelist():
+            folder, _, file = name.removeprefix(self.root).rpartition("/")
+            if file and name.startswith(self.root):
+                self._names[folder].append(file)
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(self._names.get(folder, []))
+
+    def open(self, path: str) -> IO[bytes]:
+        return self._zip.open(self.root + path)
+
+    def where(self, path: str) -> str:
+        return f"{self.path}:{self.root}{path}"
+
+
+def files_at(place: str) -> Files:
+    """The set at `place`: its folder, its zip, or a folder that holds one of these."""
+    if not place:
+        raise UserError(
+            "config.data.dir is empty; give the folder that holds images/ and"
+            " annotations/, or its zip, with --config.data.dir=..."
+        )
+    for folder in (place, os.path.join(place, RELEASE)):
+        if os.path.isdir(os.path.join(folder, "images")):
+            return FolderFiles(folder)
+    for path in (place, os.path.join(place, f"{RELEASE}.zip")):
+        if os.path.isfile(path):
+            return ZipFiles(path)
+    raise UserError(
+        f"no images/ in {place}, nor {RELEASE} or {RELEASE}.zip; expected"
+        f" {os.path.join(place, 'images', 'training', '*.jpg')} and"
+        f" {os.path.join(place, 'annotations', 'training', '*.png')}"
+    )
+
+
+class SceneSource:
+    """A `Source` whose labels are int32 [b, h, w]: 0 to num_classes - 1, or IGNORED.
+
+    Training crops are a function of (seed, global position). A record that cannot be
+    decoded, whose image and labels differ in size, or with a label above num_classes,
+    is *bad*: with on_error "raise" it stops the run by name; with "skip" the next good
+    one stands in for it in training, and evaluations leave it out.
+
+    Raises `UserError` for an image without labels or labels without an image.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        split: str,
+        image_shape: tuple[int, int, int],
+        data: DataSettings,
+        scenes: SceneSettings,
+    ):
+        self.files, self.split = files, split
+        self.image_shape, self.data, self.scenes = image_shape, data, scenes
+        self.num_classes = scenes.num_classes
+        self.class_names = scenes.names or _class_names(files, scenes.num_classes)
+        self.fill = np.asarray(np.round(255.0 * np.asarray(data.mean)), np.uint8)
+        self.pairs = _pairs(files, split)
+        names = "\n".join(itertools.chain.from_iterable(self.pairs))
+        self.identity: Identity = {
+            "name": "scenes",
+            "split": split,
+            "examples": len(self.pairs),
+            "fingerprint": zlib.crc32(names.encode()),
+        }
+        self.bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def train_batches(
+        self, order: Order, first_step: int, rows: Rows, augment: Augment
+    ) -> Iterator[Batch]:
+        def example(position: int, index: int) -> tuple[Pixels, Labels]:
+            image, labels = self._good(index)
+            random = np.random.Generator(np.random.Philox(key=[order.seed, position]))
+            crop = self.image_shape[:2]
+            return augmented(
+                image, labels, crop, self.scenes, augment.flip, self.fill, random
+            )
+
+        pool = ThreadPoolExecutor(os.cpu_count())
+        ahead: collections.deque[list[Any]] = collections.deque()
+        try:
+            for step in itertools.count(first_step):
+                positions, indices = (ids[rows].tolist() for ids in order.batch(step))
+                ahead.append(
+                    [
+                        pool.submit(example, position, index)
+                        for position, index in zip(positions, indices, strict=True)
+                    ]
+                )
+                if len(ahead) > AHEAD:
+                    yield _stacked([part.result() for part in ahead.popleft()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def batches(
+        self, indices: Int[np.ndarray, " k"], batch_size: int
+    ) -> Iterator[Batch]:
+        """Central crops of images that are resized to cover `image_shape`."""
+        left = [int(index) for index in indices]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while left:
+                taken, left = left[:batch_size], left[batch_size:]
+                found = [scene for scene in pool.map(self.scene, taken) if scene]
+                if found:
+                    yield _stacked([self._centre(*scene) for scene in found])
+
+    def scene(self, index: int) -> tuple[Pixels, Labels] | None:
+        """An image and its labels at their own size; None where it is bad and passed
+        over."""
+        if index in self.bad:
+            return None
+        try:
+            return self._read(index)
+        except RecordError as error:
+            self._condemn(index, error)
+            return None
+
+    def shape(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of an image, from its header, as its labels have it; None
+        where it is bad and passed over."""
+        try:
+            image, labels = (self._size(path) for path in self.pairs[index])
+            self._check_sizes(image, labels)
+            return image[1], image[0]
+        except RecordError as error:
+            self._condemn(index, error)
+            return None
+
+    def _good(self, index: int) -> tuple[Pixels, Labels]:
+        """The example at `index`, or the first good one after it."""
+        for step in range(len(self)):
+            scene = self.scene((index + step) % len(self))
+            if scene is not None:
+                return scene
+        raise UserError(f"{self.files.where('images/' + self.split)}: all are bad")
+
+    def _read(self, index: int) -> tuple[Pixels, Labels]:
+        opened = [self._open(path) for path in self.pairs[index]]
+        self._check_sizes(opened[0].size, opened[1].size)
+        try:
+            image, values = _rgb(opened[0]), np.asarray(opened[1])
+        except UNREADABLE as error:
+            raise RecordError(f"cannot be decoded ({error})") from error
+        if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+            raise RecordError(f"labels are {opened[1].mode}, not one whole number each")
+        labels = values.astype(np.int32)
+        if labels.max() > self.num_classes:
+            row, column = np.argwhere(labels > self.num_classes)[0]
+            raise RecordError(
+                f"label {labels[row, column]} at row {row}, column {column} is above"
+                f" config.data.scenes.num_classes={self.num_classes}"
+            )
+        return image, np.where(labels == 0, IGNORED, labels - 1).astype(np.int32)
+
+    def _open(self, path: str) -> Image.Image:
+        """With its header read; `RecordError` where it has none."""
+        try:
+            with self.files.open(path) as file:
+                return Image.open(io.BytesIO(file.read()))
+        except UNREADABLE as error:
+            raise RecordError(f"{path} is no image that can be read") from error
+
+    def _size(self, path: str) -> tuple[int, int]:
+        """(width, height); no more than the header is read."""
+        try:
+            with self.files.open(path) as file, Image.open(file) as image:
+                return image.size
+        except UNREADABLE as error:
+            raise RecordError(f"{path} is no image that can be read") from error
+
+    def _check_sizes(self, image: tuple[int, int], labels: tuple[int, int]) -> None:
+        if image != labels:
+            raise RecordError(
+                f"the image is {image[0]} x {image[1]}, its labels are"
+                f" {labels[0]} x {labels[1]}"
+            )
+
+    def _condemn(self, index: int, error: RecordError) -> None:
+        image, labels = (self.files.where(path) for path in self.pairs[index])
+        line = f"{image} with {labels}: {error}"
+        if self.data.on_error == "raise":
+            raise UserError(
+                f"{line}; mend or remove it, or pass over such records with"
+                " --config.data.on_error=skip"
+            ) from error
+        with self._lock:
+            if index not in self.bad:
+                print(f"bad record {line}", flush=True)
+            self.bad[index] = str(error)
+            if len(self.bad) > self.data.max_bad:
+                raise UserError(
+                    f"{len(self.bad)} bad records, more than config.data.max_bad="
+                    f"{self.data.max_bad}; the last: {line}"
+                ) from error
+
+    def _centre(self, image: Pixels, labels: Labels) -> tuple[Pixels, Labels]:
+        size = self.image_shape[:2]
+        scale = max(want / have for want, have in zip(size, labels.shape, strict=True))
+        shape = tuple(
+            max(want, round(have * scale))
+            for want, have in zip(size, labels.shape, strict=True)
+        )
+        top, left = ((have - want) // 2 for have, want in zip(shape, size, strict=True))
+        window = (slice(top, top + size[0]), slice(left, left + size[1]))
+        return resized(image, shape)[window], resized_labels(labels, shape)[window]
+
+
+def scene_sources(
+    data: DataSettings, image_shape: tuple[int, int, int]
+) -> tuple[SceneSource, SceneSource]:
+    """Both splits of the set at `data.dir`, of the classes of `data.scenes`."""
+    if data.scenes is None:
+        raise UserError("config.data.scenes is missing; it needs num_classes")
+    if image_shape[2] != 3:
+        raise UserError("scenes are read with 3 channels; set config.model.channels=3")
+    augment = data.augment
+    if augment.crop != "none" or augment.colours or data.eval_crop != 1.0:
+        raise UserError(
+            "scenes are cut and coloured as config.data.scenes says: set"
+            " config.data.augment.crop=none, rand_augment=0, color_jitter=0 and"
+            " config.data.eval_crop=1"
+        )
+    files = files_at(data.dir)
+    train, held_out = (
+        SceneSource(files, split, image_shape, data, data.scenes)
+        for split in (data.train_split, data.eval_split)
+    )
+    return train, held_out
+
+
+def _pairs(files: Files, split: str) -> list[tuple[str, str]]:
+    """(image, labels) of each scene, in alphabetical order."""
+    folders = (f"images/{split}", f"annotations/{split}")
+    images, labels = (
+        {os.path.splitext(n)[0]: n for n in files.names(folder) if _is_image(n)}
+        for folder in folders
+    )
+    if not images and not labels:
+        raise UserError(
+            f"no images under {files.where(folders[0])}; expected"
+            f" {files.where(folders[0])}/X.jpg with"
+            f" {files.where(folders[1])}/X.png"
+        )
+    for have, others, at, missing in (
+        (images, labels, folders[0], folders[1]),
+        (labels, images, folders[1], folders[0]),
+    ):
+        alone = sorted(have.keys() - others.keys())
+        if alone:
+            what = "labels" if have is images else "image"
+            raise UserError(
+                f"{files.where(at)}/{have[alone[0]]} has no {what} in"
+                f" {files.where(missing)} ({len(alone)} such files); add or remove"
+            )
+    return [
+        (f"{folders[0]}/{images[stem]}", f"{folders[1]}/{labels[stem]}")
+        for stem in sorted(images)
+    ]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGES) and not name.startswith(".")
+
+
+def _class_names(files: Files, num_classes: int) -> tuple[str, ...]:
+    """The first name of each class in the release's table, or class 1, class 2, ..."""
+    table = "objectInfo150.txt"
+    if table in files.names(""):
+        with files.open(table) as file:
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()[1:]
+        if len(lines) == num_classes:
+            return tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
+    return tuple(f"class {number}" for number in range(1, num_classes + 1))
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off, not scale
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        image = Image.fromarray(grey)
+    return np.asarray(image.convert("RGB"))
+
+
+def _stacked(examples: list[tuple[Pixels, Labels]]) -> Batch:
+    images, labels = zip(*examples, strict=True)
+    return {"image": np.stack(images), "label": np.stack(labels)}
