@@ -181,10 +181,10 @@ def test_a_crop_of_one_class_is_cut_anew():
             found.append(np.bincount(labels[labels >= 0]).max() / (labels >= 0).sum())
         return np.array(found)
 
-    # Any crop of two classes does for a share of 1; few more than a quarter obey .75,
-    # and ten tries seldom find none.
+    # Any crop of two classes does for a share of 1; a quarter obey .75, and ten
+    # tries find none in a twentieth of cases.
     assert (largest(1.0) > 0.75).mean() > 0.12
-    assert (largest(0.75) > 0.75).mean() < 0.04
+    assert (largest(0.75) > 0.75).mean() < 0.08
     values[:] = 3  # no crop obeys: the last is taken
     assert (largest(0.75) == 1.0).all()
 
