@@ -87,6 +87,7 @@ def config(root, **changes):
         "segmenter": {
             "num_classes": CLASSES,
             "channels": 16,
+            "pool_scales": (1, 2),
             "auxiliary_channels": 8,
         },
         "evaluators": {"miou": {"num_figures": 2}},

@@ -22,7 +22,7 @@ from ddae.tasks.backbone import (
     stream,
     unit_range,
 )
-from ddae.tasks.task import Batch, Params
+from ddae.tasks.task import Batch, Params, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class SegmenterSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Segment(Task):
     """Cross-entropy of every pixel that has a label."""
 
     encoder: Encoder
