@@ -1,25 +1,17 @@
-"""UPerNet's parts, its loss, sliding windows, and mIoU against scikit-learn's."""
+"""UPerNet's parts, the task of segmentation, and whole runs."""
 
 import functools
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
-import miou_worker
 import numpy as np
 import pytest
 import scenes
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+from conftest import tiny_config
 
-from ddae import data, tasks
-from ddae.eval.miou import class_table, make_miou, values_of
-from ddae.eval.scene_figures import colours, draw_classes
-from ddae.eval.sliding import averaged, resized_part, window_grid, windows
+from ddae import tasks
+from ddae.eval.sliding import resized_part
+from ddae.models.positions import resize_positions, sincos
 from ddae.models.segmenter import (
     BatchNorm2d,
     absorb,
@@ -30,22 +22,20 @@ from ddae.models.segmenter import (
 from ddae.settings import UserError
 from ddae.tasks.segment import pixel_losses, taps_of
 from ddae.train import loop
+from ddae.train.checkpoint import load_params
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
+from ddae.train.partial import InitSettings, load_pretrained
 from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh, to_devices
 from ddae.train.state import make_init
-from ddae.train.step import OnDevices, make_step
-
-# Sizes of images beside a crop of 32: smaller, equal, larger, odd, in one direction.
-SIZES = [(20, 27), (32, 32), (33, 31), (61, 75), (32, 90), (9, 64), (64, 64)]
+from ddae.train.step import make_step
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("noise")
-    made = [scenes.noise(seed, *size) for seed, size in enumerate(SIZES)]
-    scenes.write(folder, [scenes.blocks(n, 50, 70) for n in range(8)])
-    return scenes.write(folder, made, "validation")
+    folder = tmp_path_factory.mktemp("blocks")
+    made = [scenes.blocks(seed, 50, 70) for seed in range(8)]
+    return scenes.write(scenes.write(folder, made), made[:1], "validation")
 
 
 # The parts of the network.
@@ -65,30 +55,10 @@ def test_average_pool_covers_the_map(size, bins):
             np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-5, atol=1e-6)
 
 
-def bilinear(x, shape):
-    """One pixel at a time, from the definition."""
-    out = np.zeros((*shape, x.shape[-1]))
-    for place in np.ndindex(*shape):
-        at = [
-            min(max((p + 0.5) * h / w - 0.5, 0.0), h - 1.0)
-            for p, h, w in zip(place, x.shape[:2], shape, strict=True)
-        ]
-        low = [int(np.floor(a)) for a in at]
-        for di in (0, 1):
-            for dj in (0, 1):
-                weight = 1.0
-                for a, lo, d in zip(at, low, (di, dj), strict=True):
-                    weight *= (a - lo) if d else 1.0 - (a - lo)
-                row = min(low[0] + di, x.shape[0] - 1)
-                column = min(low[1] + dj, x.shape[1] - 1)
-                out[place] += weight * x[row, column]
-    return out
-
-
 @pytest.mark.parametrize("old, new", [((3, 4), (12, 16)), ((9, 7), (4, 11))])
 def test_resize_is_bilinear_by_pixel_centres(old, new):
     x = np.random.default_rng(0).normal(size=(*old, 2)).astype(np.float32)
-    expected = bilinear(x, new)
+    expected = scenes.bilinear(x, new)
     found = resize(jnp.asarray(x)[None], new)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     # The same with sizes that are traced, in the corner of larger arrays.
@@ -283,8 +253,6 @@ def test_poly_is_a_line_with_a_warmup():
     ],
 )
 def test_segmenters_that_do_not_fit_are_refused(root, changes, message):
-    from conftest import tiny_config
-
     config = scenes.config(root)
     for key, value in tiny_config(**changes).items():
         if key in {name.partition("__")[0] for name in changes}:
@@ -293,195 +261,6 @@ def test_segmenters_that_do_not_fit_are_refused(root, changes, message):
         config["model"] |= {"channels": 3, "patch_size": changes["model__patch_size"]}
     with pytest.raises(UserError, match=message):
         tasks.from_config(config)
-
-
-# Sliding windows.
-
-
-def by_hand(image, scores, crop, stride, fill):
-    """Mean scores of every pixel, by loops over windows and pixels."""
-    h, w = image.shape[:2]
-    padded = np.empty((max(h, crop), max(w, crop), 3), np.uint8)
-    padded[:] = fill
-    padded[:h, :w] = image
-    k = scores(np.zeros((1, crop, crop, 3))).shape[-1]
-    total, count = np.zeros((*padded.shape[:2], k)), np.zeros(padded.shape[:2])
-    tops, lefts = (
-        sorted(
-            {min(t, side - crop) for t in range(0, side, stride)}
-            if side > crop
-            else {0}
-        )
-        for side in padded.shape[:2]
-    )
-    # The last window is the first to reach the end.
-    for top in [t for i, t in enumerate(tops) if i == 0 or tops[i - 1] + crop < h]:
-        for left in [
-            t for i, t in enumerate(lefts) if i == 0 or lefts[i - 1] + crop < w
-        ]:
-            part = (slice(top, top + crop), slice(left, left + crop))
-            total[part] += bilinear(scores(padded[part][None])[0], (crop, crop))
-            count[part] += 1
-    return (total / count[..., None])[:h, :w]
-
-
-def some_scores(images):
-    """Of a quarter of the resolution; a window's scores depend on what it shows."""
-    x = images.astype(np.float64) / 255.0
-    b, h, w, _ = x.shape
-    small = x.reshape(b, h // 4, 4, w // 4, 4, 3).mean(axis=(2, 4))
-    rows, columns = np.mgrid[0 : h // 4, 0 : w // 4]
-    extra = np.stack([np.sin(rows + 3 * small[..., 0]), columns * small[..., 1]], -1)
-    return np.concatenate([small, extra], axis=-1).astype(np.float32)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stride", [21, 32])
-def test_windows_average_as_by_hand(size, stride):
-    crop, fill = (32, 32), np.array([9, 99, 199], np.uint8)
-    image, _ = scenes.noise(3, *size)
-    cut = windows(image, crop, (stride, stride), fill)
-    grid = window_grid(size, crop, (stride, stride))
-    assert len(cut) == grid[0] * grid[1]
-    found = averaged(
-        jnp.asarray(some_scores(cut)),
-        jnp.array(size),
-        crop=crop,
-        stride=(stride, stride),
-        grid=grid,
-    )
-    expected = by_hand(image, some_scores, 32, stride, fill)
-    found = np.asarray(found)[: size[0], : size[1]]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_ade20k_windows():
-    assert window_grid((512, 683), (512, 512), (341, 341)) == (1, 2)
-    assert window_grid((512, 512), (512, 512), (341, 341)) == (1, 1)
-    assert window_grid((853, 854), (512, 512), (341, 341)) == (2, 3)
-
-
-# mIoU.
-
-
-def sklearn_values(folder):
-    """On all labelled pixels of the set at once."""
-    truth, said = [], []
-    for seed, size in enumerate(SIZES):
-        image, values = scenes.noise(seed, *size)
-        known = values > 0
-        truth.append(values[known].astype(int) - 1)
-        said.append(miou_worker.predicted(image)[known])
-    truth, said = np.concatenate(truth), np.concatenate(said)
-    each = jaccard_score(truth, said, average=None)
-    return {
-        "miou": 100.0 * jaccard_score(truth, said, average="macro"),
-        "mean_accuracy": 100.0 * balanced_accuracy_score(truth, said),
-        "pixel_accuracy": 100.0 * accuracy_score(truth, said),
-        **{f"iou/class_{k + 1}": 100.0 * each[k] for k in range(scenes.CLASSES)},
-    }
-
-
-@pytest.mark.parametrize("devices, images", [(1, 1), (1, 3), (4, 1), (4, 2)])
-def test_miou_is_that_of_scikit_learn(root, devices, images):
-    values = miou_worker.evaluate(root, devices, images_a_device=images)
-    expected = sklearn_values(root)
-    found = {name: values[name] for name in expected}
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert values["segmentation"].ndim == values["class_table"].ndim == 3
-
-
-def test_miou_is_the_same_on_two_processes(root, tmp_path):
-    processes = 2
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={4 // processes}"
-    worker = pathlib.Path(miou_worker.__file__)
-    command = [sys.executable, str(worker), str(root), str(tmp_path / "out")]
-    started = [
-        subprocess.Popen(
-            [*command, f"localhost:{port}", str(processes), str(number)],
-            env=os.environ | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, said
-    for number in range(processes):
-        found = json.loads((tmp_path / f"out.{number}").read_text())
-        assert (found["devices"], found["processes"]) == (4, processes)
-        expected = sklearn_values(root)
-        assert {name: found[name] for name in expected} == pytest.approx(expected)
-
-
-def test_labels_are_compared_at_their_own_size(root):
-    """Scaled up on the way, every labelled pixel still counts once."""
-    from ddae.eval.miou import Sliding
-
-    config = scenes.config(root)
-    task = tasks.from_config(config)
-    splits = data.from_config(config, task.image_shape)
-    mesh = make_mesh(MeshSettings(), 8, 1)
-    for scale in ((0, 0), (80, 40)):
-        sliding = Sliding(task, splits.held_out, OnDevices(mesh), 0, scale, 1)
-        chunks = sliding.plan(np.arange(len(SIZES)))
-        seen = sorted(i for chunk in chunks for i in chunk.indices if i >= 0)
-        assert seen == list(range(len(SIZES)))
-        params = jax.jit(task.init)(jax.random.key(0))
-        confusion, predicted = sliding.run(params, chunks, [3, 5])
-        truth = [scenes.noise(s, *size)[1] for s, size in enumerate(SIZES)]
-        counts = np.bincount(np.concatenate([t.reshape(-1) for t in truth]))[1:]
-        np.testing.assert_array_equal(confusion.sum(axis=1), counts)
-        assert [predicted[i].shape for i in (3, 5)] == [SIZES[3], SIZES[5]]
-
-
-def test_a_class_that_is_nowhere_has_no_part_in_the_mean():
-    confusion = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    confusion[0, 3] = 2  # said, never true: its IoU is 0
-    values = values_of(confusion, ("a", "b", "c", "d e"))
-    iou = [100 * 6 / 11, 100 * 3 / 6, 0.0]
-    assert values["miou"] == pytest.approx(np.mean(iou))
-    assert values["mean_accuracy"] == pytest.approx(np.mean([60.0, 75.0]))
-    assert values["iou/d_e"] == 0.0 and "iou/c" not in values
-    assert "accuracy/d_e" not in values
-    # "a" everywhere: 10 of 14 pixels right, over the two classes that are true.
-    assert values["constant_miou"] == pytest.approx(100 * 10 / 14 / 2)
-    with pytest.raises(UserError, match="no held-out image has a labelled pixel"):
-        values_of(np.zeros((4, 4), int), ("a", "b", "c", "d"))
-    table = draw_classes(("a", "b", "c", "d e"), *class_table(confusion), "title")
-    assert table.ndim == 3 and table.dtype == np.uint8
-
-
-def test_every_class_has_a_colour_of_its_own():
-    palette = colours(150)
-    assert len(np.unique(palette, axis=0)) == 150
-    gaps = np.abs(palette[:12, None].astype(int) - palette[None, :12]).sum(-1)
-    assert (gaps + 1000 * np.eye(12, dtype=int)).min() > 40
-
-
-def test_miou_wants_a_segmenter_and_its_classes(root):
-    from conftest import tiny_config
-
-    config = scenes.config(root)
-    splits = data.from_config(config, (32, 32, 3))
-    on_devices = OnDevices(make_mesh(MeshSettings(), 8, 1))
-    other = tasks.from_config(tiny_config())
-    with pytest.raises(UserError, match="wants config.task=segment"):
-        make_miou(other, splits, on_devices)
-    config["segmenter"]["num_classes"] = 6
-    with pytest.raises(UserError, match="num_classes=6, but .*num_classes=5"):
-        make_miou(tasks.from_config(config), splits, on_devices)
-    with pytest.raises(UserError, match="images_a_device of 1 or more"):
-        task = tasks.from_config(scenes.config(root))
-        make_miou(task, splits, on_devices, images_a_device=0)
 
 
 # Whole runs.
@@ -505,3 +284,38 @@ def test_a_run_learns_blocks_of_grey(tmp_path, head):
     names = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
     assert any("segmentation" in name for name in names), names
     assert any("class_table" in name for name in names), names
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_comes_with_its_positions(root, tmp_path):
+    """Pretrained at 32 pixels, it is read at 64: the same weights, positions resized
+    from the grid that the config names."""
+    pretraining = tiny_config(
+        image_size=32,
+        total_steps=1,
+        model={"size": "Two", "patch_size": 8, "channels": 3},
+        data=scenes.section(root),
+        method__name="mae",
+        batch_size=8,
+    )
+    del pretraining["method"]["taps"]
+    workdir = str(tmp_path / "encoder")
+    loop.run(pretraining, workdir)
+    config = scenes.config(root, image_size=64)
+    config["init"] = {
+        "workdir": workdir,
+        "may_leave": ("/mask_token$", "^/encoder/norm/"),
+    }
+    with pytest.raises(UserError, match=r"set config.model.position_grid=\(4, 4\)"):
+        loop.run(config, str(tmp_path / "refused"))
+    config["model"]["position_grid"] = (4, 4)
+    task = tasks.from_config(config)
+    expected = resize_positions(sincos(32, (4, 4)), (4, 4), (8, 8))
+    _, positions = task.encoder.bind({})._positions()
+    np.testing.assert_allclose(positions[0], expected, rtol=1e-6)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    init = InitSettings(**config["init"])
+    pretrained = load_pretrained(init, config, shapes)
+    stored, _ = load_params(workdir)
+    del stored["encoder"]["norm"]
+    jax.tree.map(np.testing.assert_array_equal, pretrained.encoder, stored["encoder"])
