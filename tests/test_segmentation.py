@@ -9,6 +9,7 @@ import pytest
 import scenes
 from conftest import tiny_config
 
+from configs import segment_ade20k
 from ddae import tasks
 from ddae.eval.sliding import resized_part
 from ddae.models.positions import resize_positions, sincos
@@ -125,6 +126,17 @@ def test_blocks_are_read_at_the_same_shares_of_any_depth():
     assert taps_of(12) == (4, 6, 8, 12)  # 3, 5, 7, 11 from 0 on
     assert taps_of(24) == (8, 12, 16, 24)
     assert taps_of(6) == (2, 3, 4, 6)
+
+
+@pytest.mark.parametrize("model, millions", [("B", 162.5), ("L", 438.9)])
+def test_the_config_of_ade20k_builds_at_full_size(model, millions):
+    config = segment_ade20k.get_config(f"model={model}").to_dict()
+    task = tasks.from_config(config)
+    assert task.image_shape == (512, 512, 3)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(shapes)) / 1e6
+    assert count == pytest.approx(millions, rel=1e-3)
+    rules_of(shapes, OptimizerSettings())
 
 
 def batch_of(count, seed=0, side=32):

@@ -21,7 +21,7 @@ def colours(num_classes: int) -> UInt8[np.ndarray, "k 3"]:
         colorsys.hsv_to_rgb(
             (0.61 * number) % 1.0,
             (0.85, 0.55, 1.0)[number % 3],
-            (0.95, 0.85, 0.6)[number // 3 % 3],
+            (0.95, 0.6, 0.8)[number // 5 % 3],
         )
         for number in range(num_classes)
     ]
