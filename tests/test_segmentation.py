@@ -62,7 +62,9 @@ def test_resize_is_bilinear_by_pixel_centres(old, new):
     expected = scenes.bilinear(x, new)
     found = resize(jnp.asarray(x)[None], new)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    # The same with sizes that are traced, in the corner of larger arrays.
+    # The same with sizes that are traced, also in the corner of larger arrays.
+    whole = resized_part(jnp.asarray(x), jnp.array(old), jnp.array(new), new)
+    np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-5)
     padded = np.pad(x, ((0, 5), (0, 2), (0, 0)), constant_values=99.0)
     cut = resized_part(
         jnp.asarray(padded), jnp.array(old), jnp.array(new), (new[0] + 3, new[1] + 1)
