@@ -70,6 +70,8 @@ def training() -> ConfigDict:
     config.optimizer.warmup_epochs = 10.0
     config.optimizer.clip_norm = 0.0
     config.optimizer.accumulate = 1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.step_at = 0.875
     config.optimizer.final_lr = 0.0
     config.optimizer.layer_decay = 1.0
     config.optimizer.no_decay = ()
@@ -186,9 +188,10 @@ def small_images(config: ConfigDict, size: str, patch: int) -> None:
 
 
 def cifar10(text: str | None) -> ConfigDict:
-    """Pretraining at 32 pixels; arguments size, patch, epochs."""
-    chosen = arguments(text, size="Ti", patch=4, epochs=100)
+    """Pretraining at 32 pixels; arguments size, patch, epochs, and dds."""
+    chosen = arguments(text, size="Ti", patch=4, epochs=100, dds=False)
     config = pretraining()
+    config.method = ConfigDict({"name": "", "dds": dds(chosen["dds"])})
     small_images(config, chosen["size"], chosen["patch"])
     config.batch_size = 512
     config.epochs = chosen["epochs"]
@@ -200,10 +203,29 @@ def cifar10(text: str | None) -> ConfigDict:
     return config
 
 
-def imagenet(text: str | None) -> ConfigDict:
-    """Pretraining at 224 pixels; arguments model (S, B, L, H) and epochs."""
-    chosen = arguments(text, model="B", epochs=100)
+def digits(config: ConfigDict) -> None:
+    """scikit-learn's scanned digits, which need no download; 4 blocks of width 64."""
+    config.image_size = 8
+    config.dtype = "float32"
+    config.log_every_steps = 50
+    config.checkpoint_every_steps = 500
+    config.eval_every_steps = 500
+    config.data.name = "digits"
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.data.augment.crop = "shift"
+    config.data.augment.pad = 1
+    config.data.augment.flip = False
+    config.model.size = "Pico"
+    config.model.patch_size = 2
+    config.model.channels = 1
+
+
+def imagenet(text: str | None, epochs: int = 100) -> ConfigDict:
+    """Pretraining at 224 pixels; arguments model (S, B, L, H), epochs, and dds."""
+    chosen = arguments(text, model="B", epochs=epochs, dds=False)
     config = pretraining()
+    config.method = ConfigDict({"name": "", "dds": dds(chosen["dds"])})
     config.epochs = chosen["epochs"]
     config.model.size = chosen["model"]
     config.model.patch_size = 14 if chosen["model"] == "H" else 16
@@ -211,6 +233,104 @@ def imagenet(text: str | None) -> ConfigDict:
     config.evaluators.knn.num_train = 100000
     config.evaluators.knn.num_held_out = 10000
     return config
+
+
+def dds(on: bool) -> ConfigDict | None:
+    """The section method.dds: deep dynamic supervision of any method; None without."""
+    if not on:
+        return config_dict.placeholder(dict)
+    return ConfigDict(
+        {
+            "taps": config_dict.placeholder(tuple),
+            "tap_weight": 0.25,
+            "metric": "euclidean",
+            "beta": beta(),
+        }
+    )
+
+
+def beta() -> ConfigDict:
+    """The exponent over phase and depth; its defaults are ours and provisional."""
+    return ConfigDict(
+        {"start": -1.0, "end": 1.0, "phase": "linear", "depth_tilt": -0.5}
+    )
+
+
+def momentum(start: float, middle: float, end: float) -> ConfigDict:
+    """The teacher's: `start` to `middle` over an eighth of the run, then to `end`."""
+    return ConfigDict({"start": start, "middle": middle, "end": end, "rise": 0.125})
+
+
+def beit_model(config: ConfigDict, layer_scale: float) -> None:
+    """BEiT's ViT: a shared relative position bias, no other positions, layer scale."""
+    config.model.positions = "none"
+    config.model.relative_bias = "shared"
+    config.model.layer_scale = layer_scale
+
+
+def beit_optimizer(config: ConfigDict) -> None:
+    """BEiT-v2's recipe."""
+    config.batch_size = 2048
+    config.data.augment.color_jitter = 0.4
+    config.optimizer.base_lr = 1.5e-3
+    config.optimizer.lr_batch = 2048
+    config.optimizer.b2 = 0.98
+    config.optimizer.clip_norm = 3.0
+    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.no_decay = ("/cls_token$",)
+
+
+def beit_mask() -> ConfigDict:
+    """Blocks of at least 16 patches, 75 of 196 in all."""
+    return ConfigDict({"kind": "block", "ratio": 75 / 196, "min_area": 16})
+
+
+def vqkd() -> ConfigDict:
+    """The tokenizer's training, by BEiT-v2's recipe."""
+    config = training()
+    config.task = "tokenize"
+    config.batch_size = 512
+    config.model.positions = "learned"
+    config.optimizer.base_lr = 5e-5
+    config.optimizer.lr_batch = 512
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.b2 = 0.99
+    config.tokenizer = ConfigDict()
+    config.tokenizer.codes = 8192
+    config.tokenizer.code_dim = 32
+    config.tokenizer.decoder_depth = 3
+    config.tokenizer.commitment = 1.0
+    config.evaluators.codes = ConfigDict({"num_held_out": 0})
+    return config
+
+
+def tokenizer(config: ConfigDict) -> ConfigDict:
+    """A trained tokenizer of the same image and patch size as the pretraining's."""
+    found = frozen(config, positions="learned")
+    found.codes = 8192
+    found.code_dim = 32
+    return found
+
+
+def teacher(config: ConfigDict) -> ConfigDict:
+    """Another run's encoder, of the same image and patch size."""
+    return frozen(config, positions="sincos")
+
+
+def frozen(config: ConfigDict, positions: str) -> ConfigDict:
+    """A network that is asked and never trained; what it is like must be its run's."""
+    size = "B" if config.image_size == 224 else config.model.size
+    model = {"size": size, "patch_size": config.model.patch_size}
+    model |= {"channels": config.model.channels, "positions": positions}
+    model |= {"relative_bias": "none", "layer_scale": 0.0}
+    return ConfigDict(
+        {
+            "workdir": "",
+            "model": model,
+            "mean": config.data.mean,
+            "std": config.data.std,
+        }
+    )
 
 
 def mae() -> ConfigDict:
@@ -235,15 +355,11 @@ def ddae() -> ConfigDict:
     method.taps = config_dict.placeholder(tuple)
     method.tap_weight = 0.25
     method.metric = "euclidean"
-    method.beta = ConfigDict(
-        {"start": -1.0, "end": 1.0, "phase": "linear", "depth_tilt": -0.5}
-    )
+    method.beta = beta()
     method.features = ConfigDict(
         {"weight": 1.0, "ramp": 0.25, "target": "same_depth", "loss": "mse"}
     )
-    method.momentum = ConfigDict(
-        {"start": 0.999, "middle": 0.9999, "end": 0.99999, "rise": 0.125}
-    )
+    method.momentum = momentum(0.999, 0.9999, 0.99999)
     return method
 
 
@@ -261,5 +377,6 @@ def arguments(text: str | None, **defaults):
             raise ValueError(
                 f"config argument {key!r} is not one of {sorted(defaults)}"
             )
-        values[key] = type(defaults[key])(value)
+        kind = type(defaults[key])
+        values[key] = value in ("", "1", "true") if kind is bool else kind(value)
     return values

@@ -21,7 +21,7 @@ def get_config(text=None):
     config.data.augment.pad = 4
     config.optimizer.warmup_epochs = 0.1 * chosen["epochs"]
     config.classifier.pool = "mean"
-    config.classifier.rates = (0.1, 0.3, 1.0, 3.0, 10.0)
+    config.classifier.rates = (1.0, 3.0, 10.0, 30.0, 100.0)
     if chosen["head"] == "attentive":
         common.attentive(config)
     return config

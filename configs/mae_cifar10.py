@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(text=None):
     config = common.cifar10(text)
-    config.method = common.mae()
+    config.method.update(common.mae())
     config.method.decoder.depth = 4
     config.method.decoder.width = 192
     config.method.decoder.num_heads = 6

@@ -16,5 +16,5 @@ from configs import common
 
 def get_config(text=None):
     config = common.imagenet(text)
-    config.method = common.mae()
+    config.method.update(common.mae())
     return config

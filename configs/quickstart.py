@@ -8,24 +8,9 @@ from configs import common
 
 def get_config(_=None):
     config = common.pretraining()
-    config.image_size = 8
-    config.dtype = "float32"
+    common.digits(config)
     config.batch_size = 128
     config.epochs = 136
-    config.log_every_steps = 50
-    config.checkpoint_every_steps = 500
-    config.eval_every_steps = 500
-
-    config.data.name = "digits"
-    config.data.mean = (0.305,)
-    config.data.std = (0.376,)
-    config.data.augment.crop = "shift"
-    config.data.augment.pad = 1
-    config.data.augment.flip = False
-
-    config.model.size = "Pico"
-    config.model.patch_size = 2
-    config.model.channels = 1
 
     config.method = common.ddae()
     # Of 16 patches MAE's 75 % would leave 4, too few to tell most digits from.

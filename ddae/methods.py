@@ -8,11 +8,12 @@ from typing import Any, Literal
 from ddae import losses
 from ddae.difficulty import METRICS, BetaSchedule, Metric
 from ddae.masking import Masking
-from ddae.models.heads import Head, MaskedLinear, TapDecoder
+from ddae.models.heads import ClsAggregate, Head, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
+from ddae.networks import EncoderSettings, FrozenNetwork, TokenizerSettings
 from ddae.objective import Difficulty, Term, Weight, teacher_layers
 from ddae.schedules import ema_momentum, linear_ramp
-from ddae.targets import Pixels, TeacherLayer
+from ddae.targets import Frozen, Hog, Pixels, TeacherLayer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class Method:
     heads: Mapping[str, Head]
     terms: tuple[Term, ...]
     momentum: Momentum = dataclasses.field(default_factory=Momentum)
+    frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
+    small_init: bool = False
+    """BEiT's: normal .02, outputs of block i's branches divided by sqrt(2 i)."""
 
     @property
     def has_teacher(self) -> bool:
@@ -176,10 +180,10 @@ def with_dds(
 ) -> Method:
     """The method under deep dynamic supervision: its Terms at every tap, weighted.
 
-    Each Term of the last layer is repeated at each of `taps` (`default_taps` where
-    None), with a head of its own for a tap before the last and `tap_weight` times its
-    weight, and every Term gets a `Difficulty`. beta = 0 at the last tap alone equals
-    the method itself.
+    Each Term that reads the last layer alone is repeated at each of `taps`
+    (`default_taps` where None), with a head of its own for a tap before the last and
+    `tap_weight` times its weight, and every Term gets a `Difficulty`. beta = 0 at the
+    last tap alone equals the method itself.
     """
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is not one of {METRICS}")
@@ -199,9 +203,10 @@ def with_dds(
         for term in method.terms:
             if tap == depth:
                 terms.append(dataclasses.replace(term, difficulty=difficulty))
+            if tap == depth or term.taps != (depth,):
                 continue
             head = _block(tap)
-            heads[head] = method.heads[term.head].clone(input_norm=True)
+            heads[head] = method.heads[term.head].at_tap(term.head)
             terms.append(
                 dataclasses.replace(
                     term,
@@ -251,7 +256,187 @@ def ddae(
     return dataclasses.replace(method, momentum=momentum)
 
 
-METHODS: dict[str, Callable[..., Method]] = {"mae": mae, "ddae": ddae}
+def simmim(
+    encoder: Encoder, *, mask: Masking = Masking(kind="cell", ratio=0.6)
+) -> Method:
+    """SimMIM (Xie et al. 2022): raw standardised pixels, one Linear, L1."""
+    return _masked_linear(
+        encoder,
+        mask,
+        "pixels",
+        width=encoder.patch_size**2 * encoder.channels,
+        target=Pixels(standardise=False),
+        loss=losses.l1,
+    )
+
+
+def maskfeat(
+    encoder: Encoder, *, mask: Masking = Masking(kind="block", ratio=0.4), bins: int = 9
+) -> Method:
+    """MaskFeat (Wei et al. 2022): histograms of oriented gradients, one Linear, L2."""
+    if encoder.patch_size % 2:
+        raise ValueError(f"HOG wants an even patch size, not {encoder.patch_size}")
+    return _masked_linear(
+        encoder,
+        mask,
+        "hog",
+        width=4 * bins * encoder.channels,
+        target=Hog(bins=bins),
+        loss=losses.mse,
+    )
+
+
+def data2vec(
+    encoder: Encoder,
+    *,
+    mask: Masking = Masking(kind="block", ratio=0.6),
+    mean_of: int = 6,
+    momentum: Momentum = Momentum(),
+) -> Method:
+    """data2vec (Baevski et al. 2022): mean of the teacher's top layers, smooth L1."""
+    depth = encoder.spec.depth
+    if not 1 <= mean_of <= depth:
+        raise ValueError(f"mean_of={mean_of} is not between 1 and {depth} blocks")
+    top = tuple(range(depth - mean_of + 1, depth + 1))
+    method = _masked_linear(
+        encoder,
+        mask,
+        "features",
+        width=encoder.spec.width,
+        target=TeacherLayer(teacher_layers=top, same_depth=False),
+        loss=losses.smooth_l1,
+    )
+    return dataclasses.replace(method, momentum=momentum)
+
+
+def mvp(
+    encoder: Encoder,
+    *,
+    mask: Masking = Masking(kind="block", ratio=75 / 196),
+    teacher: EncoderSettings = EncoderSettings(),
+) -> Method:
+    """MVP (Wei et al. 2022): features of a frozen teacher, CLIP's in the paper."""
+    network = teacher.network(encoder)
+    method = _masked_linear(
+        encoder,
+        mask,
+        "features",
+        width=network.width,
+        target=Frozen(network="teacher"),
+        loss=losses.cosine,
+    )
+    return dataclasses.replace(method, frozen={"teacher": network})
+
+
+BEIT_MASK = Masking(kind="block", ratio=75 / 196)
+
+
+def beit(
+    encoder: Encoder,
+    *,
+    mask: Masking = BEIT_MASK,
+    tokenizer: TokenizerSettings = TokenizerSettings(),
+) -> Method:
+    """BEiT (Bao et al. 2022): ids of a frozen tokenizer, cross-entropy.
+
+    Theirs was DALL-E's; here it is one of `configs/vqkd_*.py`. The encoder has no final
+    norm: the head's takes its place, as in BEiT-v2, whose two heads share it.
+    """
+    method = _masked_linear(
+        encoder.clone(final_norm=False),
+        mask,
+        "tokens",
+        width=tokenizer.codes,
+        target=Frozen(network="tokenizer"),
+        loss=losses.cross_entropy,
+        input_norm=True,
+        one_classifier=True,
+    )
+    return dataclasses.replace(method, frozen={"tokenizer": tokenizer.network(encoder)})
+
+
+def beit_v2(
+    encoder: Encoder,
+    *,
+    mask: Masking = BEIT_MASK,
+    tokenizer: TokenizerSettings = TokenizerSettings(),
+    early: int | None = None,
+) -> Method:
+    """BEiT-v2 (Peng et al. 2022): BEiT, and the same ids again through the cls token.
+
+    early: the layer whose patches meet the final cls; three quarters of the depth where
+    None, 9 of 12 (21 of 24 in the recipe of ViT-L).
+    """
+    method = beit(encoder, mask=mask, tokenizer=tokenizer)
+    (term,) = method.terms
+    depth = encoder.spec.depth
+    early = round(0.75 * depth) if early is None else early
+    if not 1 <= early < depth:
+        raise ValueError(f"early={early} is not between 1 and {depth - 1}")
+    shared = {name: f"heads/{term.head}/{name}" for name in ("input_norm", "tokens")}
+    if encoder.relative_bias == "shared":
+        shared["relative_bias"] = "encoder/relative_bias"
+    aggregate = ClsAggregate(
+        encoder=method.encoder,
+        outputs={"tokens": tokenizer.codes},
+        shared=shared,
+        dtype=encoder.dtype,
+    )
+    again = dataclasses.replace(
+        term, name="tokens/cls", taps=(early, depth), head="cls"
+    )
+    return dataclasses.replace(
+        method, heads={**method.heads, "cls": aggregate}, terms=(term, again)
+    )
+
+
+def _masked_linear(
+    encoder: Encoder,
+    mask: Masking,
+    output: str,
+    *,
+    width: int,
+    target: Any,
+    loss: Any,
+    input_norm: bool = False,
+    one_classifier: bool = False,
+) -> Method:
+    """One Linear on the last layer of the mask_token layout, under one Term."""
+    last = _block(encoder.spec.depth)
+    head = MaskedLinear(
+        outputs={output: width},
+        input_norm=input_norm,
+        dtype=encoder.dtype,
+        one_classifier=one_classifier,
+    )
+    term = Term(
+        name=f"{output}/{last}",
+        taps=(encoder.spec.depth,),
+        head=last,
+        output=output,
+        target=target,
+        loss=loss,
+    )
+    return Method(
+        encoder=encoder,
+        layout="mask_token",
+        masking=mask,
+        heads={last: head},
+        terms=(term,),
+        small_init=True,
+    )
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "mae": mae,
+    "ddae": ddae,
+    "simmim": simmim,
+    "maskfeat": maskfeat,
+    "data2vec": data2vec,
+    "mvp": mvp,
+    "beit": beit,
+    "beit_v2": beit_v2,
+}
 
 
 def default_taps(depth: int) -> tuple[int, ...]:

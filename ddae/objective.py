@@ -81,7 +81,11 @@ def evaluate_terms(
     metrics: Metrics = {}
     for term in terms:
         target = gather_patches(term.target(context), context.mask.ids_masked)
-        errors = term.loss(predictions[term.head][term.output], target)
+        prediction = predictions[term.head][term.output]
+        errors = term.loss(prediction, target)
+        if target.ndim == 2:
+            hits = (prediction.argmax(axis=-1) == target).astype(jnp.float32)
+            metrics[f"accuracy/{term.name}"] = _mean(100.0 * hits.mean(axis=-1))
         weights = None
         if term.difficulty is not None:
             beta = term.difficulty.beta(progress, term.difficulty.depth)

@@ -25,6 +25,39 @@ def warmup_cosine(
     return jnp.where(step < warmup_steps, rising, falling)
 
 
+def warmup_poly(
+    step: Int[Array, ""],
+    *,
+    start: float,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    final: float = 0.0,
+) -> Scalar:
+    """A line from `peak` at step 0 to `final`; over the warmup a blend from `start`
+    into it (mmsegmentation's poly schedule of power 1)."""
+    step = jnp.asarray(step, jnp.float32)
+    line = final + (peak - final) * (1.0 - step / max(total_steps, 1))
+    share = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
+    return start + (line - start) * share if warmup_steps else line
+
+
+def warmup_step(
+    step: Int[Array, ""],
+    *,
+    at: float,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    final: float = 0.0,
+) -> Scalar:
+    """Linear to `peak` over the warmup; from `at` of the run on a tenth of it (SimMIM),
+    or `final` where that is more."""
+    step = jnp.asarray(step, jnp.float32)
+    rising = jnp.minimum(step / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
+    return peak * rising * jnp.where(step < at * total_steps, 1.0, 0.1) + final
+
+
 def linear_ramp(t: Scalar | float, *, until: float) -> Scalar:
     """0 at t = 0, 1 from t = `until` on; 1 throughout where `until` is 0."""
     t = jnp.asarray(t, jnp.float32)

@@ -1,10 +1,12 @@
-"""What a masked patch is asked for: pixels, or a layer of the teacher."""
+"""What a masked patch is asked for: pixels, HOG, token ids, features of a teacher."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddae.losses import normalise_features
@@ -20,13 +22,15 @@ class TargetContext:
 
     image: in [0, 1]. standardised: (image - mean) / std by channel. teacher: features
     of the full standardised image at the layers that the Terms ask for; empty where
-    none does.
+    none does. frozen: what each frozen network of the method makes of the full image,
+    by name: token ids [b, n] or features [b, n, k].
     """
 
     image: Float[Array, "b height width c"]
     standardised: Float[Array, "b height width c"]
     mask: Mask
     teacher: Mapping[int, Features]
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Grid = dataclasses.field(metadata={"static": True})
     patch_size: int = dataclasses.field(metadata={"static": True})
 
@@ -60,6 +64,75 @@ class Pixels:
     def __call__(self, context: TargetContext) -> Float[Array, "b n k"]:
         patches = patchify(context.standardised, context.patch_size)
         return standardise_patches(patches) if self.standardise else patches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hog:
+    """Histograms of oriented gradients of the patch (MaskFeat), [b, n, 4 * bins * c].
+
+    Of each channel of the standardised image: Sobel gradients with reflected edges;
+    their magnitudes, under a Gaussian window of one patch (deviation half of it), fall
+    into `bins` directions over pi, are summed over cells of half a patch, and the
+    histogram of a cell is scaled to length 1. A patch has 2 x 2 cells: 108 values for
+    9 bins and 3 channels.
+    """
+
+    bins: int = 9
+    teacher_layers: tuple[int, ...] = ()
+
+    def at_tap(self, layer: int) -> "Hog":
+        return self
+
+    def __call__(self, context: TargetContext) -> Float[Array, "b n k"]:
+        cells = hog(context.standardised, context.patch_size, self.bins)
+        (h, w), b = context.grid, len(cells)
+        cells = cells.reshape(b, h, 2, w, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+        return cells.reshape(b, h * w, -1)
+
+
+def hog(
+    images: Float[Array, "b height width c"], window: int, bins: int
+) -> Float[Array, "b y x k"]:
+    """Unit histograms [c * bins] of cells of half a `window`; see `Hog`."""
+    b, height, width, c = images.shape
+    x = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    # Sobel: smoothed over three along one axis, differences along the other.
+    rows = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
+    columns = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+    across = rows[:, :, :-2] - rows[:, :, 2:]
+    down = columns[:, :-2] - columns[:, 2:]
+    angle = jnp.arctan2(across, down) / jnp.pi * bins
+    direction = jnp.floor(angle).astype(jnp.int32) % bins
+    offsets = np.arange(window) - (window - 1) / 2
+    bell = np.exp(-0.5 * (offsets / (window / 2)) ** 2)
+    bell = np.outer(bell, bell).astype(np.float32)
+    bell = np.tile(bell, (height // window, width // window))[..., None]
+    magnitude = jnp.sqrt(across**2 + down**2) * bell
+    votes = jax.nn.one_hot(direction, bins) * magnitude[..., None]
+    cell = window // 2
+    votes = votes.reshape(b, height // cell, cell, width // cell, cell, c, bins)
+    histogram = votes.sum(axis=(2, 4))
+    length = jnp.linalg.norm(histogram, axis=-1, keepdims=True)
+    histogram = histogram / jnp.maximum(length, 1e-12)
+    return histogram.reshape(b, height // cell, width // cell, c * bins)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What the method's frozen network of this name makes of the patch: the ids of a
+    tokenizer (BEiT), or features, LayerNorm without affine (MVP)."""
+
+    network: str
+    teacher_layers: tuple[int, ...] = ()
+
+    def at_tap(self, layer: int) -> "Frozen":
+        return self
+
+    def __call__(
+        self, context: TargetContext
+    ) -> Float[Array, "b n k"] | Int[Array, "b n"]:
+        found = context.frozen[self.network]
+        return found if found.ndim == 2 else normalise_features(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

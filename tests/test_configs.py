@@ -32,10 +32,18 @@ def shrink(config):
     config["model"] |= {"size": "Two"}
     config["image_size"] = 4 * config["model"]["patch_size"]
     config["data"]["augment"] = {"crop": "none"}
-    if config["task"] == "pretrain":
-        config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
-        if config["method"]["name"] == "ddae":
-            config["method"]["taps"] = (1, 2)
+    method = config.get("method", {})
+    if "decoder" in method:
+        method["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
+    if "taps" in method:
+        method["taps"] = (1, 2)
+    if method.get("dds"):
+        method["dds"]["taps"] = (1, 2)
+    for key, value in (("early", 1), ("mean_of", 2)):
+        if key in method:
+            method[key] = value
+    if config["task"] == "tokenize":
+        config["tokenizer"] |= {"codes": 8, "code_dim": 4, "decoder_depth": 1}
     if config["task"] == "classify":
         config["classifier"]["num_classes"] = 3
     if "knn" in config["evaluators"]:
@@ -43,9 +51,35 @@ def shrink(config):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_takes_two_steps(name, tmp_path, monkeypatch):
-    config = shrink(load(name))
+def give_frozen(config, folder):
+    """Workdirs for the frozen networks that a config asks for."""
+    for section in (config.get("method", {}), config.get("tokenizer", {})):
+        for name in {"teacher", "tokenizer"} & section.keys():
+            own = section[name]
+            own["model"]["size"] = "Two"
+            task = classify()
+            if name == "tokenizer":
+                own |= {"codes": 8, "code_dim": 4}
+                task = shrink(load("vqkd_digits"))
+                inner = task["tokenizer"]["teacher"]["model"]
+                inner |= {key: own["model"][key] for key in ("patch_size", "channels")}
+                task |= {"image_size": config["image_size"], "data": config["data"]}
+                give_frozen(task, folder / "inner")
+            task |= {"model": own["model"], "image_size": config["image_size"]}
+            task["data"] = config["data"]
+            task["total_steps"] = 0
+            own["workdir"] = str(folder / name)
+            loop.run(task, own["workdir"])
+
+
+def classify():
+    config = shrink(load("knn"))
+    config["evaluators"] = {}
+    return config
+
+
+def fake_data(config, monkeypatch):
+    """Twenty-four images of noise in three classes, whatever the config names."""
 
     def fake(settings, shape):
         random = np.random.default_rng(0)
@@ -54,6 +88,13 @@ def test_takes_two_steps(name, tmp_path, monkeypatch):
         return source, source
 
     monkeypatch.setitem(data.SOURCES, config["data"]["name"].split("/")[0], fake)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_two_steps(name, tmp_path, monkeypatch):
+    config = shrink(load(name))
+    fake_data(config, monkeypatch)
+    give_frozen(config, tmp_path)
     loop.run(config, str(tmp_path))
     rows = read_metrics(str(tmp_path / "metrics.jsonl"))
     losses = [r["train/loss"] for r in rows if "train/loss" in r]

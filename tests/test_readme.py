@@ -17,7 +17,7 @@ def test_quickstart_is_exactly_two_one_line_commands():
     commands = quickstart()
     assert len(commands) == 2 and not any("\n" in c for c in commands)
     assert "--workdir=runs/quickstart" in commands[0]
-    assert commands[1].endswith("python3 -m pytest")
+    assert commands[1].endswith("python3 -m pytest -n 2")
 
 
 def test_the_first_command_names_files_that_exist():

@@ -21,6 +21,7 @@ ROOMS = {
     "targets": 3,
     "objective": 3,
     "methods": 3,
+    "networks": 3,
     "tasks": 4,
     "data": 5,
     "eval": 6,

@@ -10,6 +10,7 @@ from typing import Any
 from ddae import settings
 from ddae.data import Splits
 from ddae.eval.accuracy import make_accuracy
+from ddae.eval.codes import make_codes
 from ddae.eval.evaluator import Evaluator, OnDevices
 from ddae.eval.knn import make_knn
 from ddae.eval.miou import make_miou
@@ -19,6 +20,7 @@ from ddae.tasks import Task
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "accuracy": make_accuracy,
+    "codes": make_codes,
     "knn": make_knn,
     "miou": make_miou,
     "reconstruct": make_reconstruct,

@@ -9,6 +9,7 @@ from ddae.data import Splits
 from ddae.eval.evaluator import OnDevices
 from ddae.eval.figures import new_figure, to_array
 from ddae.settings import UserError
+from ddae.targets import Pixels
 from ddae.tasks import Task
 from ddae.tasks.pretrain import Pretrain, Reconstruction
 
@@ -28,6 +29,11 @@ def make_reconstruct(
     """
     if not isinstance(task, Pretrain):
         raise UserError("config.evaluators.reconstruct draws pretraining; remove it")
+    if not any(isinstance(term.target, Pixels) for term in task.method.terms):
+        raise UserError(
+            "config.evaluators.reconstruct draws pixels, and the method predicts none;"
+            " remove it"
+        )
     indices = np.random.default_rng(seed).permutation(len(splits.held_out))[:num_images]
     reconstruct = jax.jit(task.reconstruct)
 

@@ -6,14 +6,17 @@ from typing import Any, Literal, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from ddae.masking import Mask, gather_patches
 from ddae.models.positions import sincos
 from ddae.models.vit import (
     Dense,
+    Encoder,
     Features,
     LayerNorm,
+    RelativePositionBias,
     Remat,
     ViTSpec,
     block_class,
@@ -27,11 +30,19 @@ Predictions = dict[str, Float[Array, "b m _"]]
 class Head(Protocol):
     """A Flax module called as head(features at its taps, mask) -> Predictions.
 
-    `outputs` names the predictions and gives their widths.
+    `outputs` names the predictions and gives their widths. `shared`: parts whose
+    weights are another's, and the paths of those: {"tokens": "heads/block12/tokens"}.
+    `at_tap(last)` is this head, which stands on the last layer under the key `last`,
+    for an earlier one.
     """
 
     @property
     def outputs(self) -> Mapping[str, int]: ...
+
+    @property
+    def shared(self) -> Mapping[str, str]: ...
+
+    def at_tap(self, last: str) -> "Head": ...
 
     def init(self, rngs: Any, features: Any, mask: Mask) -> Any: ...
 
@@ -56,6 +67,10 @@ class TapDecoder(nn.Module):
     input_norm: bool
     dtype: Any = jnp.float32
     remat: Remat = "off"
+    shared: Mapping[str, str] = FrozenDict()
+
+    def at_tap(self, last: str) -> "TapDecoder":
+        return self.clone(input_norm=True)
 
     @nn.compact
     def __call__(self, features: tuple[Features, ...], mask: Mask) -> Predictions:
@@ -83,11 +98,20 @@ class TapDecoder(nn.Module):
 
 
 class MaskedLinear(nn.Module):
-    """(LayerNorm) -> one Linear an output, on the masked patches of the tap."""
+    """(LayerNorm) -> one Linear an output, on the masked patches of the tap.
+
+    one_classifier: heads at other taps have a norm of their own, and these outputs.
+    """
 
     outputs: Mapping[str, int]
     input_norm: bool
     dtype: Any = jnp.float32
+    one_classifier: bool = False
+    shared: Mapping[str, str] = FrozenDict()
+
+    def at_tap(self, last: str) -> "MaskedLinear":
+        shared = {name: f"heads/{last}/{name}" for name in self.outputs}
+        return self.clone(input_norm=True, shared=shared if self.one_classifier else {})
 
     @nn.compact
     def __call__(self, features: tuple[Features, ...], mask: Mask) -> Predictions:
@@ -95,6 +119,50 @@ class MaskedLinear(nn.Module):
         x = gather_patches(tap.patches, mask.ids_masked)
         if self.input_norm:
             x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
+        return {
+            name: Dense(k, dtype=self.dtype, name=name)(x)
+            for name, k in self.outputs.items()
+        }
+
+
+class ClsAggregate(nn.Module):
+    """BEiT-v2's patch aggregation: the final cls token among patches of an earlier tap.
+
+    They go through blocks of their own; norm, classifier and relative position bias are
+    shared with the rest. So what the patches lack has to come through cls.
+    """
+
+    encoder: Encoder
+    outputs: Mapping[str, int]
+    shared: Mapping[str, str]
+    num_blocks: int = 2
+    dtype: Any = jnp.float32
+
+    def at_tap(self, last: str) -> "ClsAggregate":
+        return self
+
+    @nn.compact
+    def __call__(self, features: tuple[Features, ...], mask: Mask) -> Predictions:
+        early, final = features
+        x = jnp.concatenate([final.prefix, early.patches], axis=1)
+        spec, grid = self.encoder.spec, self.encoder.grid
+        bias = None
+        if self.encoder.relative_bias == "shared":
+            own = RelativePositionBias(
+                spec.num_heads, grid, self.dtype, name="relative_bias"
+            )
+            bias = own()
+        make_block = block_class(self.encoder.remat)
+        for number in range(self.num_blocks):
+            block = make_block(
+                spec,
+                self.dtype,
+                layer_scale=self.encoder.layer_scale,
+                name=f"block_{number:02d}",
+            )
+            x = block(x, bias)
+        x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
+        x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
         return {
             name: Dense(k, dtype=self.dtype, name=name)(x)
             for name, k in self.outputs.items()

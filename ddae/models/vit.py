@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import math
+import re
+import zlib
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -279,3 +282,19 @@ class Encoder(nn.Module):
 
 def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def small_init(params: Any, key: Key[Array, ""]) -> Any:
+    """BEiT's first weights: every kernel from a normal of deviation .02 cut at 2
+    deviations, those at the end of block i's branches divided by sqrt(2 i)."""
+
+    def draw(path: Any, x: Array) -> Array:
+        name = "/".join(str(getattr(part, "key", part)) for part in path)
+        if not name.endswith("/kernel"):
+            return x
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        x = 0.02 * jax.random.truncated_normal(own, -2.0, 2.0, x.shape, x.dtype)
+        branch = re.search(r"block_(\d+)/(attention/out|mlp/down)/", name)
+        return x / math.sqrt(2 * (int(branch[1]) + 1)) if branch else x
+
+    return jax.tree_util.tree_map_with_path(draw, params)

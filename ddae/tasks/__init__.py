@@ -8,16 +8,19 @@ from ddae.tasks.classify import Classify
 from ddae.tasks.pretrain import Pretrain
 from ddae.tasks.segment import Segment
 from ddae.tasks.task import Task
+from ddae.tasks.tokenize import Tokenize
 
 TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "pretrain": Pretrain.from_config,
     "classify": Classify.from_config,
+    "tokenize": Tokenize.from_config,
     "segment": Segment.from_config,
 }
 
 SECTIONS = {
     "pretrain": ("method",),
     "classify": ("classifier", "mixing"),
+    "tokenize": ("tokenizer",),
     "segment": ("segmenter",),
 }
 

@@ -24,7 +24,7 @@ from ddae.tasks.backbone import (
     stream,
     unit_range,
 )
-from ddae.tasks.task import Batch, Params
+from ddae.tasks.task import Batch, Params, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class ClassifierSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """Cross-entropy of class scores read at one block of the encoder."""
 
     encoder: Encoder

@@ -13,9 +13,9 @@ from ddae import settings
 from ddae.difficulty import nearest_visible_distance
 from ddae.losses import normalise_features
 from ddae.masking import Mask, gather_patches
-from ddae.methods import METHODS, Method
-from ddae.models.heads import Predictions
-from ddae.models.vit import Features
+from ddae.methods import METHODS, Method, with_dds
+from ddae.models.heads import Head, Predictions
+from ddae.models.vit import Features, small_init
 from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
 from ddae.patches import patch_statistics, patchify, unpatchify
 from ddae.settings import UserError
@@ -29,11 +29,11 @@ from ddae.tasks.backbone import (
     stream,
     unit_range,
 )
-from ddae.tasks.task import Batch, Params
+from ddae.tasks.task import Batch, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain:
+class Pretrain(Task):
     """Masked image modelling of `method` on images standardised by `standardise`."""
 
     method: Method
@@ -45,11 +45,14 @@ class Pretrain:
         encoder = encoder_from_config(config)
         section = dict(config["method"])
         name = section.pop("name", None)
+        dds = section.pop("dds", None)
         if name not in METHODS:
             raise UserError(
                 f"config.method.name={name!r} is not one of {sorted(METHODS)}"
             )
         method = settings.build(METHODS[name], section, "method.", encoder)
+        if dds is not None:
+            method = settings.build(with_dds, dds, "method.dds.", method)
         try:
             method.masking.num_masked(encoder.grid)
         except ValueError as error:
@@ -61,9 +64,10 @@ class Pretrain:
         return image_shape(self.method.encoder)
 
     def init(self, rng: Key[Array, ""]) -> Params:
-        """{"encoder": ..., "heads": {key: ...}}, float32."""
+        """{"encoder": ..., "heads": {key: ...}}, float32; "frozen" where there are."""
         method = self.method
         key_encoder, key_heads, key_mask = jax.random.split(rng, 3)
+        key_small = jax.random.fold_in(rng, 1)
         image = jnp.zeros((1, *self.image_shape))
         mask = method.masking.draw(key_mask[None], method.encoder.grid)
         features, variables = method.encoder.init_with_output(
@@ -73,8 +77,20 @@ class Pretrain:
         for name, taps in head_taps(method.terms).items():
             taken = tuple(features[tap] for tap in taps)
             key = jax.random.fold_in(key_heads, zlib.crc32(name.encode()))
-            heads[name] = method.heads[name].init(key, taken, mask)["params"]
-        return {"encoder": variables["params"], "heads": heads}
+            head = method.heads[name]
+            made = head.init(key, taken, mask)["params"]
+            heads[name] = {k: v for k, v in made.items() if k not in head.shared}
+        params = {"encoder": variables["params"], "heads": heads}
+        if method.small_init:
+            params = small_init(params, key_small)
+        if method.frozen:
+            params["frozen"] = {
+                name: network.init(key_small) for name, network in method.frozen.items()
+            }
+        return params
+
+    def frozen(self) -> dict[str, str]:
+        return {name: found.workdir for name, found in self.method.frozen.items()}
 
     def ema_of(self, params: Params) -> Params:
         """The encoder, where the method has a teacher."""
@@ -93,19 +109,13 @@ class Pretrain:
     ) -> tuple[Scalar, Metrics, Params]:
         """Draws the masks, once, and evaluates the method's Terms."""
         mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
-        context = self._context(ema_params, batch["image"], mask)
+        context = self._context(params, ema_params, batch["image"], mask)
         keys = stream(rngs, "drop_path") if self.method.encoder.drop_path else None
         predictions, features = self.predict(params, context.standardised, mask, keys)
         loss, metrics = evaluate_terms(
             self.method.terms, predictions, context, progress
         )
         return loss, metrics | _teacher_metrics(features, context), {}
-
-    def absorb(self, params: Params, observed: Params) -> Params:
-        return params
-
-    def evaluated(self, params: Params, ema_params: Params) -> Params:
-        return params
 
     def predict(
         self,
@@ -126,7 +136,7 @@ class Pretrain:
         )
         predictions: Any = {
             name: method.heads[name].apply(
-                {"params": params["heads"][name]},
+                {"params": _with_shared(method.heads[name], name, params)},
                 tuple(features[tap] for tap in taps),
                 mask,
             )
@@ -177,7 +187,11 @@ class Pretrain:
         return tuple(sorted({tap for term in self.method.terms for tap in term.taps}))
 
     def _context(
-        self, ema_params: Params, images: Shaped[Array, "b h w c"], mask: Mask
+        self,
+        params: Params,
+        ema_params: Params,
+        images: Shaped[Array, "b h w c"],
+        mask: Mask,
     ) -> TargetContext:
         image = unit_range(images)
         standardised = self.standardise(image)
@@ -187,14 +201,30 @@ class Pretrain:
             variables = {"params": jax.lax.stop_gradient(ema_params["encoder"])}
             teacher = encoder.apply(variables, standardised, taps=layers)
             teacher = jax.lax.stop_gradient(teacher)
+        frozen = {
+            name: jax.lax.stop_gradient(network.apply(params["frozen"][name], image))
+            for name, network in self.method.frozen.items()
+        }
         return TargetContext(
             image=image,
             standardised=standardised,
             mask=mask,
             teacher=teacher,
+            frozen=frozen,
             grid=encoder.grid,
             patch_size=encoder.patch_size,
         )
+
+
+def _with_shared(head: Head, name: str, params: Params) -> Params:
+    """A head's own parameters, and those that it has from elsewhere."""
+    own = dict(params["heads"][name])
+    for part, path in head.shared.items():
+        found = params
+        for key in path.split("/"):
+            found = found[key]
+        own[part] = found
+    return own
 
 
 @jax.tree_util.register_dataclass

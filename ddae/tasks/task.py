@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Key, Shaped
 
 from ddae.models.vit import Features
 from ddae.objective import Metrics, Scalar
@@ -14,7 +15,10 @@ Batch = Mapping[str, Array]
 
 
 class Task(Protocol):
-    """A differentiable loss over parameters; pure functions of what they are given."""
+    """A differentiable loss over parameters; pure functions of what they are given.
+
+    What has a body here is what most tasks do.
+    """
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -25,13 +29,22 @@ class Task(Protocol):
         """Fresh parameters: nested dicts of float32 arrays."""
         ...
 
+    def frozen(self) -> Mapping[str, str]:
+        """Workdirs of networks that are asked and never trained: their weights lie at
+        params["frozen"][name]."""
+        return {}
+
+    def begin(self, params: Params, batch: Batch) -> Params:
+        """`params` made ready for the first step by its batch; traced."""
+        return params
+
     def ema_of(self, params: Params) -> Params:
         """The part of `params` that has a moving average; {} where there is none."""
-        ...
+        return {}
 
     def momentum(self, progress: Scalar) -> Scalar:
         """Momentum of that average at progress t in [0, 1]."""
-        ...
+        return jnp.zeros((), jnp.float32)
 
     def loss(
         self,
@@ -52,16 +65,16 @@ class Task(Protocol):
 
         observed: what `loss` gave third, summed over micro-batches.
         """
-        ...
+        return params
 
     def evaluated(self, params: Params, ema_params: Params) -> Params:
         """The parameters that evaluations see."""
-        ...
+        return params
 
     def encode(
         self,
         params: Params,
-        images: Float[Array, "b height width c"],
+        images: Shaped[Array, "b height width c"],
         tap: int = 0,
     ) -> Features:
         """Features of block `tap`, 0 for the last, never masked."""

@@ -35,7 +35,7 @@ from ddae.train.optimizer import (
     make_optimizer,
     rule_table,
 )
-from ddae.train.partial import InitSettings, Pretrained, load_pretrained
+from ddae.train.partial import InitSettings, load_frozen, load_pretrained
 from ddae.train.sharding import (
     MeshSettings,
     batch_sharding,
@@ -212,30 +212,42 @@ def _run(job: Job, workdir: str) -> None:
         contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
     ):
         checkpoints.check(job.shapes, job.data_state)
-        pretrained = None
+        known, origin = None, []
         if checkpoints.latest() is None:
-            params = job.shapes.params
-            pretrained = load_pretrained(options.init, job.config, params)
+            known, origin = _known_params(job)
         _write_config(job.config, workdir)
         state = checkpoints.restore(_targets(job))
         step = None if state is None else int(state.step)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
             report.say(_overview(job))
             if state is None:
-                report.say(str(pretrained or "all weights begin fresh"))
-                state = _first_state(job, pretrained)
+                report.say("\n".join(origin))
+                state = _first_state(job, known)
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
             _train(job, state, step or 0, checkpoints, report)
             report.say(_closing(report))
 
 
-def _first_state(job: Job, pretrained: Pretrained | None) -> TrainState:
-    """Fresh parameters, with the pretrained ones in their places."""
-    weights = None if pretrained is None else pretrained.encoder
+def _known_params(job: Job) -> tuple[Any, list[str]]:
+    """(parameters that come from other runs, None elsewhere; where they are from)."""
+    params = job.shapes.params
+    known = jax.tree.map(lambda _: None, params)
+    pretrained = load_pretrained(job.options.init, job.config, params)
+    origin = [str(pretrained or "all weights that learn begin fresh")]
+    if pretrained is not None:
+        known["encoder"] = pretrained.encoder
+    if workdirs := job.task.frozen():
+        known["frozen"], lines = load_frozen(workdirs, params)
+        origin += lines
+    return known, origin
+
+
+def _first_state(job: Job, known: Any) -> TrainState:
+    """Fresh parameters, but the `known` ones."""
     init = make_init(job.task, job.optimizer)
     init = jax.jit(init, out_shardings=job.shardings)
-    return init(jax.random.key(job.options.seed), weights)
+    return init(jax.random.key(job.options.seed), known)
 
 
 def _train(
@@ -313,6 +325,8 @@ def train(
         waiting = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - waiting
+        if step == 1:
+            state = _begun(job, state, batch)
         batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
         state, metrics = take_step(state, batch, root)
         stop, _ = metrics.pop("stop")
@@ -344,6 +358,12 @@ def train(
         if saves:
             checkpoints.save(state, step, job.config, job.data_state, found)
         meter.skip(time.monotonic() - aside)
+
+
+def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:
+    """The state after the task has seen the first batch."""
+    begin = jax.jit(job.task.begin, out_shardings=job.shardings.params)
+    return dataclasses.replace(state, params=begin(state.params, batch))
 
 
 def _prefetch(batches: Iterator[Any], sharding: Any) -> Iterator[Any]:
@@ -427,6 +447,7 @@ def _closing(report: Report) -> str:
         f" {last[key]:.4g} now"
         for key in last
         if key.startswith("eval/")
+        and key.count("/") == 1
         and first.get(key) is not None
         and last[key] is not None
     ]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddae.schedules import warmup_cosine
+from ddae.schedules import warmup_cosine, warmup_poly, warmup_step
 from ddae.settings import UserError
 
 Params = Any
@@ -27,7 +26,10 @@ class Group:
 
 # MAE: no weight decay on one-dimensional parameters.
 GROUPS = (
-    Group(pattern=r"/batch_norm/(mean|variance)$", frozen=True),
+    Group(pattern=r"^/frozen/", frozen=True),
+    Group(
+        pattern=r"/(batch_norm/(mean|variance)|codebook/(codes|counts))$", frozen=True
+    ),
     Group(pattern=r"/(bias|scale|scale_attention|scale_mlp|positions)$"),
     Group(pattern=r"/(kernel|cls_token|mask_token|query|table)$", decays=True),
 )
@@ -39,8 +41,9 @@ class OptimizerSettings:
 
     name: adamw, or lars (You et al. 2017; b1 is its momentum). base_lr: learning rate
     per `lr_batch` images a batch; the peak is base_lr * batch_size / lr_batch.
-    schedule: cosine, or poly, a straight line from the first step on (UPerNet's).
-    final_lr: where it ends, of parameters with no layer decay. warmup_epochs: a share
+    schedule: cosine; poly, a straight line from the first step on (UPerNet's); or
+    step, the peak and from `step_at` of the run on a tenth of it (SimMIM's). final_lr:
+    where it ends, of parameters with no layer decay. warmup_epochs: a share
     of config.epochs, so that it scales where total_steps overrides the length.
     warmup_lr: where poly's warmup begins; cosine's begins at 0. clip_norm: of the whole
     gradient; 0 is off. accumulate: micro-batches an update.
@@ -54,7 +57,8 @@ class OptimizerSettings:
     name: Literal["adamw", "lars"] = "adamw"
     base_lr: float = 1.5e-4
     lr_batch: int = 256
-    schedule: Literal["cosine", "poly"] = "cosine"
+    schedule: Literal["cosine", "poly", "step"] = "cosine"
+    step_at: float = 0.875
     final_lr: float = 0.0
     warmup_lr: float = 0.0
     weight_decay: float = 0.05
@@ -70,9 +74,9 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.name not in ("adamw", "lars"):
             raise ValueError(f"name={self.name!r} is not adamw or lars")
-        if self.schedule not in ("cosine", "poly"):
-            raise ValueError(f"schedule={self.schedule!r} is not cosine or poly")
-        if self.warmup_lr and self.schedule == "cosine":
+        if self.schedule not in ("cosine", "poly", "step"):
+            raise ValueError(f"schedule={self.schedule!r} is not cosine, poly or step")
+        if self.warmup_lr and self.schedule != "poly":
             raise ValueError("warmup_lr is of schedule=poly")
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} is not in (0, 1]")
@@ -162,26 +166,11 @@ def make_optimizer(
         }
         if settings.schedule == "poly":
             return warmup_poly(step, start=settings.warmup_lr, **shape)
+        if settings.schedule == "step":
+            return warmup_step(step, at=settings.step_at, **shape)
         return warmup_cosine(step, **shape)
 
     return Optimizer(settings, optax.chain(*transforms), schedule, peak)
-
-
-def warmup_poly(
-    step: Int[Array, ""],
-    *,
-    start: float,
-    peak: float,
-    warmup_steps: int,
-    total_steps: int,
-    final: float = 0.0,
-) -> Float[Array, ""]:
-    """A line from `peak` at step 0 to `final`; over the warmup a blend from `start`
-    into it (mmsegmentation's poly schedule of power 1)."""
-    step = jnp.asarray(step, jnp.float32)
-    line = final + (peak - final) * (1.0 - step / max(total_steps, 1))
-    share = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
-    return start + (line - start) * share if warmup_steps else line
 
 
 def _is_matrix(x: Array) -> bool:

@@ -167,6 +167,31 @@ def load_pretrained(
     return Pretrained(encoder, loaded, init.workdir, other)
 
 
+def load_frozen(
+    workdirs: Mapping[str, str], params: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """(params["frozen"] from the workdirs of its networks, a line on each).
+
+    Raises `UserError` where a network has no workdir, or not all of its weights.
+    """
+    found, lines = {}, []
+    for name, workdir in workdirs.items():
+        if not workdir:
+            raise UserError(
+                f"the frozen network {name!r} has no weights; give its workdir,"
+                f" --config.*.{name}.workdir=DIR"
+            )
+        stored, _ = load_params(workdir)
+        try:
+            found[name], loaded = load_into(
+                params["frozen"][name], stored, may_leave=("",)
+            )
+        except UserError as error:
+            raise UserError(f"{name} of {workdir}: {error}") from error
+        lines.append(f"{name} of {workdir}, frozen: {len(loaded.matched)} arrays")
+    return found, lines
+
+
 def _resizer(old: Grid, new: Grid) -> Resize:
     def resize(
         path: str, value: np.ndarray, shape: tuple[int, ...]

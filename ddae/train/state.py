@@ -35,14 +35,13 @@ class TrainState:
 def make_init(task: Task, optimizer: Optimizer):
     """A jittable function from a key to the state at step 0.
 
-    Its second argument takes the place of the encoder's fresh parameters, where it is
-    not None.
+    Its second argument takes the place of fresh parameters where it is not None.
     """
 
-    def init(rng: Key[Array, ""], encoder: Any = None) -> TrainState:
+    def init(rng: Key[Array, ""], known: Any = None) -> TrainState:
         params = task.init(rng)
-        if encoder is not None:
-            params = {**params, "encoder": merge(encoder, params["encoder"])}
+        if known is not None:
+            params = merge(known, params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -1,0 +1,21 @@
+"""VQ-KD on ImageNet-1K at 224: the tokenizer of BEiT-v2, ViT-B/16, 8192 codes.
+
+python train.py --config=configs/vqkd_in1k.py:epochs=100 --config.data.dir=DIR \\
+  --config.tokenizer.teacher.workdir=TEACHER --workdir=runs/vqkd_in1k
+
+TEACHER is a workdir with a ViT-B/16: one that this project pretrained (which makes the
+chain need nothing from outside), or one that ddae.interop made of DINO's weights;
+config.tokenizer.teacher says what it is like. Data as in configs/ddae_in1k.py.
+
+Expected: 97 to 100 % of the codes in use. Not run by us: it wants a pod or 8 GPUs.
+"""
+
+from configs import common
+
+
+def get_config(text=None):
+    epochs = common.arguments(text, epochs=100)["epochs"]
+    config = common.vqkd()
+    config.epochs = epochs
+    config.tokenizer.teacher = common.teacher(config)
+    return config

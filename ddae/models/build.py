@@ -1,0 +1,77 @@
+"""An encoder from its settings."""
+
+import dataclasses
+from typing import Any
+
+from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias, Remat
+from ddae.settings import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
+
+    positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
+    sincos positions are to be resized from it. relative_bias: none, shared or block.
+    layer_scale: its initial value, 0 is none. drop_path: of the last block.
+    """
+
+    size: str = "B"
+    patch_size: int = 16
+    channels: int = 3
+    remat: Remat = "off"
+    positions: Positions = "sincos"
+    position_grid: tuple[int, int] | None = None
+    relative_bias: RelativeBias = "none"
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        choices = {
+            "size": VIT_SPECS,
+            "remat": ("off", "dots", "full"),
+            "positions": ("sincos", "learned", "none"),
+            "relative_bias": ("none", "shared", "block"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"config.model.{name}={getattr(self, name)!r} is not one of"
+                    f" {list(known)}"
+                )
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UserError(f"config.model.drop_path={self.drop_path} is not in [0, 1)")
+
+
+def make_encoder(
+    model: ModelSettings,
+    image_size: int | tuple[int, int],
+    dtype: Any,
+    final_norm: bool = True,
+) -> Encoder:
+    """The encoder of images of `image_size`; `UserError` where patches do not fit."""
+    height, width = (
+        (image_size, image_size) if isinstance(image_size, int) else image_size
+    )
+    p = model.patch_size
+    if p < 1 or height % p or width % p:
+        near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []
+        mend = " or ".join(map(str, near)) or "a positive patch size"
+        raise UserError(
+            f"config.model.patch_size={p} does not divide config.image_size="
+            f"{image_size}; use {mend}"
+        )
+    return Encoder(
+        spec=VIT_SPECS[model.size],
+        grid=(height // p, width // p),
+        patch_size=p,
+        channels=model.channels,
+        dtype=dtype,
+        remat=model.remat,
+        positions=model.positions,
+        position_grid=model.position_grid,
+        relative_bias=model.relative_bias,
+        layer_scale=model.layer_scale,
+        drop_path=model.drop_path,
+        final_norm=final_norm,
+    )

@@ -1,0 +1,131 @@
+"""VQ-KD, BEiT-v2's tokenizer (Peng et al. 2022): patches to ids of a codebook."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddae.models.vit import Block, Dense, Encoder, Features, LayerNorm, ViTSpec
+
+SCORED = 4096
+"""Patches compared with the codebook at a time."""
+
+MOMENTUM = 0.99
+"""Of the codebook's moving average."""
+
+
+class Quantiser(nn.Module):
+    """Linear-Tanh-Linear of the encoder's patches, and the nearest code; float32.
+
+    Latents and codes have length 1, so the nearest code is that of largest cosine. The
+    codebook learns by a moving average alone (`averaged`).
+    """
+
+    codes: int
+    code_dim: int
+
+    @nn.compact
+    def __call__(
+        self, features: Features
+    ) -> tuple[Float[Array, "b n c"], Int[Array, "b n"]]:
+        """(latents of length 1, ids of their codes)."""
+        x = features.patches.astype(jnp.float32)
+        x = jnp.tanh(nn.Dense(x.shape[-1], name="down_hidden")(x))
+        z = unit(nn.Dense(self.code_dim, name="down")(x))
+        codebook = Codebook(self.codes, self.code_dim, name="codebook")()
+        return z, nearest(z.reshape(-1, self.code_dim), codebook).reshape(z.shape[:2])
+
+
+class Codebook(nn.Module):
+    """codes [k, c] of length 1, and counts [k], how often each is taken."""
+
+    codes: int
+    code_dim: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "k c"]:
+        shape = (self.codes, self.code_dim)
+        self.param("counts", nn.initializers.zeros, (self.codes,))
+        return self.param(
+            "codes", lambda key, shape: unit(jax.random.normal(key, shape)), shape
+        )
+
+
+class TokenDecoder(nn.Module):
+    """Codes -> Linear, positions, blocks, Linear-Tanh-Linear: teacher's features."""
+
+    encoder: Encoder
+    depth: int
+    outputs: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, codes: Float[Array, "b n c"]) -> Float[Array, "b n k"]:
+        spec = self.encoder.spec
+        h, w = self.encoder.grid
+        x = Dense(spec.width, dtype=self.dtype, name="embedding")(codes)
+        shape = (1, h * w, spec.width)
+        positions = self.param("positions", nn.initializers.normal(0.02), shape)
+        x = x + positions.astype(self.dtype)
+        blocks = ViTSpec(spec.width, self.depth, spec.num_heads, spec.mlp_ratio)
+        for layer in range(self.depth):
+            x = Block(blocks, self.dtype, name=f"block_{layer:02d}")(x)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = jnp.tanh(Dense(spec.width, dtype=self.dtype, name="up_hidden")(x))
+        return Dense(self.outputs, dtype=self.dtype, name="up")(x)
+
+
+def unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    """Rows of length 1."""
+    return x * jax.lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
+
+
+def nearest(z: Float[Array, "n c"], codebook: Float[Array, "k c"]) -> Int[Array, " n"]:
+    """The code of largest cosine; never more than SCORED rows are compared at once."""
+    if len(z) <= SCORED:
+        return (z @ codebook.T).argmax(axis=-1).astype(jnp.int32)
+    padded = jnp.pad(z, ((0, -len(z) % SCORED), (0, 0)))
+    rows = padded.reshape(-1, SCORED, z.shape[-1])
+    ids = jax.lax.map(lambda part: (part @ codebook.T).argmax(axis=-1), rows)
+    return ids.reshape(-1)[: len(z)].astype(jnp.int32)
+
+
+def sums_of(
+    z: Float[Array, "n c"], ids: Int[Array, " n"], codes: int
+) -> dict[str, Array]:
+    """For each code, the sum and the number of the latents that take it."""
+    return {
+        "sums": jax.ops.segment_sum(z, ids, codes),
+        "counts": jax.ops.segment_sum(jnp.ones(len(ids)), ids, codes),
+    }
+
+
+def averaged(codebook: dict[str, Array], seen: dict[str, Array]) -> dict[str, Array]:
+    """The codebook after a batch; a code that no latent took stays where it is."""
+    taken = seen["counts"][:, None] > 0
+    mean = unit(seen["sums"] / jnp.maximum(seen["counts"][:, None], 1.0))
+    moved = unit(MOMENTUM * codebook["codes"] + (1 - MOMENTUM) * mean)
+    return {
+        "codes": jnp.where(taken, moved, codebook["codes"]),
+        "counts": MOMENTUM * codebook["counts"] + (1 - MOMENTUM) * seen["counts"],
+    }
+
+
+def k_means(
+    z: Float[Array, "n c"], codes: int, iterations: int = 10
+) -> Float[Array, "k c"]:
+    """A first codebook: spherical k-means, begun with latents evenly spaced in `z`.
+
+    Fewer latents than codes are taken over and over; a cluster left empty keeps its
+    centre.
+    """
+    first = z[jnp.arange(codes) * len(z) // codes % len(z)]
+
+    def step(_: int, centres: Float[Array, "k c"]) -> Float[Array, "k c"]:
+        seen = sums_of(z, nearest(z, centres), codes)
+        mean = unit(seen["sums"])
+        return jnp.where(seen["counts"][:, None] > 0, mean, centres)
+
+    return jax.lax.fori_loop(0, iterations, step, first)

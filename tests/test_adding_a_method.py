@@ -1,0 +1,55 @@
+"""The walk of docs/adding_a_method.md, as it is written."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from test_configs import fake_data, shrink
+from test_methods import AT_ZERO, loss_of
+
+from ddae.methods import METHODS, with_dds
+from ddae.train import loop
+from ddae.train.metrics import read_metrics
+
+DOC = pathlib.Path(__file__).parents[1] / "docs" / "adding_a_method.md"
+
+
+@pytest.fixture
+def walked(monkeypatch):
+    """What the three pieces of code define."""
+    monkeypatch.setattr("ddae.methods.METHODS", METHODS)
+    before = dict(METHODS)
+    found = {}
+    pieces = re.findall(r"```python\n(.+?)```", DOC.read_text(), re.S)
+    assert len(pieces) == 3
+    for piece in pieces:
+        exec(compile(piece, str(DOC), "exec"), found)
+    yield found
+    METHODS.clear()
+    METHODS.update(before)
+
+
+def test_the_walk_adds_a_method_that_trains(walked, tmp_path, monkeypatch):
+    config = shrink(walked["get_config"]("size=Two,dds"))
+    assert config["method"]["dds"] is not None
+    fake_data(config, monkeypatch)
+    loop.run(config, str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    (row,) = [row for row in rows if "train/loss" in row]
+    assert row["train/loss/colour/block01"] > 0 and row["train/ess/colour/block02"] > 0
+
+
+def test_it_keeps_the_promises_of_every_method(walked):
+    from make_method_goldens import make, values
+
+    assert values("mean_colour")["loss"] > 0
+    method = make("mean_colour")
+    params, loss, _, _ = loss_of(method, gradients=False)
+    _, same, _, _ = loss_of(with_dds(method, **AT_ZERO), gradients=False)
+    assert np.asarray(loss).tobytes() == np.asarray(same).tobytes()
+    # A head that answers the truth has no loss.
+    (term,) = method.terms
+    head = params["heads"][term.head]["colour"]
+    assert jax.tree.map(np.shape, head) == {"kernel": (32, 1), "bias": (1,)}

@@ -1,0 +1,259 @@
+"""Every method: the same under deep dynamic supervision at beta 0, and by golden."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae import losses
+from ddae.difficulty import constant_beta
+from ddae.masking import Masking
+from ddae.methods import METHODS, beit, beit_v2, simmim, with_dds
+from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
+from ddae.targets import hog
+from ddae.tasks.pretrain import Pretrain, Standardisation
+
+GOLDENS = pathlib.Path(__file__).with_name("goldens")
+sys.path.insert(0, str(GOLDENS))
+
+from make_method_goldens import ENCODER, images_of, make, values  # noqa: E402
+
+NAMES = sorted(METHODS)
+AT_ZERO = {"taps": (2,), "beta": constant_beta(0.0)}
+
+
+def loss_of(method, gradients=True, progress=0.5):
+    task = Pretrain(method, Standardisation(mean=(0.3,), std=(0.4,)))
+    images = images_of()
+    keys = jax.random.split(jax.random.key(5), len(images))
+    params = jax.jit(task.init)(jax.random.key(1))
+
+    def function(trained):
+        everything = {**params, **trained}
+        loss, metrics, _ = task.loss(
+            everything,
+            task.ema_of(params),
+            {"image": images},
+            jnp.float32(progress),
+            keys,
+        )
+        return loss, metrics
+
+    trained = {name: params[name] for name in ("encoder", "heads")}
+    if not gradients:
+        return params, *jax.jit(function)(trained), None
+    gradient = jax.jit(jax.value_and_grad(function, has_aux=True))
+    (loss, metrics), grads = gradient(trained)
+    return params, loss, metrics, grads
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beta_zero_at_the_last_tap_is_the_method_itself_to_the_bit(name):
+    if name == "ddae":
+        pytest.skip("ddae is with_dds already; see test_objective.py")
+    method = make(name)
+    params, loss, _, _ = loss_of(method, gradients=False)
+    same_params, same, metrics, _ = loss_of(
+        with_dds(method, **AT_ZERO), gradients=False
+    )
+    assert np.asarray(loss).tobytes() == np.asarray(same).tobytes()
+    assert any(key.startswith("ess/") for key in metrics)
+    assert jax.tree.structure(params) == jax.tree.structure(same_params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name):
+    golden = json.loads((GOLDENS / "methods.json").read_text())
+    found = values(name)
+    assert found.keys() == golden[name].keys()
+    for key, value in golden[name].items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["simmim", "maskfeat", "beit", "beit_v2"])
+def test_taps_add_terms_and_another_beta_is_another_loss(name):
+    method = make(name)
+    deep = with_dds(method, taps=(1, 2), beta=constant_beta(1.0))
+    assert len(deep.terms) == len(method.terms) + 1
+    _, loss, _, _ = loss_of(method, gradients=False)
+    params, other, metrics, grads = loss_of(deep)
+    assert abs(float(loss - other)) > 1e-4
+    head = grads["heads"]["block01"]
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(head))
+
+
+def test_beit_has_one_classifier_for_all_taps():
+    deep = with_dds(make("beit_v2"), taps=(1, 2))
+    params, _, _, _ = loss_of(deep, gradients=False)
+    owners = [name for name, head in params["heads"].items() if "tokens" in head]
+    assert owners == ["block02"]
+    assert set(params["heads"]["block01"]) == {"input_norm"}
+    assert set(params["heads"]["cls"]) == {"block_00", "block_01"}
+    # The cls token is read by the aggregate alone; its branch reaches the last block.
+    alone, _, _, _ = loss_of(make("beit"), gradients=False)
+    assert "cls" not in alone["heads"]
+    assert "norm" not in params["encoder"]
+
+
+def test_small_init_is_beits():
+    params = jax.jit(Pretrain(make("beit"), Standardisation(mean=(0,), std=(1,))).init)(
+        jax.random.key(0)
+    )
+    blocks = params["encoder"]
+    up = np.asarray(blocks["block_01"]["mlp"]["up"]["kernel"])
+    assert abs(up.std() - 0.02 * 0.88) < 0.001 and np.abs(up).max() <= 0.0401
+    for number in (0, 1):
+        down = np.asarray(blocks[f"block_{number:02d}"]["mlp"]["down"]["kernel"])
+        expected = 0.02 * 0.88 / np.sqrt(2 * (number + 1))
+        np.testing.assert_allclose(down.std(), expected, rtol=0.03)
+
+
+def plain_hog(image, window, bins):
+    """From the formula, a pixel at a time."""
+    height, width, channels = image.shape
+    padded = np.pad(image.astype(np.float64), ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    sobel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+    cell = window // 2
+    cells = np.zeros((height // cell, width // cell, channels, bins))
+    for y in range(height):
+        for x in range(width):
+            dy = (y % window) - (window - 1) / 2
+            dx = (x % window) - (window - 1) / 2
+            bell = np.exp(-0.5 * (dy**2 + dx**2) / (window / 2) ** 2)
+            for c in range(channels):
+                near = padded[y : y + 3, x : x + 3, c]
+                gx, gy = (near * sobel).sum(), (near * sobel.T).sum()
+                direction = int(np.floor(np.arctan2(gx, gy) / np.pi * bins)) % bins
+                cells[y // cell, x // cell, c, direction] += bell * np.hypot(gx, gy)
+    length = np.linalg.norm(cells, axis=-1, keepdims=True)
+    cells = cells / np.maximum(length, 1e-12)
+    return cells.reshape(height // cell, width // cell, channels * bins)
+
+
+@pytest.mark.parametrize(
+    "height, width, channels, window", [(32, 32, 3, 16), (16, 24, 3, 8), (8, 8, 1, 4)]
+)
+def test_hog_equals_the_formula(height, width, channels, window):
+    random = np.random.default_rng(0)
+    images = random.normal(size=(2, height, width, channels)).astype(np.float32)
+    found = np.asarray(jax.jit(hog, static_argnums=(1, 2))(images, window, 9))
+    for image, cells in zip(images, found, strict=True):
+        np.testing.assert_allclose(cells, plain_hog(image, window, 9), atol=1e-5)
+    assert found.shape == (2, 2 * height // window, 2 * width // window, 9 * channels)
+
+
+def test_a_flat_patch_has_no_histogram():
+    assert not np.asarray(hog(jnp.ones((1, 8, 8, 1)), 4, 9)).any()
+
+
+def test_block_masks_of_beits_recipe():
+    """Over 10,000 draws: 75 of 196, in rectangles of the right areas and aspects."""
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    masking = Masking(kind="block", ratio=75 / 196)
+    draw = jax.jit(lambda keys: masking.draw(keys, (14, 14)).is_masked)
+    hidden = np.concatenate([np.asarray(draw(part)) for part in np.split(keys, 10)])
+    assert (hidden.sum(axis=1) == 75).all()
+    grids = hidden.reshape(-1, 14, 14)
+    # Nothing prefers a side; the middle is hidden more often than a corner.
+    share = grids.mean(axis=0)
+    np.testing.assert_allclose(share, share[::-1], atol=0.03)
+    np.testing.assert_allclose(share, share.T, atol=0.03)
+    assert share[7, 7] > share[0, 0] + 0.1
+    # Rectangles: far fewer edges between hidden and visible than random masks have.
+    edges = (grids[:, 1:] != grids[:, :-1]).mean()
+    chance = 2 * (75 / 196) * (121 / 195)
+    assert edges < 0.5 * chance
+    # The first rectangle has 16 to 75 patches, so a mask holds a block of 3 x 4.
+    windows = np.lib.stride_tricks.sliding_window_view(grids, (3, 4), axis=(1, 2))
+    tall = np.lib.stride_tricks.sliding_window_view(grids, (4, 3), axis=(1, 2))
+    solid = windows.all(axis=(3, 4)).any(axis=(1, 2)) | tall.all(axis=(3, 4)).any(
+        (1, 2)
+    )
+    assert solid.mean() > 0.95
+
+
+def test_rectangles_have_beits_areas_and_aspects():
+    from ddae.masking import _rectangle
+
+    keys, limit = jax.random.split(jax.random.key(1), 10_000), jnp.int32(75)
+    draw = jax.vmap(lambda key: _rectangle(key, (14, 14), 16, limit, (0.3, 1 / 0.3)))
+    blocks = np.asarray(jax.jit(draw)(keys))
+    fits = blocks.any(axis=(1, 2))
+    heights = blocks.any(axis=2).sum(axis=1)[fits]
+    widths = blocks.any(axis=1).sum(axis=1)[fits]
+    area, aspect = heights * widths, heights / widths
+    assert fits.mean() > 0.75
+    assert area.min() >= 11 and area.max() <= 90  # sides are rounded
+    # Uniform in area, log-uniform in aspect, apart from those that do not fit.
+    assert abs(np.log(aspect).mean()) < 0.03
+    assert 0.2 < aspect.min() < 0.36 and 2.8 < aspect.max() < 5
+    middle = np.quantile(area, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(middle, [29, 43, 58], atol=5)
+
+
+def test_nearest_code_is_the_brute_one_in_parts_too(monkeypatch):
+    from ddae.models import tokenizer
+
+    random = np.random.default_rng(0)
+    z = np.asarray(unit(random.normal(size=(100, 4)).astype(np.float32)))
+    codes = np.asarray(unit(random.normal(size=(7, 4)).astype(np.float32)))
+    distance = ((z[:, None] - codes[None]) ** 2).sum(axis=-1)
+    np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
+    monkeypatch.setattr(tokenizer, "SCORED", 32)
+    np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
+
+
+def test_the_codebook_follows_its_latents_and_dead_codes_stay():
+    random = np.random.default_rng(0)
+    codes = unit(jnp.asarray(random.normal(size=(3, 4)), jnp.float32))
+    z = unit(jnp.asarray(random.normal(size=(10, 4)), jnp.float32))
+    ids = jnp.asarray([0] * 6 + [2] * 4)
+    book = {"codes": codes, "counts": jnp.asarray([1.0, 2.0, 3.0])}
+    after = averaged(book, sums_of(z, ids, 3))
+    np.testing.assert_array_equal(after["codes"][1], codes[1])
+    np.testing.assert_allclose(after["counts"], [1.05, 1.98, 3.01], rtol=1e-5)
+    mean = np.asarray(z[:6]).sum(axis=0)
+    expected = 0.99 * np.asarray(codes[0]) + 0.01 * mean / np.linalg.norm(mean)
+    expected /= np.linalg.norm(expected)
+    np.testing.assert_allclose(after["codes"][0], expected, rtol=1e-5)
+
+
+def test_k_means_finds_clusters():
+    random = np.random.default_rng(0)
+    centres = unit(random.normal(size=(5, 8)))
+    z = unit(np.repeat(centres, 40, axis=0) + 0.05 * random.normal(size=(200, 8)))
+    z = jnp.asarray(random.permutation(z), jnp.float32)
+    near = lambda n: float((z @ k_means(z, 10, n).T).max(axis=1).mean())  # noqa: E731
+    assert near(0) < near(1) < near(10) and near(10) > 0.98
+    assert k_means(jnp.asarray(z[:3], jnp.float32), 8).shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "build, says",
+    [
+        (
+            lambda: beit_v2(
+                ENCODER, early=2, tokenizer=make("beit", settings_only=True)
+            ),
+            "early=2 is not between 1 and 1",
+        ),
+        (lambda: make("mvp", bad_patch=True), "does not go with patches of 2"),
+        (lambda: METHODS["data2vec"](ENCODER, mean_of=3), "mean_of=3"),
+        (lambda: METHODS["maskfeat"](ENCODER.clone(patch_size=1)), "even patch size"),
+        (lambda: with_dds(simmim(ENCODER), taps=(1,)), "end at the last block"),
+    ],
+)
+def test_wrong_settings_are_named(build, says):
+    with pytest.raises(ValueError, match=says):
+        build()
+
+
+def test_simmim_is_mae_with_one_linear_and_l1():
+    (term,) = simmim(ENCODER).terms
+    assert term.loss is losses.l1 and not term.target.standardise
+    (ids,) = beit(ENCODER, tokenizer=make("beit", settings_only=True)).terms
+    assert ids.loss is losses.cross_entropy
