@@ -105,6 +105,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        if "://" in args.data_dir:
+            raise UserError(
+                f"--data_dir={args.data_dir} is no folder of this machine; prepare in"
+                " one, then copy it there"
+            )
         prepare(args.name, args.data_dir, args.manual_dir, args.file_format)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

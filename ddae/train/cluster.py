@@ -191,7 +191,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(POLL_SECONDS, self._seconds or POLL_SECONDS)):
             silent = time.monotonic() - self._signals.last_beat
-            if jax.process_count() > 1 and _path(self._workdir).exists():
+            if jax.process_count() > 1 and _failed(self._workdir):
                 if 0 < self._seconds / 2 < silent:
                     faulthandler.dump_traceback(all_threads=True)
                 say_first_failure(self._workdir)
@@ -259,20 +259,27 @@ def forget_failure(workdir: str) -> None:
 
 def note_failure(workdir: str, reason: str) -> None:
     """Leaves word of why this process ends, unless another was first."""
-    try:
-        with open(_path(workdir), "x") as file:
-            file.write(f"process {jax.process_index()}: {reason}")
-    except (FileExistsError, OSError):
-        return
+    path = _path(workdir)
+    # A bucket's errors are TensorFlow's own; whatever they are, the end goes on.
+    with contextlib.suppress(Exception):
+        if not path.exists():
+            path.write_text(f"process {jax.process_index()}: {reason}")
 
 
 def say_first_failure(workdir: str) -> None:
     """Prints what ended the run, as the last line of this process."""
     try:
         first = _path(workdir).read_text()
-    except OSError:
+    except Exception:  # as in `note_failure`
         first = "unknown: a process ended without a word"
     print(f"first failure: {first}", file=sys.stderr, flush=True)
+
+
+def _failed(workdir: str) -> bool:
+    """Whether some process has left word; a look that fails is no word."""
+    with contextlib.suppress(Exception):
+        return _path(workdir).exists()
+    return False
 
 
 def _path(workdir: str) -> epath.Path:

@@ -193,10 +193,9 @@ def _open(workdir: str) -> str:
         path = path.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be made: {error.strerror}"
-        ) from error
+    except Exception as error:  # a bucket's are TensorFlow's own
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"--workdir={workdir} cannot be made: {reason}") from error
     return str(path)
 
 
