@@ -28,7 +28,8 @@ def test_the_first_command_names_files_that_exist():
 
 
 def test_every_config_has_a_status_row():
-    rows = set(re.findall(r"^\| `(\w+)` \|", README, re.M))
+    first = re.findall(r"^\| (`[^|]+) \|", README, re.M)
+    rows = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
     files = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
     assert rows == files
 
