@@ -28,6 +28,8 @@ setup(
         "tensorflow-datasets>=4.9.9",  # ImageNet, CIFAR and others: builders and files
         "importlib_resources",  # tensorflow-datasets imports it and does not declare it
         "google-crc32c>=1.5",  # checks TFRecords that are read by offset
+        "safetensors>=0.5",  # weights in and out, as arrays alone
+        "ml_dtypes>=0.5",  # bfloat16 of PyTorch files; jax brings it
         "absl-py",  # flags
         "jaxtyping>=0.3",  # shapes in signatures
         "numpy>=2.0",

@@ -322,7 +322,7 @@ def frozen(config: ConfigDict, positions: str) -> ConfigDict:
     size = "B" if config.image_size == 224 else config.model.size
     model = {"size": size, "patch_size": config.model.patch_size}
     model |= {"channels": config.model.channels, "positions": positions}
-    model |= {"relative_bias": "none", "layer_scale": 0.0}
+    model |= {"relative_bias": "none", "layer_scale": 0.0, "style": "vit"}
     return ConfigDict(
         {
             "workdir": "",

@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Any
 
-from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias, Remat
+from ddae.models.vit import (
+    VIT_SPECS,
+    Encoder,
+    Positions,
+    RelativeBias,
+    Remat,
+    Style,
+)
 from ddae.settings import UserError
 
 
@@ -13,7 +20,8 @@ class ModelSettings:
 
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
-    layer_scale: its initial value, 0 is none. drop_path: of the last block.
+    layer_scale: its initial value, 0 is none. drop_path: of the last block. style: vit,
+    or clip for CLIP's weights.
     """
 
     size: str = "B"
@@ -25,6 +33,7 @@ class ModelSettings:
     relative_bias: RelativeBias = "none"
     layer_scale: float = 0.0
     drop_path: float = 0.0
+    style: Style = "vit"
 
     def __post_init__(self):
         choices = {
@@ -32,6 +41,7 @@ class ModelSettings:
             "remat": ("off", "dots", "full"),
             "positions": ("sincos", "learned", "none"),
             "relative_bias": ("none", "shared", "block"),
+            "style": ("vit", "clip"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -74,4 +84,5 @@ def make_encoder(
         layer_scale=model.layer_scale,
         drop_path=model.drop_path,
         final_norm=final_norm,
+        style=model.style,
     )

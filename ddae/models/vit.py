@@ -26,6 +26,9 @@ Remat = Literal["off", "dots", "full"]
 Positions = Literal["sincos", "learned", "none"]
 """sincos: MAE's fixed ones. learned: a parameter, for cls too (ViT). none: BEiT's."""
 
+Style = Literal["vit", "clip"]
+"""clip: CLIP's encoder has a norm before the first block, and a GELU of a sigmoid."""
+
 RelativeBias = Literal["none", "shared", "block"]
 """A learned bias of attention by offset, one for all blocks or one for each (BEiT)."""
 
@@ -104,16 +107,18 @@ class RelativePositionBias(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two Linear layers around an exact (erf) GELU."""
+    """Two Linear layers around an exact (erf) GELU, or CLIP's x sigmoid(1.702 x)."""
 
     hidden: int
     dtype: Any
+    style: Style = "vit"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         d = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
-        x = nn.gelu(x, approximate=False)
+        quick = self.style == "clip"
+        x = x * nn.sigmoid(1.702 * x) if quick else nn.gelu(x, approximate=False)
         return Dense(d, dtype=self.dtype, name="down")(x)
 
 
@@ -130,6 +135,7 @@ class Block(nn.Module):
     layer_scale: float = 0.0
     drop_path: float = 0.0
     bias_grid: Grid | None = None
+    style: Style = "vit"
 
     @nn.compact
     def __call__(
@@ -150,7 +156,7 @@ class Block(nn.Module):
         x = x + self._branch("scale_attention", y, keys, 0)
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
-        y = Mlp(hidden, self.dtype, name="mlp")(y)
+        y = Mlp(hidden, self.dtype, self.style, name="mlp")(y)
         return x + self._branch("scale_mlp", y, keys, 1)
 
     def _branch(
@@ -203,6 +209,7 @@ class Encoder(nn.Module):
     layer_scale: float = 0.0
     drop_path: float = 0.0
     final_norm: bool = True
+    style: Style = "vit"
 
     @nn.compact
     def __call__(
@@ -240,6 +247,8 @@ class Encoder(nn.Module):
         cls = self.param("cls_token", token_init, (1, 1, width)).astype(self.dtype)
         cls = jnp.broadcast_to(cls + cls_position, (x.shape[0], 1, width))
         x = jnp.concatenate([cls, x], axis=1)
+        if self.style == "clip":
+            x = LayerNorm(dtype=self.dtype, name="norm_embedding")(x)
         bias = None
         if self.relative_bias == "shared":
             shared = RelativePositionBias(
@@ -276,6 +285,7 @@ class Encoder(nn.Module):
             layer_scale=self.layer_scale,
             drop_path=self.drop_path * (layer - 1) / max(1, self.spec.depth - 1),
             bias_grid=self.grid if self.relative_bias == "block" else None,
+            style=self.style,
             name=f"block_{layer - 1:02d}",
         )
 

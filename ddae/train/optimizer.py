@@ -214,7 +214,9 @@ def layer_of(name: str, depth: int) -> int:
     block = _block_of(name)
     if block is not None:
         return block
-    embedding = r"^/encoder/(patch_embedding/|cls_token$|mask_token$|positions$)"
+    embedding = (
+        r"^/encoder/(patch_embedding/|cls_token$|mask_token$|positions$|norm_emb)"
+    )
     return 0 if re.search(embedding, name) else depth + 1
 
 

@@ -1,0 +1,1 @@
+"""Weights in and out: timm, Hugging Face, and the official files of MAE and BEiT."""

@@ -1,0 +1,78 @@
+"""What the commands of this package have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ddae.interop.convert import Hints, import_weights, write_workdir
+from ddae.interop.names import Weights, flat
+from ddae.settings import UserError
+
+
+def parser(prog: str, text: str | None) -> tuple[argparse.ArgumentParser, Any]:
+    """(the parser, where its commands are added)."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m ddae.interop.{prog}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made, made.add_subparsers(dest="command", required=True)
+
+
+def add_import(commands: Any, what: str) -> argparse.ArgumentParser:
+    """The command import: weights into a workdir of their own."""
+    made = commands.add_parser("import", help=f"{what} into a workdir")
+    made.add_argument("path", help=what)
+    made.add_argument("--workdir", required=True, help="a new one")
+    made.add_argument("--image_size", type=int, help="pixels, where not as trained")
+    made.add_argument("--num_heads", type=int)
+    made.add_argument("--mean", type=_numbers, help="of the channels, 0.5,0.5,0.5")
+    made.add_argument("--std", type=_numbers)
+    return made
+
+
+def add_export(commands: Any, where: str) -> argparse.ArgumentParser:
+    """The command export: a workdir's weights under other names."""
+    made = commands.add_parser("export", help="a workdir's weights")
+    made.add_argument("workdir")
+    made.add_argument("path", help=where)
+    made.add_argument("--head", help="which head of a sweep, lr_1")
+    return made
+
+
+def bring_in(
+    weights: Weights, dialect: str, args: argparse.Namespace, **known: Any
+) -> None:
+    """Writes the workdir, after everything was checked."""
+    given = {
+        key: getattr(args, key)
+        for key in ("image_size", "num_heads", "mean", "std")
+        if getattr(args, key) is not None
+    }
+    params, config = import_weights(weights, dialect, Hints(**(known | given)))
+    write_workdir(args.workdir, params, config)
+    model, arrays = config["model"], len(flat(params))
+    method = config.get("method", {}).get("name", "")
+    print(
+        f"{args.workdir}: {arrays} arrays of {len(weights)}, ViT-{model['size']}, patch"
+        f" {model['patch_size']}, {config['image_size']} px, {model['positions']}"
+        f" positions, task {config['task']} {method}".rstrip()
+    )
+
+
+def run(function: Callable[[], None]) -> int:
+    """Exit code 0, or 2 after one line that says what is wrong."""
+    try:
+        function()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))

@@ -1,0 +1,314 @@
+"""From weights to a workdir, and from a workdir to weights."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddae import tasks
+from ddae.interop.names import (
+    DIALECTS,
+    Row,
+    Weights,
+    fixed_positions,
+    flat,
+    from_theirs,
+    nested,
+    rows_of,
+    to_theirs,
+)
+from ddae.models.vit import VIT_SPECS
+from ddae.settings import UserError
+from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.optimizer import path_name
+from ddae.train.state import TrainState
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What arrays alone do not tell: heads of attention (else those of the size in
+    VIT_SPECS), pixels (else those of a square grid), mean and std of the images."""
+
+    num_heads: int | None = None
+    decoder_heads: int = 16
+    image_size: int | None = None
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+
+
+def import_weights(
+    weights: Weights, name: str, hints: Hints
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, config) of what `weights` hold in the dialect `name`.
+
+    Raises `UserError` naming an array that is missing, unknown or of another shape.
+    """
+    dialect = DIALECTS[name]
+    depth, decoder_depth = (
+        *(_count(weights, stack.theirs) for stack in dialect.stacks),
+        0,
+    )[:2]
+    if not depth:
+        raise UserError(
+            f"no blocks named {dialect.stacks[0].theirs}N: not weights of {name}"
+        )
+    rows = list(rows_of(dialect, depth, decoder_depth))
+    own = dict(weights)
+    positions = own.pop(dialect.positions, None) if dialect.positions else None
+    found = from_theirs(own, rows, dialect.left)
+    last = f"heads/block{depth:02d}"
+    if f"{last}/tokens/kernel" not in found:  # a norm without a classifier of tokens
+        for leaf in ("scale", "bias"):
+            if f"{last}/input_norm/{leaf}" in found:
+                found[f"encoder/norm/{leaf}"] = found.pop(f"{last}/input_norm/{leaf}")
+    if "encoder/norm_embedding/scale" in found:  # CLIP's patches have no bias
+        width = found["encoder/cls_token"].shape[-1]
+        found.setdefault("encoder/patch_embedding/bias", np.zeros(width, np.float32))
+    if "encoder/cls_token" not in found:
+        raise UserError("there is no cls token among the arrays")
+    token = found["encoder/cls_token"].reshape(1, 1, -1)
+    found["encoder/cls_token"] = token
+    config = _config(found, positions, depth, decoder_depth, hints)
+    width, grid = token.shape[-1], _grid(config)
+    if config["model"]["positions"] == "learned":
+        assert positions is not None
+        found["encoder/positions"] = positions.reshape(1, -1, width)
+    _check_decoder_positions(weights, config, grid)
+    _check(found, config, rows)
+    return nested(found), config
+
+
+def _count(weights: Weights, prefix: str) -> int:
+    numbers = {
+        name.removeprefix(prefix).partition(".")[0]
+        for name in weights
+        if name.startswith(prefix)
+    }
+    return len(numbers)
+
+
+def _config(
+    found: Weights,
+    positions: np.ndarray | None,
+    depth: int,
+    decoder_depth: int,
+    hints: Hints,
+) -> dict[str, Any]:
+    width = found["encoder/cls_token"].shape[-1]
+    if "encoder/patch_embedding/kernel" not in found:
+        raise UserError("there is no patch embedding among the arrays")
+    sizes = {
+        name: spec
+        for name, spec in VIT_SPECS.items()
+        if (spec.width, spec.depth) == (width, depth)
+        and hints.num_heads in (None, spec.num_heads)
+    }
+    if not sizes:
+        raise UserError(
+            f"no size of ours has width {width}, {depth} blocks and"
+            f" {hints.num_heads or 'any number of'} heads; known: {sorted(VIT_SPECS)}"
+        )
+    channels = len(hints.mean)
+    patch = round((len(found["encoder/patch_embedding/kernel"]) / channels) ** 0.5)
+    shared = found.get("encoder/relative_bias/table")
+    own = found.get("encoder/block_00/relative_bias/table")
+    table = shared if shared is not None else own
+    if hints.image_size:
+        side = hints.image_size // patch
+    elif positions is not None:
+        side = round((positions.shape[-2] - 1) ** 0.5)
+    elif table is not None:
+        side = (round((len(table) - 3) ** 0.5) + 1) // 2
+    else:
+        raise UserError("the arrays do not tell the size of images; give --image_size")
+    kind = "none"
+    if positions is not None:
+        fixed = fixed_positions(width, (side, side))
+        same = positions.size == fixed.size and np.allclose(
+            positions.reshape(fixed.shape), fixed, atol=1e-3
+        )
+        kind = "sincos" if same else "learned"
+    scale = found.get("encoder/block_00/scale_attention")
+    model = {
+        "size": next(iter(sizes)),
+        "patch_size": patch,
+        "channels": channels,
+        "positions": kind,
+        "relative_bias": "none"
+        if table is None
+        else ("block" if shared is None else "shared"),
+        "layer_scale": 0.0 if scale is None else 0.1,
+        "style": "clip" if "encoder/norm_embedding/scale" in found else "vit",
+    }
+    config = {
+        "image_size": side * patch,
+        "dtype": "float32",
+        "data": {
+            "name": "folder",
+            "mean": tuple(hints.mean),
+            "std": tuple(hints.std),
+        },
+        "model": model,
+        "optimizer": {},
+    }
+    return config | _task(found, depth, decoder_depth, hints, model)
+
+
+def _task(
+    found: Weights,
+    depth: int,
+    decoder_depth: int,
+    hints: Hints,
+    model: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The task that these parameters are of."""
+    last = f"heads/block{depth:02d}"
+    linear = found.get("heads/classifier/linear/bias")
+    if linear is not None:
+        mean = "heads/classifier/norm/scale" in found
+        classifier = {
+            "num_classes": len(linear),
+            "pool": "mean" if mean else "cls",
+            "norm": "layer" if mean else "none",
+        }
+        return {"task": "classify", "classifier": classifier, "mixing": {}}
+    if f"{last}/embedding/kernel" in found:
+        decoder = {
+            "depth": decoder_depth,
+            "width": found[f"{last}/embedding/kernel"].shape[1],
+            "num_heads": hints.decoder_heads,
+        }
+        return {"task": "pretrain", "method": {"name": "mae", "decoder": decoder}}
+    tokens = found.get(f"{last}/tokens/bias")
+    if tokens is None and "encoder/norm/scale" in found:
+        layout = "visible" if model["relative_bias"] == "none" else "mask_token"
+        return {"task": "pretrain", "method": {"name": "mae", "layout": layout}}
+    asked = {"size": model["size"], "patch_size": model["patch_size"]}
+    tokenizer = {
+        "codes": 2 if tokens is None else len(tokens),
+        "model": asked | {"channels": model["channels"]},
+    }
+    return {"task": "pretrain", "method": {"name": "beit", "tokenizer": tokenizer}}
+
+
+def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
+    side = config["image_size"] // config["model"]["patch_size"]
+    return side, side
+
+
+def _check_decoder_positions(
+    weights: Weights, config: Mapping[str, Any], grid: tuple[int, int]
+) -> None:
+    for name in ("decoder_pos_embed", "decoder.decoder_pos_embed"):
+        if name in weights:
+            fixed = fixed_positions(config["method"]["decoder"]["width"], grid)
+            if weights[name].shape != fixed.shape or not np.allclose(
+                weights[name], fixed, atol=1e-3
+            ):
+                raise UserError(f"{name} is not MAE's fixed sine-cosine table")
+
+
+def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
+    """Every array that the task has is there at its shape; heads may be wanting."""
+    shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    wanted = {path_name(path)[1:]: tuple(x.shape) for path, x in leaves}
+    for name in [n for n in wanted if n.startswith("frozen/")] + ["encoder/mask_token"]:
+        wanted.pop(name, None)
+    if not any(name.startswith("heads/") for name in found):
+        wanted = {k: v for k, v in wanted.items() if k.startswith("encoder/")}
+    theirs = {row.ours: row.theirs[0] for row in rows}
+    for name in sorted(wanted):
+        shape = wanted[name]
+        if name not in found:
+            raise UserError(f"{theirs.get(name, name)} is missing (our {name})")
+        if found[name].shape != shape:
+            raise UserError(
+                f"{theirs.get(name, name)} makes {found[name].shape} for our {name},"
+                f" which is {shape} in ViT-{config['model']['size']}"
+            )
+
+
+def write_workdir(
+    workdir: str, params: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """A checkpoint of step 0. Raises `UserError` where the workdir has some already."""
+    if os.path.isdir(os.path.join(workdir, "checkpoints")):
+        raise UserError(f"{workdir} has checkpoints already; give another --workdir")
+    os.makedirs(workdir, exist_ok=True)
+    zero = jnp.zeros((), jnp.int32)
+    params = {"heads": {}} | jax.tree.map(jnp.asarray, dict(params))
+    state = TrainState(zero, params, {}, {}, zero, zero)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, 0, config, {})
+
+
+def read_run(
+    workdir: str, head: str | None
+) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
+    """(flat parameters, config, classifier settings or {}) of a workdir, for export.
+
+    Of a sweep `head` names the head; a batch norm goes into its Linear. Frozen networks
+    and the parts of heads that nobody else has stay behind.
+    """
+    params, config = load_params(workdir)
+    found = flat({k: v for k, v in params.items() if k != "frozen"})
+    classifier = dict(config.get("classifier", {}))
+    if config["task"] != "classify":
+        return found, config, {}
+    names = sorted({k.split("/")[1] for k in found if k.startswith("heads/")})
+    chosen = head or (names[0] if len(names) == 1 else None)
+    if chosen not in names:
+        raise UserError(f"{workdir} has the heads {names}; choose one with --head=NAME")
+    own = {
+        k.replace(f"heads/{chosen}/", "heads/classifier/"): v
+        for k, v in found.items()
+        if k.startswith(("encoder/", f"heads/{chosen}/"))
+    }
+    mean = own.pop("heads/classifier/batch_norm/mean", None)
+    variance = own.pop("heads/classifier/batch_norm/variance", None)
+    if mean is not None and variance is not None:
+        kernel = own["heads/classifier/linear/kernel"]
+        kernel = kernel / np.sqrt(variance + 1e-6)[:, None]
+        own["heads/classifier/linear/kernel"] = kernel
+        own["heads/classifier/linear/bias"] -= mean @ kernel
+        classifier["norm"] = "none"
+    if classifier.get("tap"):
+        raise UserError("a probe of an inner block has no place in other formats")
+    if classifier.get("pool", "mean") == "attention":
+        raise UserError("an attentive probe has no place in other formats")
+    return own, config, classifier
+
+
+def export_weights(
+    found: Weights, config: Mapping[str, Any], name: str, keep: Callable[[str], bool]
+) -> Weights:
+    """The arrays under the names of dialect `name`; `keep` chooses among ours."""
+    dialect = DIALECTS[name]
+    model = config["model"]
+    spec = VIT_SPECS[model["size"]]
+    own = {k: v for k, v in found.items() if keep(k)}
+    learned = own.pop("encoder/positions", None)
+    decoder = config.get("method", {}).get("decoder", {}).get("depth", 0)
+    rows = list(rows_of(dialect, spec.depth, decoder))
+    weights = to_theirs(own, rows, model["patch_size"])
+    positions = model.get("positions", "sincos")
+    if positions != "none":
+        if model.get("position_grid"):
+            raise UserError("resized fixed positions have no place in other formats")
+        size = config["image_size"]
+        h, w = (size, size) if isinstance(size, int) else size
+        grid = (h // model["patch_size"], w // model["patch_size"])
+        if dialect.positions is None:
+            raise UserError(f"{name} has no position embeddings")
+        fixed = fixed_positions(spec.width, grid)
+        weights[dialect.positions] = fixed if learned is None else learned
+    return weights

@@ -1,0 +1,178 @@
+"""Files of weights, read as arrays and nothing else: no code in them is ever run."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ddae.settings import UserError
+
+Weights = dict[str, np.ndarray]
+
+STORAGES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+"""PyTorch's storage classes, which a pickle names."""
+
+
+def read_weights(path: str) -> Weights:
+    """A .safetensors file, a Hugging Face folder, or a PyTorch .pth, .pt or .bin file.
+
+    Floating-point arrays come as float32. Raises `UserError`, in one line, for a file
+    that is missing, cut short, of another format, or that holds code.
+    """
+    if os.path.isdir(path):
+        return _folder(path)
+    if not os.path.isfile(path):
+        raise UserError(f"no file {path}")
+    if path.endswith(".safetensors"):
+        try:
+            found = load_file(path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged or no safetensors: {error}") from error
+    elif path.endswith((".pth", ".pt", ".bin")):
+        found = _flat_state(read_torch(path), path)
+    else:
+        raise UserError(
+            f"{path}: unknown format; give a .safetensors, .pth, .pt or .bin file, or a"
+            " Hugging Face folder"
+        )
+    return {
+        name: x.astype(np.float32) if x.dtype.kind in "fV" else x
+        for name, x in found.items()
+    }
+
+
+def _folder(path: str) -> Weights:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if os.path.isfile(os.path.join(path, name)):
+            return read_weights(os.path.join(path, name))
+    index = os.path.join(path, "model.safetensors.index.json")
+    if not os.path.isfile(index):
+        raise UserError(f"no model.safetensors in {path}")
+    with open(index) as file:
+        parts = sorted(set(json.load(file)["weight_map"].values()))
+    found: Weights = {}
+    for part in parts:
+        if os.path.basename(part) != part:
+            raise UserError(f"{index} names {part!r}, which lies outside its folder")
+        found |= read_weights(os.path.join(path, part))
+    return found
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """config.json of a Hugging Face folder."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_weights(path: str, weights: Weights) -> None:
+    """A .safetensors file of float32 arrays."""
+    save_file(
+        {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+
+
+def read_torch(path: str) -> Any:
+    """What torch.save wrote since PyTorch 1.6: containers, numbers, arrays alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+            with archive.open(name) as file:
+                return _Arrays(file, archive, name.removesuffix("data.pkl")).load()
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path} is cut short, or older than PyTorch 1.6; load and save it anew"
+            " with torch, or take a .safetensors file"
+        ) from error
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+class _Arrays(pickle.Unpickler):
+    """An unpickler that knows PyTorch's tensors and refuses every other name."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str):
+        super().__init__(file)
+        self._archive, self._root = archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, *_: data
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) == ("argparse", "Namespace"):
+            return _Inert
+        raise UserError(
+            f"it holds {module}.{name}, and only arrays are loaded; save its state_dict"
+            " alone"
+        )
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        _, dtype, key, _, size = pid
+        data = self._archive.read(f"{self._root}data/{key}")
+        if len(data) < size * np.dtype(dtype).itemsize:
+            raise UserError(f"array {key} is cut short")
+        return np.frombuffer(data, dtype, size)
+
+
+class _Inert:
+    """Stands for arguments that a training script saved; nothing is done with them."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _tensor(
+    storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any
+) -> np.ndarray:
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    if offset < 0 or min((*shape, *stride, 0)) < 0 or last >= max(len(storage), 1):
+        raise UserError("an array reaches beyond its data")
+    strides = tuple(s * storage.itemsize for s in stride)
+    view = np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
+    return np.array(view)
+
+
+def _flat_state(found: Any, path: str) -> Weights:
+    for key in ("model", "state_dict", "module", "teacher"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no state_dict")
+    arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
+    if not arrays:
+        raise UserError(f"{path} holds no arrays")
+    for prefix in ("module.", "backbone."):
+        if all(name.startswith(prefix) for name in arrays):
+            arrays = {k.removeprefix(prefix): v for k, v in arrays.items()}
+    return arrays

@@ -1,0 +1,233 @@
+"""Hugging Face folders: python -m ddae.interop.huggingface export WORKDIR FOLDER
+
+Or import FOLDER --workdir=DIR. A folder is config.json and model.safetensors: ViT,
+ViTMAE (with its decoder), BEiT, DINO (a ViT), and, to import only, the vision tower of
+CLIP. Exit codes: 0; 2 wrong arguments or weights, nothing written.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ddae.interop import command
+from ddae.interop.convert import CLIP, HALF, IMAGENET, export_weights, read_run
+from ddae.interop.files import read_config, read_weights, write_weights
+from ddae.interop.names import Weights
+from ddae.models.vit import VIT_SPECS
+from ddae.settings import UserError
+
+STANDARDISED = {"vit": HALF, "vit_mae": IMAGENET, "beit": HALF, "clip": CLIP}
+"""How their images are standardised where no preprocessor_config.json says it."""
+
+PREFIXES = {"vit": "vit.", "vit_mae": "vit.", "beit": "beit.", "clip": "vision_model."}
+
+
+def export(workdir: str, folder: str, head: str | None) -> None:
+    """The nearest class of transformers; it is printed.
+
+    A classifier of the cls token is a ViT; of the mean of the patches, after a norm of
+    its own, a BEiT, which differs from our ViT in nothing once relative bias and layer
+    scale are left out. MAE and DDAE with the visible layout are a ViTMAE with the last
+    layer's decoder; other methods, the encoder alone.
+    """
+    if os.path.exists(os.path.join(folder, "config.json")):
+        raise UserError(f"{folder} holds a model already; give another folder")
+    found, config, classifier = read_run(workdir, head)
+    kind, architecture = _class(found, config, classifier)
+    last = f"heads/block{VIT_SPECS[config['model']['size']].depth:02d}/"
+
+    def keep(our: str) -> bool:
+        if our == "encoder/mask_token":
+            return kind == "beit"
+        if our.startswith("encoder/"):
+            return True
+        if architecture in ("ViTMAEForPreTraining", "BeitForMaskedImageModeling"):
+            return our.startswith(last) and "/features/" not in our
+        return our.startswith("heads/classifier/")
+
+    weights = export_weights(found, config, f"hf_{kind}", keep)
+    if kind == "vit_mae":
+        width = config["method"]["decoder"]["width"]
+        weights["decoder.decoder_pos_embed"] = _decoder_positions(config, width)
+    if architecture in ("ViTModel", "BeitModel"):
+        weights = {k.removeprefix(PREFIXES[kind]): v for k, v in weights.items()}
+    os.makedirs(folder, exist_ok=True)
+    write_weights(os.path.join(folder, "model.safetensors"), weights)
+    _write(folder, "config.json", _config(kind, architecture, config, classifier))
+    size = config["image_size"]
+    _write(
+        folder,
+        "preprocessor_config.json",
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(config["data"]["mean"]),
+            "image_std": list(config["data"]["std"]),
+            "do_resize": True,
+            "size": {"height": _pair(size)[0], "width": _pair(size)[1]},
+        },
+    )
+    print(f"{folder}: {len(weights)} arrays, {architecture}")
+
+
+def _class(
+    found: Weights, config: Mapping[str, Any], classifier: Mapping[str, Any]
+) -> tuple[str, str]:
+    """(model_type, architecture)."""
+    model = config["model"]
+    plain = model.get("relative_bias", "none") == "none" and not model.get(
+        "layer_scale"
+    )
+    if model.get("style", "vit") != "vit":
+        raise UserError("CLIP's encoder is imported only")
+    if classifier:
+        if (classifier.get("pool", "mean"), classifier.get("norm", "layer")) == (
+            "mean",
+            "layer",
+        ):
+            return "beit", "BeitForImageClassification"
+        if classifier["pool"] == "cls" and plain and classifier["norm"] == "none":
+            return "vit", "ViTForImageClassification"
+        raise UserError(
+            "transformers has no such classifier; export it with ddae.interop.timm, or"
+            " probe the cls token"
+        )
+    method = config.get("method", {})
+    if any(name.endswith("/tokens/kernel") for name in found):
+        return "beit", "BeitForMaskedImageModeling"
+    visible = method.get("layout", "visible") == "visible"
+    decoder = any(name.endswith("/embedding/kernel") for name in found)
+    fixed = model.get("positions", "sincos") == "sincos"
+    if decoder and visible and plain and fixed:
+        return "vit_mae", "ViTMAEForPreTraining"
+    return ("vit", "ViTModel") if plain else ("beit", "BeitModel")
+
+
+def _config(
+    kind: str,
+    architecture: str,
+    config: Mapping[str, Any],
+    classifier: Mapping[str, Any],
+) -> dict[str, Any]:
+    model = config["model"]
+    spec = VIT_SPECS[model["size"]]
+    made: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "intermediate_size": int(spec.width * spec.mlp_ratio),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": config["image_size"],
+        "patch_size": model["patch_size"],
+        "num_channels": model.get("channels", 3),
+        "qkv_bias": True,
+    }
+    if classifier:
+        classes = [str(i) for i in range(classifier["num_classes"])]
+        made["id2label"] = {name: f"class {name}" for name in classes}
+        made["label2id"] = {f"class {name}": int(name) for name in classes}
+    if kind == "vit_mae":
+        decoder = {"depth": 8, "width": 512, "num_heads": 16}
+        decoder |= config["method"].get("decoder", {})
+        made |= {
+            "decoder_hidden_size": decoder["width"],
+            "decoder_num_hidden_layers": decoder["depth"],
+            "decoder_num_attention_heads": decoder["num_heads"],
+            "decoder_intermediate_size": 4 * decoder["width"],
+            "mask_ratio": config["method"].get("mask", {}).get("ratio", 0.75),
+            "norm_pix_loss": config["method"].get("standardise_pixels", True),
+        }
+    if kind == "beit":
+        bias = model.get("relative_bias", "none")
+        made |= {
+            "layer_scale_init_value": model.get("layer_scale", 0.0),
+            "use_absolute_position_embeddings": model.get("positions") != "none",
+            "use_relative_position_bias": bias == "block",
+            "use_shared_relative_position_bias": bias == "shared",
+            "use_mean_pooling": architecture != "BeitModel",
+            "use_mask_token": False,
+            "drop_path_rate": 0.0,
+        }
+        if architecture == "BeitForMaskedImageModeling":
+            tokenizer = config["method"].get("tokenizer", {})
+            made |= {"use_mask_token": True, "vocab_size": tokenizer["codes"]}
+    return made
+
+
+def bring_in(args: Any) -> None:
+    """The command import."""
+    found = read_config(args.path)
+    kind = found.get("model_type", "")
+    vision = found.get("vision_config", found)
+    kind = {"clip_vision_model": "clip"}.get(kind, kind)
+    if kind not in PREFIXES:
+        raise UserError(
+            f"{args.path}: model_type {kind!r} is not one of {sorted(PREFIXES)}"
+        )
+    weights = read_weights(args.path)
+    if not any(name.startswith(PREFIXES[kind]) for name in weights):
+        weights = {f"{PREFIXES[kind]}{name}": x for name, x in weights.items()}
+    weights = {
+        name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
+        for name, x in weights.items()
+    }
+    mean, std = STANDARDISED[kind]
+    path = os.path.join(args.path, "preprocessor_config.json")
+    if os.path.exists(path):
+        with open(path) as file:
+            said = json.load(file)
+        mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    channels = vision.get("num_channels", 3)
+    if len(mean) != channels:
+        raise UserError(f"{channels} channels; give --mean and --std for each")
+    command.bring_in(
+        weights,
+        f"hf_{kind}",
+        args,
+        num_heads=vision["num_attention_heads"],
+        decoder_heads=vision.get("decoder_num_attention_heads", 16),
+        image_size=vision["image_size"],
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def _decoder_positions(config: Mapping[str, Any], width: int) -> Any:
+    from ddae.interop.names import fixed_positions
+
+    h, w = _pair(config["image_size"])
+    p = config["model"]["patch_size"]
+    return fixed_positions(width, (h // p, w // p))
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _write(folder: str, name: str, content: Mapping[str, Any]) -> None:
+    with open(os.path.join(folder, name), "w") as file:
+        json.dump(content, file, indent=2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser, commands = command.parser("huggingface", __doc__)
+    command.add_export(commands, "a new folder")
+    command.add_import(commands, "a Hugging Face folder")
+    args = parser.parse_args(argv)
+    if args.command == "import":
+        return command.run(lambda: bring_in(args))
+    return command.run(lambda: export(args.workdir, args.path, args.head))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The official .pth files: python -m ddae.interop.official import FILE --workdir=DIR
+
+MAE's (facebookresearch/mae: pretrained with or without the decoder, fine-tuned) and
+BEiT's (microsoft/unilm: BEiT and BEiT-v2, pretrained or fine-tuned), and DINO's, whose
+names are timm's. Exit codes: 0; 2 wrong arguments or weights, nothing written.
+"""
+
+import sys
+from typing import Any
+
+from ddae.interop import command
+from ddae.interop.convert import HALF
+from ddae.interop.files import read_weights
+
+
+def bring_in(args: Any) -> None:
+    """The command import."""
+    weights = read_weights(args.path)
+    if any("gamma_1" in k or "relative_position" in k for k in weights):
+        command.bring_in(weights, "timm_beit", args, mean=HALF[0], std=HALF[1])
+    elif any(k.startswith("decoder_") for k in weights):
+        command.bring_in(weights, "mae", args)
+    else:
+        command.bring_in(weights, "timm_vit", args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser, commands = command.parser("official", __doc__)
+    command.add_import(commands, "a .pth file")
+    args = parser.parse_args(argv)
+    return command.run(lambda: bring_in(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

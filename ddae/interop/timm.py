@@ -1,0 +1,63 @@
+"""timm's names: python -m ddae.interop.timm export WORKDIR OUT.safetensors
+
+Or import FILE --workdir=DIR: a .safetensors, .pth or .bin file of a timm ViT or BEiT.
+Exit codes: 0; 2 wrong arguments or weights, nothing written.
+"""
+
+import sys
+from typing import Any
+
+from ddae.interop import command
+from ddae.interop.convert import HALF, export_weights, read_run
+from ddae.interop.files import read_weights, write_weights
+from ddae.settings import UserError
+
+
+def export(workdir: str, path: str, head: str | None) -> None:
+    """Encoder, and the classifier where there is one, as timm's VisionTransformer or
+    Beit has them."""
+    if not path.endswith(".safetensors"):
+        raise UserError(f"{path} does not end in .safetensors")
+    found, config, classifier = read_run(workdir, head)
+    model = config["model"]
+    name = "timm_vit"
+    if model.get("relative_bias", "none") != "none" or model.get("layer_scale"):
+        name = "timm_beit"
+    if classifier.get("norm") == "none" and classifier.get("pool") == "mean":
+        raise UserError("timm has no mean-pooled classifier without a norm of its own")
+    last = max(k for k in found if k.startswith("encoder/block_"))
+    tokens = f"heads/block{int(last[14:16]) + 1:02d}"
+
+    def keep(our: str) -> bool:
+        if name == "timm_beit" and our.startswith((f"{tokens}/input", f"{tokens}/tok")):
+            return True
+        if name == "timm_vit" and our == "encoder/mask_token":
+            return False
+        return our.startswith(("encoder/", "heads/classifier/"))
+
+    weights = export_weights(found, config, name, keep)
+    write_weights(path, weights)
+    print(f"{path}: {len(weights)} arrays, {name}")
+
+
+def bring_in(args: Any) -> None:
+    """The command import."""
+    weights = read_weights(args.path)
+    beit = any("gamma_1" in k or "relative_position" in k for k in weights)
+    known = {"mean": HALF[0], "std": HALF[1]} if beit else {}
+    command.bring_in(weights, "timm_beit" if beit else "timm_vit", args, **known)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser, commands = command.parser("timm", __doc__)
+    command.add_export(commands, "OUT.safetensors")
+    command.add_import(commands, "a file of timm's weights")
+    args = parser.parse_args(argv)
+    if args.command == "import":
+        return command.run(lambda: bring_in(args))
+    return command.run(lambda: export(args.workdir, args.path, args.head))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

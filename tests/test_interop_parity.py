@@ -1,0 +1,287 @@
+"""Weights of transformers' models: in, the same answers, and out again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import ddae
+from ddae import tasks
+from ddae.interop import huggingface
+from ddae.interop.files import read_weights
+from ddae.interop.names import fixed_positions
+from ddae.models.vit import VIT_SPECS, ViTSpec
+from ddae.train.checkpoint import load_params
+
+pytestmark = pytest.mark.torch
+
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+TOLERANCE = 1e-4
+
+
+def models():
+    from transformers import (
+        BeitConfig,
+        BeitForImageClassification,
+        BeitForMaskedImageModeling,
+        BeitModel,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTMAEConfig,
+        ViTMAEForPreTraining,
+        ViTModel,
+    )
+
+    decoder = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
+    }
+    beit = {"drop_path_rate": 0.0, "layer_scale_init_value": 0.1}
+    return {
+        "vit": lambda: ViTForImageClassification(ViTConfig(num_labels=7, **SIZE)),
+        "vit_alone": lambda: ViTModel(ViTConfig(**SIZE), add_pooling_layer=False),
+        "mae": lambda: ViTMAEForPreTraining(ViTMAEConfig(**SIZE, **decoder)),
+        "beit": lambda: BeitForImageClassification(
+            BeitConfig(num_labels=7, use_relative_position_bias=True, **SIZE, **beit)
+        ),
+        "beit_absolute": lambda: BeitForImageClassification(
+            BeitConfig(
+                num_labels=7,
+                use_absolute_position_embeddings=True,
+                **SIZE,
+                **(beit | {"layer_scale_init_value": 0.0}),
+            )
+        ),
+        "beit_masked": lambda: BeitForMaskedImageModeling(
+            BeitConfig(
+                vocab_size=9,
+                use_mask_token=True,
+                use_shared_relative_position_bias=True,
+                **SIZE,
+                **beit,
+            )
+        ),
+        "beit_alone": lambda: BeitModel(
+            BeitConfig(
+                use_mean_pooling=False,
+                use_shared_relative_position_bias=True,
+                **SIZE,
+                **beit,
+            ),
+            add_pooling_layer=False,
+        ),
+        "clip": lambda: CLIPVisionModel(
+            CLIPVisionConfig(**{k: v for k, v in SIZE.items() if "prob" not in k})
+        ),
+    }
+
+
+NAMES = [
+    "vit",
+    "vit_alone",
+    "mae",
+    "beit",
+    "beit_absolute",
+    "beit_masked",
+    "beit_alone",
+    "clip",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_small_size():
+    VIT_SPECS["Two"] = ViTSpec(32, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def random_models(tmp_path_factory):
+    """Each model with random weights, saved as its users save it."""
+    import torch
+
+    torch.manual_seed(0)
+    found = {}
+    for name, make in models().items():
+        model = make().eval()
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                value = torch.randn_like(parameter) * 0.1
+                if name == "mae" and "pos" in key:
+                    fixed = fixed_positions(parameter.shape[-1], (14, 14))
+                    value = torch.tensor(fixed)
+                parameter.copy_(value)
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        found[name] = (model, folder)
+    return found
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((2, 224, 224, 3)).astype(np.float32)
+
+
+def standardised(images, mean, std):
+    import torch
+
+    x = (images - np.float32(mean)) / np.float32(std)
+    return torch.tensor(x.transpose(0, 3, 1, 2))
+
+
+def brought_in(name, folder, tmp_path):
+    workdir = str(tmp_path / "ours")
+    assert huggingface.main(["import", str(folder), f"--workdir={workdir}"]) == 0
+    params, config = load_params(workdir)
+    return workdir, params, config, tasks.from_config(config)
+
+
+def hidden(model, pixels, **options):
+    """Their last layer, before what they classify it with."""
+    inner = next(
+        (
+            getattr(model, name)
+            for name in ("vit", "beit", "vision_model")
+            if hasattr(model, name)
+        ),
+        model,
+    )
+    return inner(pixels, **options).last_hidden_state.detach().numpy()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_and_logits(random_models, images, tmp_path, name):
+    model, folder = random_models[name]
+    workdir, params, config, task = brought_in(name, folder, tmp_path)
+    data = config["data"]
+    pixels = standardised(images, data["mean"], data["std"])
+    ours = ddae.load_encoder(workdir)(images)
+    tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
+    if name == "mae":
+        # Their encoder masks; noise in ascending order keeps the order of patches.
+        noise = np.broadcast_to(np.arange(196.0), (2, 196))
+        import torch
+
+        model.config.mask_ratio = model.vit.config.mask_ratio = 0.0
+        expected = hidden(model, pixels, noise=torch.tensor(noise.copy()))
+    elif name == "clip":
+        # Ours has gone through the norm that they keep for the pooled token.
+        expected = hidden(model, pixels)
+        inner = getattr(model, "vision_model", model)
+        import torch
+
+        expected = inner.post_layernorm(torch.tensor(expected)).detach().numpy()
+    else:
+        expected = hidden(model, pixels)
+    np.testing.assert_allclose(tokens, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    if "classifier" in config:
+        logits = jax.jit(task.logits)(params, images)["classifier"]
+        theirs = model(pixels).logits.detach().numpy()
+        np.testing.assert_allclose(logits, theirs, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "clip"])
+def test_round_trip(random_models, tmp_path, name, recwarn):
+    model, folder = random_models[name]
+    workdir, *_ = brought_in(name, folder, tmp_path)
+    out = tmp_path / "theirs"
+    assert huggingface.main(["export", workdir, str(out)]) == 0
+    before, after = read_weights(str(folder)), read_weights(str(out))
+    before = {
+        key.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
+        for key, x in before.items()
+    }
+    assert set(before) == set(after)
+    for key, value in before.items():
+        np.testing.assert_allclose(after[key], value, atol=2e-6, err_msg=key)
+    # It loads as what it was, with nothing missing and nothing over.
+    alone = {"add_pooling_layer": False} if name.endswith("alone") else {}
+    again, said = type(model).from_pretrained(out, output_loading_info=True, **alone)
+    assert not said["missing_keys"] and not said["unexpected_keys"], said
+    assert not said["mismatched_keys"]
+    theirs, ours = (
+        json.loads((path / "config.json").read_text()) for path in (folder, out)
+    )
+    for key in ("model_type", "hidden_size", "num_attention_heads", "image_size"):
+        assert theirs[key] == ours[key]
+    for (key, a), b in zip(
+        model.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["vit_alone", "mae", "beit_alone"])
+def test_at_another_size(random_models, tmp_path, name):
+    import torch
+
+    model, folder = random_models[name]
+    workdir, _, config, _ = brought_in(name, folder, tmp_path)
+    images = np.random.default_rng(1).random((1, 320, 320, 3)).astype(np.float32)
+    data = config["data"]
+    pixels = standardised(images, data["mean"], data["std"])
+    options = {"interpolate_pos_encoding": True}
+    if name == "mae":
+        model.config.mask_ratio = model.vit.config.mask_ratio = 0.0
+        options["noise"] = torch.tensor(np.arange(400.0)[None])
+    if name == "beit_alone":
+        options = {}
+    expected = hidden(model, pixels, **options)
+    ours = ddae.load_encoder(workdir, image_size=320)(images)
+    tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
+    np.testing.assert_allclose(tokens, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_the_decoder_too(random_models, images, tmp_path):
+    """Loss and predictions of the whole ViTMAE, on its mask."""
+    import jax.numpy as jnp
+    import torch
+
+    from ddae.masking import make_mask
+
+    model, folder = random_models["mae"]
+    _, params, config, task = brought_in("mae", folder, tmp_path)
+    data = config["data"]
+    pixels = standardised(images, data["mean"], data["std"])
+    model.config.mask_ratio = model.vit.config.mask_ratio = 0.75
+    noise = np.random.default_rng(0).random((2, 196))
+    found = model(pixels, noise=torch.tensor(noise))
+    hidden_ones = found.mask.detach().numpy().astype(bool)
+    mask = make_mask(jnp.asarray(hidden_ones), 147)
+    image = jnp.asarray(pixels.numpy().transpose(0, 2, 3, 1))
+    predictions, _ = jax.jit(task.predict)(params, image, mask)
+    theirs = found.logits.detach().numpy()
+    theirs = np.stack([row[m] for row, m in zip(theirs, hidden_ones, strict=True)])
+    ours = predictions["block02"]["pixels"]
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_pth_files_of_torch(random_models, tmp_path):
+    """What torch writes is read to the bit, without torch, half precision too."""
+    import torch
+
+    model, _ = random_models["vit"]
+    state = model.state_dict()
+    state["views"] = torch.arange(12.0).reshape(3, 4).T[1:]
+    torch.save({"model": state, "epoch": 3}, tmp_path / "whole.pth")
+    found = read_weights(str(tmp_path / "whole.pth"))
+    assert set(found) == set(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(found[key], value.numpy(), err_msg=key)
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = {key: value.to(dtype) for key, value in state.items()}
+        torch.save(halves, tmp_path / "half.pth")
+        found = read_weights(str(tmp_path / "half.pth"))
+        for key, value in halves.items():
+            np.testing.assert_array_equal(found[key], value.float().numpy())
