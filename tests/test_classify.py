@@ -341,6 +341,7 @@ def test_a_sweep_is_each_of_its_runs(tmp_path):
     assert set(both) == {"lr_0.5", "lr_3"} and start["heads"].keys() == {"classifier"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_every_pool_learns_its_classes(tmp_path, pool):
     """Digits 0 to 9 from an untrained encoder's features."""
@@ -396,6 +397,7 @@ def test_topk_counts_ties_against_the_label():
     assert topk(scores, np.array([0, 1, 1]), 2) == pytest.approx(200 / 3)
 
 
+@pytest.mark.slow
 def test_linear_probe_equals_scikit_learns_logistic_regression(tmp_path):
     """Weight decay of LARS is its L2 penalty: both go to one optimum."""
     from sklearn.linear_model import LogisticRegression

@@ -90,7 +90,16 @@ def fake_data(config, monkeypatch):
     monkeypatch.setitem(data.SOURCES, config["data"]["name"].split("/")[0], fake)
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("quickstart", "ddae_cifar10", "finetune_cifar10", "knn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_takes_two_steps(name, tmp_path, monkeypatch):
     config = shrink(load(name))
     fake_data(config, monkeypatch)

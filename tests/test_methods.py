@@ -74,6 +74,7 @@ def test_golden(name):
         np.testing.assert_allclose(found[key], value, rtol=1e-4, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simmim", "maskfeat", "beit", "beit_v2"])
 def test_taps_add_terms_and_another_beta_is_another_loss(name):
     method = make(name)

@@ -223,9 +223,11 @@ def load_encoder(
         model = {**config["model"], "position_grid": known}
         config = {**config, "image_size": image_size, "model": model}
         shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
-        found = load_pretrained(InitSettings(workdir=workdir), config, shapes)
+        init = InitSettings(workdir=workdir, may_miss=("/mask_token$",))
+        found = load_pretrained(init, config, shapes)
         assert found is not None
-        params = {**params, "encoder": found.encoder}
+        known = {k: v for k, v in found.encoder.items() if v is not None}
+        params = {**params, "encoder": known}
     task = tasks.from_config(config)
     encode = jax.jit(task.encode, static_argnums=2)
 
