@@ -13,6 +13,7 @@ import shutil
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 OUT = pathlib.Path(__file__).parent / "results" / "segmentation"
 COLOURS = {"pretrained": "#c44e52", "scratch": "#4878a8"}
@@ -82,7 +83,9 @@ def main():
         figures = getattr(given, name) / "figures"
         shutil.copy(figures / "class_table.png", OUT / f"class_table_{name}.png")
         if name == "pretrained":
-            shutil.copy(figures / "segmentation.png", OUT / "segmentation.png")
+            with Image.open(figures / "segmentation.png") as figure:
+                small = figure.reduce(2) if figure.width > 1000 else figure
+                small.save(OUT / "segmentation.png", optimize=True)
 
 
 if __name__ == "__main__":
