@@ -59,6 +59,8 @@ def bring_in(
         f" {model['patch_size']}, {config['image_size']} px, {model['positions']}"
         f" positions, task {config['task']} {method}".rstrip()
     )
+    data = config["data"]
+    print(f"images standardised by mean {data['mean']}, std {data['std']}")
 
 
 def run(function: Callable[[], None]) -> int:

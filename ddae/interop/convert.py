@@ -1,12 +1,14 @@
 """From weights to a workdir, and from a workdir to weights."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from ddae import tasks
@@ -39,7 +41,7 @@ class Hints:
 
     num_heads: int | None = None
     decoder_heads: int = 16
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
 
@@ -122,20 +124,17 @@ def _config(
     own = found.get("encoder/block_00/relative_bias/table")
     table = shared if shared is not None else own
     if hints.image_size:
-        side = hints.image_size // patch
+        grid = tuple(x // patch for x in pair(hints.image_size))
     elif positions is not None:
-        side = round((positions.shape[-2] - 1) ** 0.5)
+        grid = (round((positions.shape[-2] - 1) ** 0.5),) * 2
     elif table is not None:
-        side = (round((len(table) - 3) ** 0.5) + 1) // 2
+        grid = ((round((len(table) - 3) ** 0.5) + 1) // 2,) * 2
     else:
         raise UserError("the arrays do not tell the size of images; give --image_size")
     kind = "none"
     if positions is not None:
-        fixed = fixed_positions(width, (side, side))
-        same = positions.size == fixed.size and np.allclose(
-            positions.reshape(fixed.shape), fixed, atol=1e-3
-        )
-        kind = "sincos" if same else "learned"
+        fixed = fixed_positions(width, (grid[0], grid[1]))
+        kind = "sincos" if _same(positions, fixed) else "learned"
     scale = found.get("encoder/block_00/scale_attention")
     model = {
         "size": next(iter(sizes)),
@@ -149,7 +148,9 @@ def _config(
         "style": "clip" if "encoder/norm_embedding/scale" in found else "vit",
     }
     config = {
-        "image_size": side * patch,
+        "image_size": grid[0] * patch
+        if grid[0] == grid[1]
+        else (grid[0] * patch, grid[1] * patch),
         "dtype": "float32",
         "data": {
             "name": "folder",
@@ -199,9 +200,26 @@ def _task(
     return {"task": "pretrain", "method": {"name": "beit", "tokenizer": tokenizer}}
 
 
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of an image size that may be one number."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
-    side = config["image_size"] // config["model"]["patch_size"]
-    return side, side
+    height, width = pair(config["image_size"])
+    patch = config["model"]["patch_size"]
+    return height // patch, width // patch
+
+
+def _same(stored: np.ndarray, fixed: np.ndarray) -> bool:
+    """Equal up to the precision in which `stored` was kept."""
+    if stored.size != fixed.size:
+        return False
+    tolerance = 1e-5
+    for kind, coarser in ((np.float16, 1e-3), (ml_dtypes.bfloat16, 1e-2)):
+        if np.array_equal(stored, stored.astype(kind).astype(np.float32)):
+            tolerance = coarser
+    return np.allclose(stored.reshape(fixed.shape), fixed, rtol=0, atol=tolerance)
 
 
 def _check_decoder_positions(
@@ -210,9 +228,7 @@ def _check_decoder_positions(
     for name in ("decoder_pos_embed", "decoder.decoder_pos_embed"):
         if name in weights:
             fixed = fixed_positions(config["method"]["decoder"]["width"], grid)
-            if weights[name].shape != fixed.shape or not np.allclose(
-                weights[name], fixed, atol=1e-3
-            ):
+            if not _same(weights[name], fixed):
                 raise UserError(f"{name} is not MAE's fixed sine-cosine table")
 
 
@@ -230,6 +246,8 @@ def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
         shape = wanted[name]
         if name not in found:
             raise UserError(f"{theirs.get(name, name)} is missing (our {name})")
+        if not np.isfinite(found[name]).all():
+            raise UserError(f"{theirs.get(name, name)} is not finite")
         if found[name].shape != shape:
             raise UserError(
                 f"{theirs.get(name, name)} makes {found[name].shape} for our {name},"
@@ -249,6 +267,8 @@ def write_workdir(
     state = TrainState(zero, params, {}, {}, zero, zero)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, 0, config, {})
+    with open(os.path.join(workdir, "config.json"), "w") as file:
+        json.dump(config, file, indent=2)
 
 
 def read_run(
@@ -261,7 +281,7 @@ def read_run(
     """
     params, config = load_params(workdir)
     found = flat({k: v for k, v in params.items() if k != "frozen"})
-    classifier = dict(config.get("classifier", {}))
+    classifier = {"pool": "mean", "norm": "layer"} | dict(config.get("classifier", {}))
     if config["task"] != "classify":
         return found, config, {}
     names = sorted({k.split("/")[1] for k in found if k.startswith("heads/")})
@@ -280,6 +300,11 @@ def read_run(
         kernel = kernel / np.sqrt(variance + 1e-6)[:, None]
         own["heads/classifier/linear/kernel"] = kernel
         own["heads/classifier/linear/bias"] -= mean @ kernel
+        classifier["norm"] = "none"
+    if (classifier.get("pool"), classifier.get("norm")) == ("cls", "layer"):
+        # A norm of the cls token alone is the encoder's last one, read at cls.
+        for leaf in ("scale", "bias"):
+            own[f"encoder/norm/{leaf}"] = own.pop(f"heads/classifier/norm/{leaf}")
         classifier["norm"] = "none"
     if classifier.get("tap"):
         raise UserError("a probe of an inner block has no place in other formats")
@@ -304,11 +329,8 @@ def export_weights(
     if positions != "none":
         if model.get("position_grid"):
             raise UserError("resized fixed positions have no place in other formats")
-        size = config["image_size"]
-        h, w = (size, size) if isinstance(size, int) else size
-        grid = (h // model["patch_size"], w // model["patch_size"])
         if dialect.positions is None:
             raise UserError(f"{name} has no position embeddings")
-        fixed = fixed_positions(spec.width, grid)
+        fixed = fixed_positions(spec.width, _grid(config))
         weights[dialect.positions] = fixed if learned is None else learned
     return weights

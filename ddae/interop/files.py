@@ -1,6 +1,7 @@
 """Files of weights, read as arrays and nothing else: no code in them is ever run."""
 
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -66,8 +67,7 @@ def _folder(path: str) -> Weights:
     index = os.path.join(path, "model.safetensors.index.json")
     if not os.path.isfile(index):
         raise UserError(f"no model.safetensors in {path}")
-    with open(index) as file:
-        parts = sorted(set(json.load(file)["weight_map"].values()))
+    parts = sorted(set(read_json(index).get("weight_map", {}).values()))
     found: Weights = {}
     for part in parts:
         if os.path.basename(part) != part:
@@ -76,13 +76,12 @@ def _folder(path: str) -> Weights:
     return found
 
 
-def read_config(folder: str) -> dict[str, Any]:
-    """config.json of a Hugging Face folder."""
-    path = os.path.join(folder, "config.json")
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON file of a Hugging Face folder; `UserError` where it is none."""
     try:
         with open(path) as file:
             return json.load(file)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -155,7 +154,11 @@ def _tensor(
     storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any
 ) -> np.ndarray:
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if offset < 0 or min((*shape, *stride, 0)) < 0 or last >= max(len(storage), 1):
+    if (
+        min((offset, *shape, *stride)) < 0
+        or last >= max(len(storage), 1)
+        or math.prod(shape) > len(storage)
+    ):
         raise UserError("an array reaches beyond its data")
     strides = tuple(s * storage.itemsize for s in stride)
     view = np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import CLIP, HALF, IMAGENET, export_weights, read_run
-from ddae.interop.files import read_config, read_weights, write_weights
+from ddae.interop.convert import CLIP, HALF, IMAGENET, export_weights, pair, read_run
+from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -55,7 +55,10 @@ def export(workdir: str, folder: str, head: str | None) -> None:
         weights = {k.removeprefix(PREFIXES[kind]): v for k, v in weights.items()}
     os.makedirs(folder, exist_ok=True)
     write_weights(os.path.join(folder, "model.safetensors"), weights)
-    _write(folder, "config.json", _config(kind, architecture, config, classifier))
+    made = _config(kind, architecture, config, classifier)
+    if kind == "beit":
+        made["use_mask_token"] = any(name.endswith("mask_token") for name in weights)
+    _write(folder, "config.json", made)
     size = config["image_size"]
     _write(
         folder,
@@ -68,7 +71,7 @@ def export(workdir: str, folder: str, head: str | None) -> None:
             "image_mean": list(config["data"]["mean"]),
             "image_std": list(config["data"]["std"]),
             "do_resize": True,
-            "size": {"height": _pair(size)[0], "width": _pair(size)[1]},
+            "size": {"height": pair(size)[0], "width": pair(size)[1]},
         },
     )
     print(f"{folder}: {len(weights)} arrays, {architecture}")
@@ -100,6 +103,8 @@ def _class(
     if any(name.endswith("/tokens/kernel") for name in found):
         return "beit", "BeitForMaskedImageModeling"
     visible = method.get("layout", "visible") == "visible"
+    if "encoder/norm/scale" not in found:
+        raise UserError("an encoder without a last norm has no class in transformers")
     decoder = any(name.endswith("/embedding/kernel") for name in found)
     fixed = model.get("positions", "sincos") == "sincos"
     if decoder and visible and plain and fixed:
@@ -154,24 +159,29 @@ def _config(
             "use_relative_position_bias": bias == "block",
             "use_shared_relative_position_bias": bias == "shared",
             "use_mean_pooling": architecture != "BeitModel",
-            "use_mask_token": False,
             "drop_path_rate": 0.0,
         }
         if architecture == "BeitForMaskedImageModeling":
             tokenizer = config["method"].get("tokenizer", {})
-            made |= {"use_mask_token": True, "vocab_size": tokenizer["codes"]}
+            made["vocab_size"] = tokenizer["codes"]
     return made
 
 
 def bring_in(args: Any) -> None:
     """The command import."""
-    found = read_config(args.path)
+    found = read_json(os.path.join(args.path, "config.json"))
     kind = found.get("model_type", "")
     vision = found.get("vision_config", found)
     kind = {"clip_vision_model": "clip"}.get(kind, kind)
     if kind not in PREFIXES:
         raise UserError(
             f"{args.path}: model_type {kind!r} is not one of {sorted(PREFIXES)}"
+        )
+    act = {"clip": "quick_gelu"}.get(kind, "gelu")
+    if vision.get("hidden_act", act) != act or vision.get("layer_norm_eps", 0) > 1e-5:
+        raise UserError(
+            f"{args.path}: hidden_act {vision.get('hidden_act')!r} with layer_norm_eps"
+            f" {vision.get('layer_norm_eps')} is not ours ({act!r}, at most 1e-5)"
         )
     weights = read_weights(args.path)
     if not any(name.startswith(PREFIXES[kind]) for name in weights):
@@ -183,8 +193,7 @@ def bring_in(args: Any) -> None:
     mean, std = STANDARDISED[kind]
     path = os.path.join(args.path, "preprocessor_config.json")
     if os.path.exists(path):
-        with open(path) as file:
-            said = json.load(file)
+        said = read_json(path)
         mean, std = said.get("image_mean", mean), said.get("image_std", std)
     channels = vision.get("num_channels", 3)
     if len(mean) != channels:
@@ -195,7 +204,7 @@ def bring_in(args: Any) -> None:
         args,
         num_heads=vision["num_attention_heads"],
         decoder_heads=vision.get("decoder_num_attention_heads", 16),
-        image_size=vision["image_size"],
+        image_size=pair(vision["image_size"]),
         mean=tuple(mean),
         std=tuple(std),
     )
@@ -204,13 +213,9 @@ def bring_in(args: Any) -> None:
 def _decoder_positions(config: Mapping[str, Any], width: int) -> Any:
     from ddae.interop.names import fixed_positions
 
-    h, w = _pair(config["image_size"])
+    h, w = pair(config["image_size"])
     p = config["model"]["patch_size"]
     return fixed_positions(width, (h // p, w // p))
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _write(folder: str, name: str, content: Mapping[str, Any]) -> None:

@@ -191,7 +191,7 @@ DIALECTS: dict[str, Dialect] = {
             ),
         ),
         positions="pos_embed",
-        left=("cls_pt_layers.", "rel_pos_bias.relative_position_index"),
+        left=("cls_pt_", "rel_pos_bias.relative_position_index"),
     ),
     "mae": Dialect(
         stacks=(

@@ -4,12 +4,14 @@ Or import FILE --workdir=DIR: a .safetensors, .pth or .bin file of a timm ViT or
 Exit codes: 0; 2 wrong arguments or weights, nothing written.
 """
 
+import os
 import sys
 from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, export_weights, read_run
 from ddae.interop.files import read_weights, write_weights
+from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
 
@@ -18,6 +20,8 @@ def export(workdir: str, path: str, head: str | None) -> None:
     Beit has them."""
     if not path.endswith(".safetensors"):
         raise UserError(f"{path} does not end in .safetensors")
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already; give another name")
     found, config, classifier = read_run(workdir, head)
     model = config["model"]
     name = "timm_vit"
@@ -25,11 +29,16 @@ def export(workdir: str, path: str, head: str | None) -> None:
         name = "timm_beit"
     if classifier.get("norm") == "none" and classifier.get("pool") == "mean":
         raise UserError("timm has no mean-pooled classifier without a norm of its own")
-    last = max(k for k in found if k.startswith("encoder/block_"))
-    tokens = f"heads/block{int(last[14:16]) + 1:02d}"
+    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
+    if name == "timm_beit" and "encoder/norm/scale" in found:
+        for leaf in ("scale", "bias"):  # the place of this dialect's norm
+            found[f"{last}/input_norm/{leaf}"] = found.pop(f"encoder/norm/{leaf}")
+    norms = ("encoder/norm", "heads/classifier/norm", f"{last}/input_norm")
+    if not any(f"{norm}/scale" in found for norm in norms):
+        raise UserError(f"{workdir} has an encoder without a last norm, unlike timm's")
 
     def keep(our: str) -> bool:
-        if name == "timm_beit" and our.startswith((f"{tokens}/input", f"{tokens}/tok")):
+        if name == "timm_beit" and our.startswith((f"{last}/input", f"{last}/tok")):
             return True
         if name == "timm_vit" and our == "encoder/mask_token":
             return False

@@ -405,7 +405,11 @@ def evaluate(
         values["eval/loss_by_distance"] = curves
     report.write(step, values)
     numbers = {k: float(v) for k, v in values.items() if np.ndim(v) == 0}
-    shown = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in numbers.items()]
+    shown = [
+        f"{k.removeprefix('eval/')} {v:.4g}"
+        for k, v in numbers.items()
+        if k.count("/") == 1  # not those of every class, or head
+    ]
     report.say(f"step {step}: {', '.join(shown)}")
     return numbers
 

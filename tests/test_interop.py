@@ -1,0 +1,367 @@
+"""Weights under other names, without torch: keys, shapes, round trips, wrong files."""
+
+import os
+import pathlib
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from test_classify import classify_config, probe_config
+
+import ddae
+from ddae import tasks
+from ddae.interop import huggingface, official, timm
+from ddae.interop.convert import Hints, import_weights
+from ddae.interop.files import read_weights, write_weights
+from ddae.interop.names import fixed_positions, flat
+from ddae.models.vit import VIT_SPECS
+from ddae.settings import UserError
+from ddae.train import loop
+from ddae.train.checkpoint import load_params
+
+RGB = {"image_size": 16, "model__channels": 3, "model__patch_size": 4}
+STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def timm_vit(classes=5, pool="mean", depth=2, width=32, patch=4, side=4):
+    """Names and shapes of timm's VisionTransformer, with random arrays."""
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + side * side, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    for i in range(depth):
+        shapes |= {
+            f"blocks.{i}.norm1.weight": (width,),
+            f"blocks.{i}.norm1.bias": (width,),
+            f"blocks.{i}.attn.qkv.weight": (3 * width, width),
+            f"blocks.{i}.attn.qkv.bias": (3 * width,),
+            f"blocks.{i}.attn.proj.weight": (width, width),
+            f"blocks.{i}.attn.proj.bias": (width,),
+            f"blocks.{i}.norm2.weight": (width,),
+            f"blocks.{i}.norm2.bias": (width,),
+            f"blocks.{i}.mlp.fc1.weight": (4 * width, width),
+            f"blocks.{i}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{i}.mlp.fc2.weight": (width, 4 * width),
+            f"blocks.{i}.mlp.fc2.bias": (width,),
+        }
+    norm = "fc_norm" if pool == "mean" else "norm"
+    shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    if classes:
+        shapes |= {"head.weight": (classes, width), "head.bias": (classes,)}
+    random = np.random.default_rng(0)
+    return {k: random.normal(0, 0.1, s).astype(np.float32) for k, s in shapes.items()}
+
+
+def timm_beit(classes=5, width=32, patch=4, side=4, heads=2):
+    """The same of timm's Beit: no key bias, a bias table in each block, gammas."""
+    found = timm_vit(classes, "mean", width=width, patch=patch, side=side)
+    del found["pos_embed"]
+    random = np.random.default_rng(1)
+    for i in range(2):
+        own = f"blocks.{i}"
+        del found[f"{own}.attn.qkv.bias"]
+        for name, shape in {
+            f"{own}.attn.q_bias": (width,),
+            f"{own}.attn.v_bias": (width,),
+            f"{own}.gamma_1": (width,),
+            f"{own}.gamma_2": (width,),
+            f"{own}.attn.relative_position_bias_table": (
+                (2 * side - 1) ** 2 + 3,
+                heads,
+            ),
+        }.items():
+            found[name] = random.normal(0, 0.1, shape).astype(np.float32)
+    return found
+
+
+def files(weights, folder, name="theirs.safetensors"):
+    path = str(folder / name)
+    write_weights(path, weights)
+    return path
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        timm_vit(5, "mean"),
+        timm_vit(5, "cls"),
+        timm_vit(0, "cls"),
+        timm_beit(5),
+    ],
+    ids=["fine-tuned", "cls", "encoder", "beit"],
+)
+def test_timm_round_trip(weights, tmp_path, capsys):
+    workdir, out = str(tmp_path / "ours"), str(tmp_path / "out.safetensors")
+    path = files(weights, tmp_path)
+    assert timm.main(["import", path, f"--workdir={workdir}"]) == 0
+    assert "learned" in capsys.readouterr().out or "blocks.0.gamma_1" in weights
+    assert timm.main(["export", workdir, out]) == 0
+    again = read_weights(out)
+    assert set(again) == set(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    images = np.zeros((2, 16, 16, 3), np.float32)
+    assert ddae.load_encoder(workdir)(images).patches.shape == (2, 16, 32)
+
+
+def test_a_fine_tune_begins_with_imported_weights(tmp_path):
+    workdir = str(tmp_path / "ours")
+    path = files(timm_vit(5, "mean"), tmp_path)
+    assert timm.main(["import", path, f"--workdir={workdir}"]) == 0
+    config = probe_config(**RGB, model__positions="learned", total_steps=0)
+    config["classifier"] |= {"pool": "mean", "norm": "layer"}
+    config["data"] = {"name": "npz", "dir": str(tmp_path), **STATISTICS}
+    config["init"] = {"workdir": workdir}
+    images = np.zeros((20, 16, 16, 3), np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(20) % 10)
+    loop.run(config, str(tmp_path / "run"))
+    one, _ = load_params(workdir)
+    two, _ = load_params(str(tmp_path / "run"))
+    for a, b in zip(
+        jax.tree.leaves(one["encoder"]), jax.tree.leaves(two["encoder"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_mae_with_its_decoder_from_the_official_names(tmp_path):
+    weights = timm_vit(0, "cls")
+    random = np.random.default_rng(2)
+    decoder = {
+        k.replace("blocks", "decoder_blocks"): v
+        for k, v in timm_vit(0, "cls", depth=1, width=16).items()
+        if k.startswith("blocks")
+    }
+    weights |= decoder | {
+        "decoder_embed.weight": random.normal(size=(16, 32)).astype(np.float32),
+        "decoder_embed.bias": np.zeros(16, np.float32),
+        "decoder_norm.weight": np.ones(16, np.float32),
+        "decoder_norm.bias": np.zeros(16, np.float32),
+        "decoder_pred.weight": random.normal(size=(48, 16)).astype(np.float32),
+        "decoder_pred.bias": np.zeros(48, np.float32),
+        "mask_token": random.normal(size=(1, 1, 16)).astype(np.float32),
+        "pos_embed": fixed_positions(32, (4, 4)),
+        "decoder_pos_embed": fixed_positions(16, (4, 4)),
+    }
+    params, config = import_weights(weights, "mae", Hints(decoder_heads=2))
+    assert config["model"]["positions"] == "sincos"
+    assert config["method"]["decoder"] == {"depth": 1, "width": 16, "num_heads": 2}
+    task = tasks.from_config(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
+    weights["decoder_pos_embed"] = weights["decoder_pos_embed"] + 0.1
+    with pytest.raises(UserError, match="decoder_pos_embed is not MAE's fixed"):
+        import_weights(weights, "mae", Hints(decoder_heads=2))
+
+
+def test_a_probe_is_exported_with_its_batch_norm_folded(tmp_path):
+    """What transformers' ViT computes, cls -> Linear, gives our logits."""
+    loop.run(probe_config(classifier__rates=(1.0, 3.0)), str(tmp_path / "run"))
+    out = str(tmp_path / "folder")
+    assert huggingface.main(["export", str(tmp_path / "run"), out]) == 2  # which head?
+    assert not os.path.exists(out)
+    command = ["export", str(tmp_path / "run"), out, "--head=lr_3"]
+    assert huggingface.main(command) == 0
+    weights = read_weights(out)
+    params, config = load_params(str(tmp_path / "run"))
+    task = tasks.from_config(config)
+    images = np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)
+    features = ddae.load_encoder(str(tmp_path / "run"))(images)
+    ours = task.logits(params, images)["lr_3"]
+    theirs = features.prefix[:, 0] @ weights["classifier.weight"].T
+    np.testing.assert_allclose(
+        ours, theirs + weights["classifier.bias"], rtol=1e-4, atol=1e-5
+    )
+    pos = weights["vit.embeddings.position_embeddings"]
+    np.testing.assert_array_equal(pos, fixed_positions(32, (4, 4)))
+
+
+def test_every_method_has_an_export(tmp_path, capsys):
+    loop.run(tiny_config(total_steps=1), str(tmp_path / "ddae"))
+    command = ["export", str(tmp_path / "ddae"), str(tmp_path / "folder")]
+    assert huggingface.main(command) == 0
+    assert "ViTMAEForPreTraining" in capsys.readouterr().out
+    assert huggingface.main(command) == 2  # it is there already
+    assert timm.main([*command[:2], str(tmp_path / "out.safetensors")]) == 0
+    assert "head.weight" not in read_weights(str(tmp_path / "out.safetensors"))
+
+
+class Evil:
+    """A pickle that writes a file when it is loaded as pickles are."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def torch_file(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content))
+
+
+def wrong_files(folder):
+    weights = timm_vit(5, "mean")
+    path = files(weights, folder)
+    evil = str(folder / "evil.pth")
+    torch_file(evil, OrderedDict(model=Evil(str(folder / "was_run"))))
+    cut = folder / "cut.safetensors"
+    cut.write_bytes(pathlib.Path(path).read_bytes()[:-100])
+    half = folder / "half.pth"
+    half.write_bytes(pathlib.Path(evil).read_bytes()[:-40])
+    old = folder / "old.pth"
+    old.write_bytes(pickle.dumps({"a": 1}))
+    empty = str(folder / "empty.pth")
+    torch_file(empty, {"epoch": 3})
+    other = str(folder / "weights.h5")
+    pathlib.Path(other).touch()
+    beyond = {k: v for k, v in weights.items() if k != "blocks.1.mlp.fc1.bias"}
+    wide = weights | {"head.weight": np.zeros((5, 31), np.float32)}
+    odd = weights | {"blocks.0.attn.extra": np.zeros(3, np.float32)}
+    thin = timm_vit(5, "mean", width=48)
+    torn = timm_beit()
+    del torn["blocks.0.attn.v_bias"]
+    return {
+        "code": (evil, "refused: it holds posix.mkdir"),
+        "cut": (str(cut), "damaged or no safetensors"),
+        "half": (str(half), "cut short, or older than PyTorch 1.6"),
+        "old": (str(old), "cut short, or older than PyTorch 1.6"),
+        "empty": (empty, "holds no arrays"),
+        "format": (other, "unknown format"),
+        "none": (str(folder / "none.pth"), "no file"),
+        "missing": (files(beyond, folder, "b.safetensors"), "mlp.fc1.bias is missing"),
+        "shape": (files(wide, folder, "w.safetensors"), "head.weight makes (31, 5)"),
+        "unknown": (files(odd, folder, "o.safetensors"), "attn.extra has no place"),
+        "size": (files(thin, folder, "t.safetensors"), "no size of ours has width 48"),
+        "torn": (files(torn, folder, "v.safetensors"), "attn.v_bias is missing"),
+        "other": (
+            files({"a": np.zeros(1, np.float32)}, folder, "a.safetensors"),
+            "no blocks named blocks.N",
+        ),
+    }
+
+
+KINDS = (
+    "code cut half old empty format none missing shape unknown size torn other".split()
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", [timm.main, official.main])
+def test_wrong_files_are_one_line_and_nothing_is_written(
+    tmp_path, capsys, kind, command
+):
+    path, says = wrong_files(tmp_path)[kind]
+    workdir = tmp_path / "ours"
+    assert command(["import", path, f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.strip().splitlines()) == 1
+    assert not workdir.exists() and not (tmp_path / "was_run").exists()
+
+
+def test_the_evil_file_would_have_run(tmp_path):
+    pickle.loads(pickle.dumps(Evil(str(tmp_path / "was_run"))))
+    assert (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (None, "config.json cannot be read"),
+        ("{", "config.json cannot be read"),
+        ('{"model_type": "swin"}', "model_type 'swin' is not one of"),
+    ],
+)
+def test_wrong_folders(tmp_path, capsys, content, says):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    command = ["import", str(tmp_path), f"--workdir={tmp_path / 'ours'}"]
+    assert huggingface.main(command) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        (probe_config(classifier__pool="mean"), "transformers has no such classifier"),
+        (probe_config(classifier__pool="attention"), "attentive probe has no place"),
+        (probe_config(classifier__tap=1), "inner block has no place"),
+    ],
+)
+def test_what_has_no_place_elsewhere_is_refused(tmp_path, capsys, config, says):
+    loop.run(config | {"total_steps": 0, "evaluators": {}}, str(tmp_path / "run"))
+    command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]
+    assert huggingface.main(command) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_workdir_is_not_overwritten(tmp_path, capsys):
+    path = files(timm_vit(), tmp_path)
+    command = ["import", path, f"--workdir={tmp_path / 'ours'}"]
+    assert timm.main(command) == 0 and timm.main(command) == 2
+    assert "has checkpoints already" in capsys.readouterr().err
+
+
+def test_a_cls_classifier_with_a_norm_is_timms_norm(tmp_path):
+    """timm's norm goes over all tokens and cls is read after it, which is the same."""
+    config = classify_config(total_steps=1, classifier__pool="cls")
+    loop.run(config, str(tmp_path / "run"))
+    out = str(tmp_path / "out.safetensors")
+    assert timm.main(["export", str(tmp_path / "run"), out]) == 0
+    assert timm.main(["export", str(tmp_path / "run"), out]) == 2  # it is there
+    assert {"norm.weight", "head.weight"} <= read_weights(out).keys()
+    params, theirs = import_weights(
+        read_weights(out), "timm_vit", Hints(mean=(0.3,), std=(0.4,))
+    )
+    images = np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)
+    before, _ = load_params(str(tmp_path / "run"))
+    ours, again = (
+        tasks.from_config(c).logits(p, images)["classifier"]
+        for c, p in ((config, before), (theirs, params))
+    )
+    np.testing.assert_allclose(ours, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_positions_are_fixed_ones_only_where_they_are(kind):
+    weights = timm_vit(0, "cls")
+    fixed = fixed_positions(32, (4, 4))
+    for moved, expected in ((0.0, "sincos"), (0.02, "learned")):
+        weights["pos_embed"] = (fixed + moved).astype(kind).astype(np.float32)
+        _, config = import_weights(weights, "timm_vit", Hints())
+        assert config["model"]["positions"] == expected
+    weights["pos_embed"] = fixed + np.float32(5e-4)
+    _, config = import_weights(weights, "timm_vit", Hints())
+    assert config["model"]["positions"] == "learned"
+
+
+def test_weights_that_are_not_finite_are_named():
+    weights = timm_vit(5)
+    weights["blocks.1.mlp.fc1.bias"][3] = np.nan
+    with pytest.raises(UserError, match="blocks.1.mlp.fc1.bias is not finite"):
+        import_weights(weights, "timm_vit", Hints())
+
+
+def test_oblong_images():
+    weights = timm_vit(0, "cls")
+    weights["pos_embed"] = weights["pos_embed"][:, :9]
+    _, config = import_weights(weights, "timm_vit", Hints(image_size=(8, 16)))
+    assert config["image_size"] == (8, 16)
+
+
+def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
+    loop.run(classify_config(total_steps=1), str(tmp_path / "run"))
+    command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]
+    assert huggingface.main(command) == 0
+    assert "BeitForImageClassification" in capsys.readouterr().out
+    names = read_weights(str(tmp_path / "out"))
+    assert "beit.pooler.layernorm.weight" in names
+    assert not any("key.bias" in name or "lambda" in name for name in names)
+    assert "Two" in VIT_SPECS and len(flat({"a": {"b": np.zeros(1)}})) == 1
