@@ -3,7 +3,7 @@
 python train.py --config=configs/beit_v2_digits.py \\
   --config.method.tokenizer.workdir=runs/vqkd_digits --workdir=runs/beit_v2_digits
 
-The last of three commands; examples/beit_v2_digits.sh has all. About three minutes on
+The last of three commands; examples/beit_v2_digits.sh has all. About two minutes on
 two CPU cores. `:dds` adds deep dynamic supervision at taps.
 """
 
@@ -17,7 +17,7 @@ def get_config(text=None):
     common.beit_model(config, layer_scale=0.1)
     common.beit_optimizer(config)
     config.batch_size = 128
-    config.epochs = 100
+    config.epochs = 70
     config.optimizer.base_lr = 4e-3
     config.optimizer.lr_batch = 256
     config.optimizer.clip_norm = 3.0

@@ -31,6 +31,7 @@ def walked(monkeypatch):
     METHODS.update(before)
 
 
+@pytest.mark.slow
 def test_the_walk_adds_a_method_that_trains(walked, tmp_path, monkeypatch):
     config = shrink(walked["get_config"]("size=Two,dds"))
     assert config["method"]["dds"] is not None

@@ -54,6 +54,7 @@ def test_another_model_is_named_before_anything_compiles(tmp_path):
     assert "(4, 32)" in message and "(16, 32)" in message
 
 
+@pytest.mark.slow
 def test_another_teacher_is_named_and_clipping_may_change(tmp_path):
     mae = {"name": "mae", "decoder": {"depth": 1, "width": 16, "num_heads": 2}}
     run(tmp_path, method=mae, total_steps=2)

@@ -327,6 +327,7 @@ def outcome(config, tmp_path, name):
     return load_params(str(tmp_path / name))[0]["heads"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_each_of_its_runs(tmp_path):
     both = outcome(probe_config(classifier__rates=(0.5, 3.0)), tmp_path, "both")
     alone = outcome(probe_config(classifier__rates=(3.0,)), tmp_path, "alone")

@@ -58,7 +58,7 @@ def loss_of(method, params, images, progress=0.3, jit=True):
         ("visible", "random", True),
         ("visible", "block", True),
         ("mask_token", "cell", True),
-        ("visible", "random", False),
+        pytest.param("visible", "random", False, marks=pytest.mark.slow),
     ],
 )
 def test_beta_zero_at_the_last_tap_is_mae_to_the_bit(layout, kind, jit, digit_images):
