@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddae import tasks
+from ddae.interop.convert import Hints, import_weights
+from ddae.interop.files import read_weights
 from ddae.masking import make_mask
-from ddae.methods import beit
-from ddae.models.vit import Encoder, RelativePositionBias, ViTSpec
-from ddae.networks import TokenizerSettings
+from ddae.models.vit import VIT_SPECS, RelativePositionBias, ViTSpec
 from ddae.objective import evaluate_terms
 from ddae.targets import TargetContext
-from ddae.tasks.pretrain import Pretrain, Standardisation
 
 pytestmark = pytest.mark.torch
 
@@ -51,84 +51,15 @@ def theirs():
     return model
 
 
-def converted(model):
-    """Their weights at our paths."""
-    weights = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-    dense = lambda name: {  # noqa: E731
-        "kernel": weights[f"{name}.weight"].T,
-        "bias": weights[f"{name}.bias"],
-    }
-    norm = lambda name: {  # noqa: E731
-        "scale": weights[f"{name}.weight"],
-        "bias": weights[f"{name}.bias"],
-    }
-    patch = weights["beit.embeddings.patch_embeddings.projection.weight"]
-    encoder = {
-        "cls_token": weights["beit.embeddings.cls_token"],
-        "mask_token": weights["beit.embeddings.mask_token"],
-        "patch_embedding": {
-            "kernel": patch.transpose(2, 3, 1, 0).reshape(-1, WIDTH),
-            "bias": weights["beit.embeddings.patch_embeddings.projection.bias"],
-        },
-        "relative_bias": {
-            "table": weights["beit.shared_position_bias.relative_position_bias_table"]
-        },
-    }
-    for number in range(DEPTH):
-        own = f"beit.layers.{number}"
-        inner = f"{own}.attention"
-        qkv = [
-            weights[f"{inner}.{name}.weight"].T
-            for name in ("q_proj", "k_proj", "v_proj")
-        ]
-        zero = np.zeros(WIDTH, np.float32)  # BEiT's keys have no bias
-        biases = [
-            weights[f"{inner}.q_proj.bias"],
-            zero,
-            weights[f"{inner}.v_proj.bias"],
-        ]
-        encoder[f"block_{number:02d}"] = {
-            "attention": {
-                "qkv": {
-                    "kernel": np.concatenate(qkv, axis=1),
-                    "bias": np.concatenate(biases),
-                },
-                "out": dense(f"{inner}.o_proj"),
-            },
-            "mlp": {
-                "up": dense(f"{own}.mlp.fc1"),
-                "down": dense(f"{own}.mlp.fc2"),
-            },
-            "norm_attention": norm(f"{own}.layernorm_before"),
-            "norm_mlp": norm(f"{own}.layernorm_after"),
-            "scale_attention": weights[f"{own}.lambda_1"],
-            "scale_mlp": weights[f"{own}.lambda_2"],
-        }
-    last = f"block{DEPTH:02d}"
-    head = {"input_norm": norm("layernorm"), "tokens": dense("lm_head")}
-    return {"encoder": encoder, "heads": {last: head}}
-
-
-def ours():
-    encoder = Encoder(
-        ViTSpec(WIDTH, DEPTH, HEADS),
-        GRID,
-        PATCH,
-        positions="none",
-        relative_bias="shared",
-        layer_scale=0.1,
-    )
-    # A tokenizer that is never asked: the ids are given.
-    settings = TokenizerSettings(codes=CODES)
-    network = "ddae.networks.TokenizerSettings.network"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(network, lambda self, student: None)
-        method = beit(encoder, tokenizer=settings)
-    return Pretrain(method, Standardisation(mean=(0,) * 3, std=(1,) * 3))
-
-
-def test_forward_and_loss(theirs):
+def test_forward_and_loss(theirs, tmp_path, monkeypatch):
     import torch
+
+    monkeypatch.setitem(VIT_SPECS, "Three", ViTSpec(WIDTH, DEPTH, HEADS))
+    theirs.save_pretrained(tmp_path)
+    weights = read_weights(str(tmp_path))
+    hints = Hints(image_size=24, mean=(0.0,) * 3, std=(1.0,) * 3)
+    params, config = import_weights(weights, "hf_beit", hints)
+    task = tasks.from_config(config)
 
     random = np.random.default_rng(0)
     images = random.normal(size=(3, 24, 24, 3)).astype(np.float32)
@@ -140,13 +71,6 @@ def test_forward_and_loss(theirs):
             bool_masked_pos=torch.tensor(is_masked),
             labels=torch.tensor(ids[is_masked]),
         )
-    task, params = ours(), converted(theirs)
-    shapes = jax.eval_shape(task.method.encoder.init, jax.random.key(0), images)
-    del params["encoder"]["mask_token"]
-    assert jax.tree.map(np.shape, params["encoder"]) == jax.tree.map(
-        lambda x: x.shape, shapes["params"]
-    )
-    params = converted(theirs)
     mask = make_mask(jnp.asarray(is_masked), 14)
     predictions, _ = jax.jit(task.predict)(params, images, mask)
     logits = predictions[f"block{DEPTH:02d}"]["tokens"]
