@@ -27,6 +27,12 @@ CIFAR = (
     " --config.checkpoint_every_steps=200"
     " --config.method.decoder.width=96 --config.method.decoder.num_heads=4"
 )
+# Ten thousand of the training images, a thousand of each class.
+SMALL = (
+    "--config.init.workdir=runs/ddae_cifar10 --config.data.name=folder"
+    " --config.data.dir=data/cifar10_small --config.eval_every_steps=0"
+    " --config.dtype=float32 --config.log_every_steps=10"
+)
 COMMANDS = {
     "quickstart": "python train.py --config=configs/quickstart.py"
     " --workdir=runs/quickstart",
@@ -36,6 +42,19 @@ COMMANDS = {
     " --config.method.momentum.end=0.999 --workdir=runs/ddae_cifar10",
     "mae_cifar10": "python train.py --config=configs/mae_cifar10.py:size=Nano"
     f"{CIFAR} --config.method.decoder.depth=2 --workdir=runs/mae_cifar10",
+    "knn_cifar10": "python train.py --config=configs/knn.py:data=cifar10,model=Nano,"
+    "patch=4 --config.init.workdir=runs/ddae_cifar10 --config.data.name=folder"
+    " --config.data.dir=data/cifar10 --workdir=runs/knn_cifar10",
+    "linear_cifar10": "python train.py"
+    " --config=configs/linear_cifar10.py:size=Nano,epochs=5"
+    f" {SMALL} --workdir=runs/linear_cifar10",
+    "finetune_cifar10": "python train.py --config=configs/finetune_cifar10.py:size=Nano"
+    f" {SMALL} --config.batch_size=128 --config.total_steps=200"
+    " --workdir=runs/finetune_cifar10",
+    "vqkd_digits": "python train.py --config=configs/vqkd_digits.py"
+    " --config.tokenizer.teacher.workdir=runs/quickstart --workdir=runs/vqkd_digits",
+    "beit_v2_digits": "python train.py --config=configs/beit_v2_digits.py"
+    " --config.method.tokenizer.workdir=runs/vqkd_digits --workdir=runs/beit_v2_digits",
 }
 
 
@@ -48,20 +67,15 @@ def summary(workdir):
     evals = [row for row in rows if any(key.startswith("eval/") for key in row)]
     return {
         "config": config,
-        "steps": train[-1]["step"],
+        "steps": train[-1]["step"] if train else 0,
         "train": train,
         "evals": evals,
-        "images_per_second": statistics.median(
-            row["train/images_per_second"] for row in train[1:]
-        ),
-        "data_wait": statistics.median(row["train/data_wait"] for row in train[1:]),
     }
 
 
 def page(name, run):
     """One run as Markdown."""
-    config, first, last = run["config"], run["train"][0], run["train"][-1]
-    pixels = sorted(k for k in last if k.startswith("train/loss/pixels"))[-1]
+    config = run["config"]
     lines = [
         f"## {name}",
         "",
@@ -71,8 +85,7 @@ def page(name, run):
         "",
         f"ViT-{config['model']['size']}, patch {config['model']['patch_size']},"
         f" {config['image_size']} px, {run['steps']} steps of {config['batch_size']}"
-        f" images; median {run['images_per_second']:,.0f} images/s, data wait"
-        f" {100 * run['data_wait']:.0f} %. One seed.",
+        f" images{speed(run['train'])}. One seed.",
         "",
         "| step | " + " | ".join(k.removeprefix("eval/") for k in keys(run)) + " |",
         "|---|" + "---|" * len(keys(run)),
@@ -83,27 +96,48 @@ def page(name, run):
             + " | ".join(f"{row[k]:.4g}" for k in keys(run))
             + " |"
         )
-    lines += [
-        "",
-        f"Pixel loss of the last tap, mean over the interval: {first[pixels]:.3f} at"
-        f" step {first['step']}, {last[pixels]:.3f} at step {last['step']}.",
-    ]
+    lines += ["", *losses(run["train"]), ""]
+    for figure in FIGURES:
+        if (DOCS / "results" / name / figure).exists():
+            lines += [f"![{name}: {figure}](results/{name}/{figure})", ""]
+    return "\n".join(lines)
+
+
+def speed(train):
+    """Medians, where there was training."""
+    if len(train) < 2:
+        return ""
+    images, wait = (
+        statistics.median(row[f"train/{key}"] for row in train[1:])
+        for key in ("images_per_second", "data_wait")
+    )
+    return f"; median {images:,.0f} images/s, data wait {100 * wait:.0f} %"
+
+
+def losses(train):
+    """What was learned, first and last."""
+    if not train:
+        return
+    first, last = train[0], train[-1]
+    pixels = sorted(k for k in last if k.startswith("train/loss/pixels"))
+    key = pixels[-1] if pixels else "train/loss"
+    what = "Pixel loss of the last tap" if pixels else "Loss"
+    yield (
+        f"{what}, mean over the interval: {first[key]:.3f} at step {first['step']},"
+        f" {last[key]:.3f} at step {last['step']}."
+    )
     spread = [key for key in last if key.startswith("train/teacher_std")]
     if spread:
         values = ", ".join(
             f"{key.rsplit('/', 1)[1]} {first[key]:.3f} to {last[key]:.3f}"
             for key in spread
         )
-        lines.append(f"Deviation of the teacher's features, first to last: {values}.")
-    lines.append("")
-    for figure in FIGURES:
-        lines += [f"![{name}: {figure}](results/{name}/{figure})", ""]
-    return "\n".join(lines)
+        yield f"Deviation of the teacher's features, first to last: {values}."
 
 
 def keys(run):
     """The numbers of an evaluation."""
-    return [key for key in run["evals"][-1] if key != "step"]
+    return [key for key in run["evals"][-1] if key != "step" and key.count("/") == 1]
 
 
 def main():
@@ -125,7 +159,8 @@ def main():
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copy(workdir / "metrics.jsonl", kept / "metrics.jsonl")
         for figure in FIGURES:
-            shutil.copy(workdir / "figures" / figure, kept / figure)
+            if (workdir / "figures" / figure).exists():
+                shutil.copy(workdir / "figures" / figure, kept / figure)
         text.append(page(workdir.name, summary(workdir)))
     (DOCS / "runs.md").write_text("\n".join(text))
 
