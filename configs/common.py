@@ -48,6 +48,7 @@ def training() -> ConfigDict:
     config.data.augment.scale = (0.2, 1.0)
     config.data.augment.resize = "bicubic"
     config.data.augment.flip = True
+    config.data.augment.on_device = False
 
     config.model = ConfigDict()
     config.model.size = "B"

@@ -167,6 +167,18 @@ def test_an_empty_folder_is_named(tmp_path):
         data.from_config(config, (32, 32, 3))
 
 
+def test_images_that_the_step_will_crop_are_left_as_they_are(folder):
+    changes = {"data__augment": {"crop": "shift", "pad": 1, "on_device": True}}
+    splits = data.from_config(tiny_config(**changes), (8, 8, 1))
+    order = Order(len(splits.train), 12, seed=4)
+    batch = next(splits.train.train_batches(order, 0, ALL, splits.augment))
+    _, indices = order.batch(0)
+    np.testing.assert_array_equal(batch["image"], splits.train.images[indices])
+    changes |= {"data__name": "folder", "data__dir": str(folder)}
+    with pytest.raises(UserError, match="on_device=True is for images in memory"):
+        data.from_config(tiny_config(**changes), (8, 8, 3))
+
+
 def test_arrays_refuse_what_needs_files():
     with pytest.raises(UserError, match="rand_augment and color_jitter are for image"):
         data.from_config(tiny_config(data__augment={"color_jitter": 0.4}), (8, 8, 1))

@@ -14,6 +14,7 @@ ROOMS = {
     "patches": 1,
     "masking": 1,
     "mixing": 1,
+    "cropping": 1,
     "difficulty": 1,
     "losses": 1,
     "schedules": 1,

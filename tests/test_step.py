@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny_config
 
 from ddae import tasks
+from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
 from ddae.train.sharding import (
@@ -23,7 +24,18 @@ from ddae.train.step import OnDevices, make_step
 ROOT = jax.random.key(3)
 
 
-def trainer(devices=1, fsdp=1, accumulate=1, clip_norm=0.0, total_steps=20, **changes):
+NOT_HERE = Augment()
+
+
+def trainer(
+    devices=1,
+    fsdp=1,
+    accumulate=1,
+    clip_norm=0.0,
+    total_steps=20,
+    augment=NOT_HERE,
+    **changes,
+):
     """(state, jitted step, mesh, task) on that many of the four fake devices."""
     task = tasks.from_config(tiny_config(**changes))
     chosen = jax.devices()[:devices]
@@ -34,7 +46,7 @@ def trainer(devices=1, fsdp=1, accumulate=1, clip_norm=0.0, total_steps=20, **ch
     shardings = state_sharding(jax.eval_shape(init, ROOT), mesh)
     state = jax.jit(init, out_shardings=shardings)(ROOT)
     step = jax.jit(
-        make_step(task, optimizer, mesh, total_steps, accumulate),
+        make_step(task, optimizer, mesh, total_steps, accumulate, augment),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
@@ -65,6 +77,16 @@ def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     kernel = state.params["encoder"]["block_00"]["mlp"]["up"]["kernel"]
     assert kernel.size >= MIN_SHARDED
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_crops_in_the_step_do_not_depend_on_how_a_batch_is_cut(digit_images):
+    whole = Augment(crop="random_resized", flip=True, on_device=True)
+    alone, _ = losses_of(digit_images, steps=2, augment=whole)
+    parts, _ = losses_of(digit_images, steps=2, augment=whole, devices=2, accumulate=2)
+    np.testing.assert_allclose(parts, alone, rtol=2e-5)
+    elsewhere = dataclasses.replace(whole, on_device=False)
+    uncut, _ = losses_of(digit_images, steps=2, augment=elsewhere)
+    assert not np.allclose(uncut, alone, rtol=1e-3)
 
 
 def test_gradient_accumulation_is_the_whole_batch(digit_images):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypedDict
 import numpy as np
 
 from ddae import settings
-from ddae.data.arrays import digits_sources, npz_sources
+from ddae.data.arrays import ArraySource, digits_sources, npz_sources
 from ddae.data.augment import Augment
 from ddae.data.folder import folder_sources
 from ddae.data.order import Order
@@ -127,4 +127,9 @@ def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
             f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"
         )
     train, held_out = SOURCES[kind](data, image_shape)
+    if data.augment.on_device and not isinstance(train, ArraySource):
+        raise UserError(
+            "config.data.augment.on_device=True is for images in memory, not for"
+            f" config.data.name={data.name}; use npz files"
+        )
     return Splits(train, held_out, data.augment)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from PIL import Image
 
+from ddae.cropping import ASPECT
 from ddae.data.decode import (
     KERNELS,
     Kernel,
@@ -20,9 +21,6 @@ from ddae.data.decode import (
     resize,
     tensorflow,
 )
-
-ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a random-resized crop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Augment:
     kernel of random-resized crops. flip: left to right, with probability one half.
     rand_augment: how many operations of RandAugment; 0 is none. magnitude (0 to 10) and
     magnitude_std: their strength. color_jitter: the range of brightness, contrast and
-    saturation about 1.
+    saturation about 1. on_device: images in memory are cropped and flipped in the step.
     """
 
     crop: Literal["random_resized", "shift", "none"] = "none"
@@ -46,6 +44,7 @@ class Augment:
     magnitude: float = 9.0
     magnitude_std: float = 0.5
     color_jitter: float = 0.0
+    on_device: bool = False
 
     def __post_init__(self):
         if self.crop not in ("random_resized", "shift", "none"):
@@ -139,9 +138,9 @@ def of_arrays(
     """`images` augmented, uint8 or float32 as given, of any number of channels.
 
     Random-resized crops are Pillow's bicubic with antialias, a channel at a time;
-    what changes colours is left out.
+    what changes colours is left out. Nothing is done here where the step does it.
     """
-    if augment.crop == "none" and not augment.flip:
+    if augment.on_device or (augment.crop == "none" and not augment.flip):
         return images
     pad = augment.pad if augment.crop == "shift" else 0
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

@@ -130,12 +130,6 @@ class Segment(Task):
         head = self.head.init(key_head, taken)["params"]
         return {"encoder": variables["params"], "heads": {"segmenter": head}}
 
-    def ema_of(self, params: Params) -> Params:
-        return {}
-
-    def momentum(self, progress: Scalar) -> Scalar:
-        return jnp.zeros((), jnp.float32)
-
     def loss(
         self,
         params: Params,
@@ -172,9 +166,6 @@ class Segment(Task):
     def absorb(self, params: Params, observed: Params) -> Params:
         """The running statistics of batch norms follow what was seen."""
         return {**params, "heads": absorb(params["heads"], observed)}
-
-    def evaluated(self, params: Params, ema_params: Params) -> Params:
-        return params
 
     def scores(
         self, params: Params, images: Shaped[Array, "b height width c"]

@@ -305,7 +305,14 @@ def train(
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
     take_step = jax.jit(
-        make_step(job.task, job.optimizer, job.mesh, last_step, job.accumulate),
+        make_step(
+            job.task,
+            job.optimizer,
+            job.mesh,
+            last_step,
+            job.accumulate,
+            job.splits.augment,
+        ),
         donate_argnums=0,
         out_shardings=(job.shardings, replicated(job.mesh)),
     )

@@ -11,8 +11,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, Shaped
 
+from ddae.cropping import crop_and_flip
+from ddae.data.augment import Augment
 from ddae.objective import Metrics
 from ddae.tasks import Task
+from ddae.tasks.backbone import stream
 from ddae.tasks.task import Batch, Params
 from ddae.train.cluster import PreemptedError, Signals
 from ddae.train.optimizer import Optimizer, merge
@@ -32,14 +35,25 @@ CHUNK = 256
 
 
 def make_step(
-    task: Task, optimizer: Optimizer, mesh: Mesh, total_steps: int, accumulate: int
+    task: Task,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    total_steps: int,
+    accumulate: int,
+    augment: Augment = Augment(),
 ) -> Step:
     """(state, batch, root key) -> (state, metrics); jit it with the state donated.
 
     Everything that moves (learning rate, momentum, beta) is a function of the traced
     step. A step whose loss or gradient is not finite changes nothing but its counters.
     batch may hold `stop`, a flag of each device; the metric so named is its maximum.
+    augment: done here where it says on_device, else by who made the batch.
     """
+    crop = {
+        "random_resized": {"scale": augment.scale},
+        "shift": {"pad": augment.pad},
+        "none": {},
+    }[augment.crop]
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         stop = batch.get("stop", jnp.zeros(1))
@@ -54,6 +68,11 @@ def make_step(
 
         def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
             params = merge(trained, frozen)
+            if augment.on_device:
+                images = crop_and_flip(
+                    batch["image"], stream(rngs, "augment"), flip=augment.flip, **crop
+                )
+                batch = {**batch, "image": images}
             value, *rest = task.loss(params, state.ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
