@@ -274,7 +274,7 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_and_exits_75(
     [
         ("raise:1:3", "process 1: ValueError: a fault of the test"),
         ("raise:0:3", "process 0: ValueError: a fault of the test"),
-        ("hang:1:3", "no step finished in 25 s"),
+        ("hang:1:3", "no step finished in 60 s"),
         ("kill:1:3", ""),
     ],
 )
@@ -283,12 +283,15 @@ def test_one_process_that_fails_ends_all_with_the_cause(
 ):
     config = config_of(photographs, total_steps=100_000, watchdog_seconds=300.0)
     if fault.startswith("hang"):
-        config["watchdog_seconds"] = 25.0
+        # Longer than a start on a busy machine, which must not be taken for the hang.
+        config["watchdog_seconds"] = 60.0
     run = Run(tmp_path, config, 2, 2, fault=fault)
     begun = time.monotonic()
-    codes = run.wait(timeout=150)
+    codes = run.wait(timeout=240)
     assert all(code != 0 for code in codes)
-    assert time.monotonic() - begun < 100  # 60 s from the fault on, and the start
+    waited = config["watchdog_seconds"] if fault.startswith("hang") else 0.0
+    # 60 s from the moment the fault is seen, and the start.
+    assert time.monotonic() - begun - waited < 120
     survivors = run.said[:1] if fault.startswith("kill") else run.said
     for said in survivors:
         last = "\n".join(said.strip().splitlines()[-5:])
