@@ -37,11 +37,10 @@ from rich.progress import track
 KERNELS = ("bilinear", "bicubic", "bicubic_antialias")
 SIZE, BATCH, SCALE = 224, 64, (0.2, 1.0)
 
-# Images a second that an accelerator takes: share of its peak, over FLOPs an image. No
-# step rate has been measured on these machines yet: the shares are our goals on a GPU,
+# Images a second that an accelerator takes: share of its peak, over FLOPs an image as
+# ddae.flops counts them. No step rate has been measured on these machines yet: the shares are our goals on a GPU,
 # and what public JAX code reaches on a TPU v4.
-GFLOP = {"MAE": {"S": 39.0, "B": 58.7, "L": 124.5}}
-GFLOP["DDAE"] = {"S": 48.4, "B": 94.2, "L": 248.0}
+METHODS = {"MAE": "mae_in1k", "DDAE": "ddae_in1k"}
 H200 = {"S": 0.45 * 790e3, "B": 0.50 * 790e3, "L": 0.57 * 790e3}  # GFLOP/s, bf16 GEMM
 TPU_V4 = dict.fromkeys("SBL", 0.45 * 275e3)
 V4_128_CHIPS, V4_128_HOSTS = 64, 16
@@ -225,6 +224,15 @@ def ratio(values, others):
     return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
+@functools.cache
+def gigaflops(name, size):
+    """GFLOP an image, forward and backward, of configs/NAME.py."""
+    from ddae import flops, tasks
+
+    config = importlib.import_module(f"configs.{name}").get_config(f"model={size}")
+    return flops.step_flops(tasks.from_config(config.to_dict())) / 1e9
+
+
 def cores_table(rates):
     """Cores that keep an accelerator fed, by kernel."""
     per_core = [statistics.median(rates[f"ddae {kernel}"]) for kernel in KERNELS]
@@ -240,9 +248,9 @@ def cores_table(rates):
         (f"v4-128, each of {V4_128_HOSTS} hosts", TPU_V4, V4_128_CHIPS / V4_128_HOSTS),
         (f"v4-128, {V4_128_CHIPS} chips", TPU_V4, V4_128_CHIPS),
     ):
-        for method, sizes in GFLOP.items():
-            for size, cost in sizes.items():
-                rate = count * peak[size] / cost
+        for method, config in METHODS.items():
+            for size in "SBL":
+                rate = count * peak[size] / gigaflops(config, size)
                 cores = " | ".join(f"{rate / speed:.1f}" for speed in per_core)
                 lines.append(f"| {name} | {method}-{size} | {rate:,.0f} | {cores} |")
     return lines

@@ -19,13 +19,16 @@ class FrozenNetwork:
     """A network that a method asks and never trains; `workdir` holds its weights.
 
     init, apply: of parameters as they lie in that workdir, on images in [0, 1];
-    apply gives ids [b, n] or features [b, n, width].
+    apply gives ids [b, n] or features [b, n, width]. encoder, quantiser: what it is
+    made of.
     """
 
     workdir: str
     width: int
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[[Params, Float[Array, "b h w c"]], Any]
+    encoder: Encoder
+    quantiser: Quantiser | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class EncoderSettings:
         def init(key: Key[Array, ""]) -> Params:
             return {"encoder": encoder.init(key, _one_image(encoder))["params"]}
 
-        return FrozenNetwork(self.workdir, encoder.spec.width, init, apply)
+        return FrozenNetwork(self.workdir, encoder.spec.width, init, apply, encoder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class TokenizerSettings:
                 "heads": {"quantiser": head["params"]},
             }
 
-        return FrozenNetwork(self.workdir, self.codes, init, apply)
+        return FrozenNetwork(self.workdir, self.codes, init, apply, encoder, quantiser)
 
 
 def encoder_output(

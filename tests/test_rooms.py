@@ -24,6 +24,7 @@ ROOMS = {
     "methods": 3,
     "networks": 3,
     "tasks": 4,
+    "flops": 5,
     "data": 5,
     "eval": 6,
     "train": 7,

@@ -43,12 +43,11 @@ from ddae.train.sharding import (
     flag_devices,
     host_rows,
     make_mesh,
-    replicated,
     state_sharding,
     to_devices,
 )
 from ddae.train.state import NonFiniteError, TrainState, make_init
-from ddae.train.step import OnDevices, make_step
+from ddae.train.step import OnDevices, jit_step
 
 SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
 """Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
@@ -304,17 +303,14 @@ def train(
 ) -> None:
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
-    take_step = jax.jit(
-        make_step(
-            job.task,
-            job.optimizer,
-            job.mesh,
-            last_step,
-            job.accumulate,
-            job.splits.augment,
-        ),
-        donate_argnums=0,
-        out_shardings=(job.shardings, replicated(job.mesh)),
+    take_step = jit_step(
+        job.task,
+        job.optimizer,
+        job.mesh,
+        last_step,
+        job.accumulate,
+        job.shardings,
+        job.splits.augment,
     )
     sharding = batch_sharding(job.mesh)
     batches = job.splits.train.train_batches(

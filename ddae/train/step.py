@@ -125,6 +125,23 @@ def make_step(
     return step
 
 
+def jit_step(
+    task: Task,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    total_steps: int,
+    accumulate: int,
+    shardings: TrainState,
+    augment: Augment = Augment(),
+) -> Any:
+    """`make_step`, jitted as a run takes it: state donated, laid out as `shardings`."""
+    return jax.jit(
+        make_step(task, optimizer, mesh, total_steps, accumulate, augment),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
 class OnDevices:
     """Makes a function of parameters and images, to a tree of arrays [b, ...], run over
     all devices on any number of images of the host, to NumPy, float32.

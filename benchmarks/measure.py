@@ -1,0 +1,295 @@
+"""What the benchmarks share: a train step on fake images, its timing, the machine.
+
+Nothing here imports TensorFlow, clu or torch.
+"""
+
+import ast
+import collections
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddae import flops, settings, tasks
+from ddae.train.optimizer import OptimizerSettings, make_optimizer
+from ddae.train.sharding import (
+    MeshSettings,
+    batch_sharding,
+    make_mesh,
+    state_sharding,
+    to_devices,
+)
+from ddae.train.state import make_init
+from ddae.train.step import jit_step
+
+# TFLOP/s of bfloat16 matrix products without sparsity, a device as JAX counts them.
+DATASHEET = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v6": 918,
+}
+
+TOTAL_STEPS = 1000
+"""Of the run whose first steps are taken; schedules need a length."""
+
+
+def read_config(text, changes=()):
+    """The settings of `NAME[:key=value,...]` of configs/, with a.b=value changed."""
+    name, _, arguments = text.partition(":")
+    name = pathlib.Path(name).stem
+    config = importlib.import_module(f"configs.{name}").get_config(arguments or None)
+    config = config.to_dict()
+    for change in changes:
+        key, _, value = change.partition("=")
+        *parents, leaf = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        try:
+            section[leaf] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            section[leaf] = value
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A run's own train step, what it takes, and how it lies on the devices."""
+
+    config: dict
+    task: tasks.Task
+    mesh: jax.sharding.Mesh
+    optimizer: object
+    shapes: object
+    shardings: object
+    step: object
+
+    @property
+    def batch_size(self):
+        return self.config["batch_size"]
+
+    def state(self):
+        """Fresh, on the devices."""
+        init = make_init(self.task, self.optimizer)
+        init = jax.jit(init, out_shardings=self.shardings)
+        return init(jax.random.key(0))
+
+    def batch(self):
+        """Noise, uint8, on the devices; with labels where the task reads them."""
+        random = np.random.default_rng(0)
+        shape = (self.batch_size, *self.task.image_shape)
+        batch = {"image": random.integers(0, 255, shape).astype(np.uint8)}
+        if self.config["task"] == "classify":
+            batch["label"] = random.integers(
+                0, self.task.num_classes, shape[:1]
+            ).astype(np.int32)
+        if self.config["task"] == "segment":
+            batch["label"] = random.integers(
+                0, self.task.num_classes, shape[:3]
+            ).astype(np.int32)
+        return to_devices(batch, batch_sharding(self.mesh))
+
+    def lower(self):
+        """The step as traced: nothing is compiled or computed."""
+        shapes = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.shapes,
+            self.shardings,
+        )
+        return self.step.lower(shapes, self.batch(), jax.random.key(0))
+
+    def flops(self):
+        """An image, forward and backward; None for a task that is not counted."""
+        frozen = "/encoder/" in self.config["optimizer"].get("frozen", ())
+        try:
+            return flops.step_flops(self.task, frozen)
+        except ValueError:
+            return None
+
+
+def make_work(config, batch_size, devices=None):
+    """The step of `config`, at another batch size, on some devices or all."""
+    config = {**config, "batch_size": batch_size}
+    task = tasks.from_config(config)
+    chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+    over = settings.build(MeshSettings, config["mesh"], "mesh.")
+    mesh = make_mesh(over, batch_size, chosen.accumulate, devices)
+    optimizer = make_optimizer(chosen, batch_size, TOTAL_STEPS // 10, TOTAL_STEPS)
+    shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    shardings = state_sharding(shapes, mesh)
+    step = jit_step(task, optimizer, mesh, TOTAL_STEPS, chosen.accumulate, shardings)
+    return Work(config, task, mesh, optimizer, shapes, shardings, step)
+
+
+@contextlib.contextmanager
+def compile_cache():
+    """An empty persistent cache of compiled programs, as long as it lasts."""
+    with tempfile.TemporaryDirectory(prefix="ddae-xla-") as folder:
+        changed = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        before = {name: getattr(jax.config, name) for name in changed}
+        try:
+            _configure(changed)
+            yield folder
+        finally:
+            _configure(before)
+
+
+def _configure(values):
+    from jax.experimental.compilation_cache import compilation_cache
+
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def compile_times(work):
+    """(executable, seconds to trace, to compile, to read it from the cache again)."""
+    with compile_cache():
+        start = time.perf_counter()
+        lowered = work.lower()
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        cold = time.perf_counter() - traced
+        jax.clear_caches()
+        again = work.lower()
+        start_cached = time.perf_counter()
+        again.compile()
+        cached = time.perf_counter() - start_cached
+    return compiled, traced - start, cold, cached
+
+
+def step_seconds(take_step, state, batch, steps, warmup, lag=2):
+    """Wall seconds of each of `steps` steps after `warmup`, and CPU-seconds of all.
+
+    As a run does, it looks at a step's outcome `lag` steps later and never waits.
+    """
+    root = jax.random.key(0)
+    pending, stamps, cpu = collections.deque(), [], 0.0
+    for number in range(warmup + steps + 1):
+        state, metrics = take_step(state, batch, root)
+        pending.append(metrics["loss"][0])
+        while len(pending) > (lag if number < warmup + steps else 0):
+            jax.block_until_ready(pending.popleft())
+            stamps.append(time.perf_counter())
+        if len(stamps) == warmup + 1 and not cpu:
+            cpu = time.process_time()
+    seconds = np.diff(stamps)[warmup:]
+    spent = time.process_time() - cpu
+    assert np.isfinite(float(metrics["loss"][0])), "the loss is not finite"
+    return [float(s) for s in seconds], spent / max(1, len(seconds))
+
+
+def peak_bytes(compiled):
+    """Of the fullest device: what it reports, or what the compiler has planned."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if peaks:
+        return max(peaks), "measured"
+    return planned_bytes(compiled), "planned"
+
+
+def planned_bytes(compiled):
+    """Arguments, results and temporaries of one device, shared buffers once."""
+    m = compiled.memory_analysis()
+    return (
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        + m.temp_size_in_bytes
+        - m.alias_size_in_bytes
+    )
+
+
+def gemm_rate(dtype, size=None, repeats=5):
+    """FLOP/s of a square matrix product on one device, the best of `repeats`."""
+    on_cpu = jax.devices()[0].platform == "cpu"
+    size = size or (1536 if on_cpu else 8192)
+    rounds = 2 if on_cpu else 20
+    x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    y = (x / size**0.5).astype(dtype)
+    product = jax.jit(lambda a, b: jnp.dot(a, b))
+    jax.block_until_ready(product(x, y))
+    best = 0.0
+    for _ in range(repeats):
+        start, z = time.perf_counter(), x
+        for _ in range(rounds):
+            z = product(z, y)
+        jax.block_until_ready(z)
+        seconds = time.perf_counter() - start
+        best = max(best, rounds * 2 * size**3 / seconds)
+    return best
+
+
+def datasheet_rate():
+    """FLOP/s in bfloat16 by the datasheet of one device; None where not known."""
+    kind = jax.devices()[0].device_kind
+    for name, teraflops in DATASHEET.items():
+        if name in kind:
+            return teraflops * 1e12
+    return None
+
+
+def machine():
+    """What the figures were taken on: processors, accelerator, versions."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        where = f"{os.cpu_count()} {platform.machine()} cores, shared"
+    else:
+        where = f"{jax.device_count()} x {device.device_kind}"
+    return {
+        "machine": where,
+        "platform": device.platform,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def command():
+    """The command that is running, from the root of the repository."""
+    script = pathlib.Path(sys.argv[0]).name
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--output")]
+    return " ".join(["python", f"benchmarks/{script}", *arguments])
+
+
+def write(row, output):
+    """`row` as a line of JSON at the end of `output`, with machine and command."""
+    if not output:
+        return
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**row, **machine(), "command": command()}
+    whole["time"] = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    with path.open("a") as file:
+        file.write(json.dumps(whole) + "\n")
+
+
+def table(rows):
+    """Rows, dicts of the same keys, as lines of Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+median = statistics.median
