@@ -38,8 +38,8 @@ KERNELS = ("bilinear", "bicubic", "bicubic_antialias")
 SIZE, BATCH, SCALE = 224, 64, (0.2, 1.0)
 
 # Images a second that an accelerator takes: share of its peak, over FLOPs an image as
-# ddae.flops counts them. No step rate has been measured on these machines yet: the shares are our goals on a GPU,
-# and what public JAX code reaches on a TPU v4.
+# ddae.flops counts them. The shares are our goals on a GPU, and what public JAX code
+# reaches on a TPU v4: a model, no step rate that was measured.
 METHODS = {"MAE": "mae_in1k", "DDAE": "ddae_in1k"}
 H200 = {"S": 0.45 * 790e3, "B": 0.50 * 790e3, "L": 0.57 * 790e3}  # GFLOP/s, bf16 GEMM
 TPU_V4 = dict.fromkeys("SBL", 0.45 * 275e3)

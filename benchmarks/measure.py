@@ -85,6 +85,7 @@ class Work:
 
     @property
     def batch_size(self):
+        """Over all devices."""
         return self.config["batch_size"]
 
     def state(self):
@@ -166,19 +167,23 @@ def _configure(values):
 
 
 def compile_times(work):
-    """(executable, seconds to trace, to compile, to read it from the cache again)."""
+    """The executable, and seconds to trace the step, to compile it, and to read it from
+    the persistent cache; of the clock, and of CPU."""
+    seconds = {}
+
+    def timed(name, function):
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = function()
+        seconds[f"{name}_seconds"] = time.perf_counter() - wall
+        seconds[f"{name}_cpu_seconds"] = time.process_time() - cpu
+        return result
+
+    work.batch()  # the devices are up
     with compile_cache():
-        start = time.perf_counter()
-        lowered = work.lower()
-        traced = time.perf_counter()
-        compiled = lowered.compile()
-        cold = time.perf_counter() - traced
+        compiled = timed("compile", timed("trace", work.lower).compile)
         jax.clear_caches()
-        again = work.lower()
-        start_cached = time.perf_counter()
-        again.compile()
-        cached = time.perf_counter() - start_cached
-    return compiled, traced - start, cold, cached
+        timed("compile_cached", work.lower().compile)
+    return compiled, seconds
 
 
 def step_seconds(take_step, state, batch, steps, warmup, lag=2):

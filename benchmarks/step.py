@@ -23,7 +23,7 @@ import measure
 def run(config, batch, steps, warmup):
     """Everything measured, as plain numbers."""
     work = measure.make_work(config, batch)
-    compiled, trace, cold, cached = measure.compile_times(work)
+    compiled, compiling = measure.compile_times(work)
     state = work.state()
     seconds, cpu = measure.step_seconds(compiled, state, work.batch(), steps, warmup)
     step = measure.median(seconds)
@@ -39,9 +39,7 @@ def run(config, batch, steps, warmup):
         "batch": batch,
         "devices": devices,
         "steps": steps,
-        "trace_seconds": trace,
-        "compile_seconds": cold,
-        "compile_cached_seconds": cached,
+        **compiling,
         "step_seconds": step,
         "step_cpu_seconds": cpu,
         "images_per_second": batch / step,
@@ -73,9 +71,9 @@ def shown(found):
         "batch": found["batch"],
         "dtype": found["dtype"],
         "remat": found["remat"],
-        "trace / compile / from cache, s": " / ".join(
-            f"{found[key]:.2f}"
-            for key in ("trace_seconds", "compile_seconds", "compile_cached_seconds")
+        "trace / compile / from cache, CPU-s": " / ".join(
+            f"{found[f'{key}_cpu_seconds']:.2f}"
+            for key in ("trace", "compile", "compile_cached")
         ),
         "images/s": f"{found['images_per_second']:,.1f}",
         "ms a step": f"{1e3 * found['step_seconds']:,.1f}",
