@@ -26,6 +26,8 @@ def training() -> ConfigDict:
     config.keep_best = ""
     config.max_nonfinite_steps = 10
     config.watchdog_seconds = 1800.0
+    config.compile_cache = "auto"
+    config.profile = ""
 
     # A workdir whose encoder this run begins with; "" begins fresh.
     config.init = ConfigDict()

@@ -66,6 +66,7 @@ WRONG = [
     ({"data__std": (0.0,)}, "config.data: std=.* must be positive"),
     ({"total_steps": -1}, "total_steps=-1 must not be negative"),
     ({"epochs": 0}, "epochs=0 must be positive"),
+    ({"profile": "9:3"}, "config.profile='9:3' is not FIRST:LAST"),
 ]
 
 
@@ -181,3 +182,27 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_pat
     trained = [row["step"] for row in rows if "train/loss" in row]
     assert trained == list(range(5, 61, 5))
     assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 60
+
+
+def test_a_profile_lies_where_tensorboard_looks(tmp_path):
+    loop.run(tiny_config(profile="2:3"), str(tmp_path))
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
+    """A second process, started anew, compiles no step and reads the first one's."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = []
+    for name in ("one", "two"):
+        result = train(
+            "--config=configs/quickstart.py",
+            f"--workdir={tmp_path / name}",
+            "--config.total_steps=2",
+            "--config.eval_every_steps=0",
+            program=("-W", "error::UserWarning:jax", "train.py"),
+        )
+        assert result.returncode == 0, result.stderr
+        found.append({p.name for p in tmp_path.glob("cache/ddae/xla/cpu-*/jit_step*")})
+    assert len(found[0]) == 1 and found[0] == found[1]

@@ -46,6 +46,7 @@ from ddae.train.sharding import (
     state_sharding,
     to_devices,
 )
+from ddae.train.speed import Profile, keep_compiled, parse_profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import OnDevices, jit_step
 
@@ -66,6 +67,8 @@ class RunSettings:
     keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
     total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
+    compile_cache: folder of compiled programs, "auto" or "" for none. profile: of steps
+    "FIRST:LAST", "" for none; both as in `ddae.train.speed`.
     """
 
     task: str
@@ -83,6 +86,8 @@ class RunSettings:
     keep_best: str = ""
     max_nonfinite_steps: int = 10
     watchdog_seconds: float = 1800.0
+    compile_cache: str = "auto"
+    profile: str = ""
     init: InitSettings = InitSettings()
 
     def __post_init__(self):
@@ -96,6 +101,7 @@ class RunSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if self.total_steps is not None and self.total_steps < 0:
             raise ValueError(f"total_steps={self.total_steps} must not be negative")
+        parse_profile(self.profile)
 
     def steps(self, steps_per_epoch: int) -> int:
         """The length of the run in optimiser steps."""
@@ -145,6 +151,7 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         options.batch_size,
         chosen.accumulate,
     )
+    keep_compiled(options.compile_cache)
     splits = data.from_config(config, task.image_shape)
     order = Order(len(splits.train), options.batch_size, options.seed)
     total_steps = options.steps(order.steps_per_epoch)
@@ -223,7 +230,7 @@ def _run(job: Job, workdir: str) -> None:
                 state = _first_state(job, known)
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
-            _train(job, state, step or 0, checkpoints, report)
+            _train(job, state, step or 0, checkpoints, report, workdir)
             report.say(_closing(report))
 
 
@@ -254,6 +261,7 @@ def _train(
     step: int,
     checkpoints: Checkpoints,
     report: Report,
+    workdir: str,
 ) -> None:
     """From `step` on to the end, or to the step at which all agree to stop."""
     if job.evaluates(step) and not _agreed(report.has_evaluation(step)):
@@ -265,7 +273,9 @@ def _train(
         report.say(f"nothing to train: step {step} is the last")
         checkpoints.save(state, step, job.config, job.data_state)
         return
-    train(job, state, step, checkpoints, report)
+    profile = Profile(job.options.profile, workdir)
+    with contextlib.closing(profile):
+        train(job, state, step, checkpoints, report, profile)
 
 
 def _agreed(flag: bool) -> bool:
@@ -300,6 +310,7 @@ def train(
     first_step: int,
     checkpoints: Checkpoints,
     report: Report,
+    profile: Profile,
 ) -> None:
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
@@ -330,7 +341,9 @@ def train(
         if step == 1:
             state = _begun(job, state, batch)
         batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
+        profile.before(step)
         state, metrics = take_step(state, batch, root)
+        profile.after(step, metrics)
         stop, _ = metrics.pop("stop")
         meter.add(metrics, waited)
         outcomes.append((step, (metrics["nonfinite_in_row"][0], stop)))

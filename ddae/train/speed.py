@@ -1,0 +1,95 @@
+"""Compiled programs that are kept from run to run, and profiles of steps."""
+
+import os
+import platform
+import re
+import zlib
+from typing import Any
+
+import jax
+from etils import epath
+
+from ddae.settings import UserError
+
+
+def keep_compiled(folder: str) -> None:
+    """Has jax keep compiled programs in `folder` and take them from there again.
+
+    folder: "auto" is ddae/xla below $XDG_CACHE_HOME, or below ~/.cache; "" keeps none.
+    A folder that jax was given already, by JAX_COMPILATION_CACHE_DIR say, wins. What a
+    CPU has compiled may not run on another kind, so each has a folder of its own.
+    Processes may share it: a file that is not whole is compiled anew, with a warning.
+    """
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    if folder == "auto":
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = os.path.join(home, "ddae", "xla")
+    folder = os.path.join(folder, _kind_of_machine())
+    try:
+        epath.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"compiled programs are not kept: {folder}: {error.strerror}", flush=True)
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _kind_of_machine() -> str:
+    """gpu, tpu, or cpu with a digest of its instruction sets."""
+    backend = jax.default_backend()
+    if backend != "cpu":
+        return backend
+    found = platform.machine() + platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            lines = re.findall(
+                r"^(?:flags|Features|model name)\s*:.*", file.read(), re.M
+            )
+        found += "".join(sorted(set(lines)))
+    return f"cpu-{zlib.crc32(found.encode()):08x}"
+
+
+class Profile:
+    """A profile of steps `first` to `last`, of text "FIRST:LAST"; "" takes none.
+
+    It lies in WORKDIR/plugins/profile/TIME, where TensorBoard's profile plugin looks.
+    A run that begins after `first` takes none.
+    """
+
+    def __init__(self, text: str, workdir: str):
+        self._workdir = workdir
+        self._first, self._last = parse_profile(text)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """To be called before each step."""
+        if step == self._first:
+            jax.profiler.start_trace(self._workdir)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """To be called after each step, with something that it computes."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is of it."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+
+def parse_profile(text: str) -> tuple[int, int]:
+    """(first, last) of "FIRST:LAST"; (0, 0) of "". Raises `UserError` for others."""
+    if not text:
+        return 0, 0
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(
+            f"config.profile={text!r} is not FIRST:LAST, steps from 1 on, as 20:24"
+        )
+    return first, last
