@@ -24,6 +24,7 @@ from ddae.train.sharding import (
     flag_devices,
     host_rows,
     replicated,
+    state_sharding,
     to_devices,
 )
 from ddae.train.state import TrainState
@@ -67,13 +68,14 @@ def make_step(
         trained, frozen = optimizer.split(state.params)
 
         def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
-            params = merge(trained, frozen)
+            params = _gathered(merge(trained, frozen), mesh)
+            ema_params = _gathered(state.ema_params, mesh)
             if augment.on_device:
                 images = crop_and_flip(
                     batch["image"], stream(rngs, "augment"), flip=augment.flip, **crop
                 )
                 batch = {**batch, "image": images}
-            value, *rest = task.loss(params, state.ema_params, batch, progress, rngs)
+            value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
@@ -84,6 +86,9 @@ def make_step(
             (metrics, observed), grads = _accumulate(
                 gradient, trained, micro, accumulate
             )
+        if mesh.shape["fsdp"] > 1:
+            # Each device needs its own part of the sum alone: a reduce-scatter.
+            grads = jax.lax.with_sharding_constraint(grads, state_sharding(grads, mesh))
         norm = optax.tree.norm(grads)
         trained, optimizer_state = optimizer.update(
             grads, state.optimizer, trained, state.step
@@ -184,6 +189,16 @@ class OnDevices:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
         return over
+
+
+def _gathered(params: Params, mesh: Mesh) -> Params:
+    """`params` whole on every device while a loss reads them (FSDP).
+
+    Left to itself XLA keeps parameters cut and gathers activations, over the batch.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
 def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:
