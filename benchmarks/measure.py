@@ -169,21 +169,25 @@ def _configure(values):
 def compile_times(work):
     """The executable, and seconds to trace the step, to compile it, and to read it from
     the persistent cache; of the clock, and of CPU."""
-    seconds = {}
-
-    def timed(name, function):
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = function()
-        seconds[f"{name}_seconds"] = time.perf_counter() - wall
-        seconds[f"{name}_cpu_seconds"] = time.process_time() - cpu
-        return result
-
     work.batch()  # the devices are up
+    seconds = {}
     with compile_cache():
-        compiled = timed("compile", timed("trace", work.lower).compile)
-        jax.clear_caches()
-        timed("compile_cached", work.lower().compile)
+        for name in ("", "_cached"):
+            lowered, wall, cpu = timed(work.lower)
+            if not name:
+                seconds |= {"trace_seconds": wall, "trace_cpu_seconds": cpu}
+            compiled, wall, cpu = timed(lowered.compile)
+            seconds[f"compile{name}_seconds"] = wall
+            seconds[f"compile{name}_cpu_seconds"] = cpu
+            jax.clear_caches()
     return compiled, seconds
+
+
+def timed(function):
+    """(what it gives, seconds of the clock, seconds of CPU)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def step_seconds(take_step, state, batch, steps, warmup, lag=2):

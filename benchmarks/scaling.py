@@ -1,0 +1,176 @@
+"""What the compiled step says over several fake devices: collectives, bytes, memory.
+
+python benchmarks/scaling.py [--sizes=Pico,S] [--devices=1,2,4,8] [--output=FILE.jsonl]
+
+Nothing is computed; figures are of the program that XLA makes for CPU devices. For each
+size, number of devices and mesh (data parallel, FSDP): the collectives in the HLO and
+the bytes they move, the bytes of state of one device, compile time, temporary memory.
+Then remat at one device: temporary memory and compile time of off, dots and full.
+"""
+
+import argparse
+import collections
+import math
+import os
+import re
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import measure
+
+from ddae.train.sharding import bytes_a_device
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f16": 2}
+OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+
+
+def collectives(hlo):
+    """[(kind, shapes of its results, bytes, op_name)] of a program's text."""
+    found = []
+    for line in hlo.splitlines():
+        match = OPERATION.search(line)
+        if match is None:
+            continue
+        shapes = [
+            (kind, tuple(int(n) for n in sizes.split(",") if n))
+            for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            if kind in WIDTHS
+        ]
+        size = sum(WIDTHS[kind] * math.prod(shape) for kind, shape in shapes)
+        name = re.search(r'op_name="([^"]*)"', line)
+        found.append((match[2], shapes, size, name[1] if name else ""))
+    return found
+
+
+def compiled_step(config, batch, devices):
+    """(work, executable, seconds to compile by CPU) on the first `devices`."""
+    work = measure.make_work(config, batch, jax.devices()[:devices])
+    with measure.compile_cache():
+        lowered = work.lower()
+        compiled, _, cpu = measure.timed(lowered.compile)
+    return work, compiled, cpu
+
+
+def scale_row(size, config, batch, devices, fsdp):
+    """What the step of `size` is on so many devices."""
+    config = {**config, "mesh": {"fsdp": devices if fsdp else 1}}
+    work, compiled, cpu = compiled_step(config, batch, devices)
+    found = collectives(compiled.as_text())
+    counts = collections.Counter(kind for kind, *_ in found)
+    moved = collections.Counter()
+    for kind, _, size_in_bytes, _ in found:
+        moved[kind] += size_in_bytes
+    shard, whole = bytes_a_device(work.shapes, work.shardings)
+    return {
+        "size": size,
+        "devices": devices,
+        "mesh": "FSDP" if fsdp else "data parallel",
+        "counts": dict(counts),
+        "bytes": dict(moved),
+        "largest_all_reduce": max(
+            (b for kind, _, b, _ in found if kind == "all-reduce"), default=0
+        ),
+        "state_bytes": shard,
+        "state_bytes_whole": whole,
+        "compile_cpu_seconds": cpu,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def remat_row(size, config, batch, remat):
+    """What the step of `size` takes with this remat, on one device."""
+    config = {**config, "model": {**config["model"], "remat": remat}}
+    _, compiled, cpu = compiled_step(config, batch, 1)
+    return {
+        "size": size,
+        "batch": batch,
+        "remat": remat,
+        "compile_cpu_seconds": cpu,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def settings(size, image_size):
+    """DDAE in float32 at `image_size`."""
+    config = measure.read_config("ddae_in1k:model=S", ["dtype=float32"])
+    config["model"]["size"] = size
+    return {**config, "image_size": image_size}
+
+
+def shown(row):
+    """A row of the first table."""
+    moved = [
+        f"{count} {kind}, {row['bytes'][kind] / 2**20:,.1f} MiB"
+        for kind, count in sorted(row["counts"].items())
+    ]
+    share = row["state_bytes"] / (row["state_bytes_whole"] / row["devices"])
+    return {
+        "size": row["size"],
+        "devices": row["devices"],
+        "mesh": row["mesh"],
+        "collectives and their results": "; ".join(moved) or "none",
+        "state a device, MiB": f"{row['state_bytes'] / 2**20:,.1f}",
+        "of total / n": f"{share:.3f}" if row["mesh"] == "FSDP" else "-",
+        "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",
+        "temporary, MiB": f"{row['temporary_bytes'] / 2**20:,.1f}",
+    }
+
+
+def main():
+    """Runs the benchmark and prints its tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="Pico,S")
+    parser.add_argument("--devices", default="1,2,4,8")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8, help="a device")
+    parser.add_argument("--remat", default="S", help="sizes; empty for none")
+    parser.add_argument("--remat_batch", type=int, default=32)
+    parser.add_argument("--output", help="append lines of JSON here")
+    args = parser.parse_args()
+    rows = []
+    for size in args.sizes.split(","):
+        for devices in map(int, args.devices.split(",")):
+            for fsdp in (False, True)[: 1 + (devices > 1)]:
+                config = settings(size, args.image_size)
+                batch = devices * args.batch
+                rows.append(scale_row(size, config, batch, devices, fsdp))
+                measure.write({"benchmark": "scaling", **rows[-1]}, args.output)
+    print(measure.table([shown(row) for row in rows]), "\n")
+    rows = []
+    for size in filter(None, args.remat.split(",")):
+        config = settings(size, args.image_size)
+        own = [
+            remat_row(size, config, args.remat_batch, remat)
+            for remat in ("off", "dots", "full")
+        ]
+        for row in own:
+            row["off_over_this"] = own[0]["temporary_bytes"] / row["temporary_bytes"]
+            measure.write({"benchmark": "remat", **row}, args.output)
+            rows.append(
+                {
+                    "size": size,
+                    "batch": row["batch"],
+                    "remat": row["remat"],
+                    "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",
+                    "temporary, MiB": f"{row['temporary_bytes'] / 2**20:,.1f}",
+                    "off / this": f"{row['off_over_this']:.2f}",
+                }
+            )
+    if rows:
+        print(measure.table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the step says to other devices, read in its compiled program."""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+
+import measure  # noqa: E402
+import scaling  # noqa: E402
+
+from ddae.train.sharding import bytes_a_device  # noqa: E402
+
+DEVICES = 4
+
+
+@functools.cache
+def found_in_step(fsdp):
+    config = tiny_config(mesh__fsdp=fsdp)
+    work = measure.make_work(config, 16)
+    compiled = work.lower().compile()
+    return work, scaling.collectives(compiled.as_text())
+
+
+def test_data_parallel_is_one_combined_all_reduce_of_the_gradients():
+    """Beside it only what is reported of the whole batch: the teacher's deviations."""
+    work, found = found_in_step(fsdp=1)
+    assert {kind for kind, *_ in found} == {"all-reduce"}
+    largest, *others = sorted(found, key=lambda op: -op[2])
+    gradients = sum(x.size * 4 for x in jax.tree.leaves(work.shapes.params))
+    # Metrics travel along, a number or a channel's mean each.
+    assert gradients <= largest[2] < gradients + 2048
+    width = work.task.method.encoder.spec.width
+    assert all("_std" in op[3] and op[2] <= 8 * width for op in others)
+
+
+def test_fsdp_gathers_parameters_and_nothing_of_the_batch():
+    """On TPU and GPU XLA makes of each sum and slice a reduce-scatter; on CPU, where
+    this runs, it leaves the sum an all-reduce."""
+    work, found = found_in_step(fsdp=DEVICES)
+    assert {kind for kind, *_ in found} <= {
+        "all-gather",
+        "all-reduce",
+        "reduce-scatter",
+    }
+    shapes = {x.shape for x in jax.tree.leaves(work.shapes.params)}
+    gathered = [shape for op in found if op[0] == "all-gather" for _, shape in op[1]]
+    assert gathered and set(gathered) <= shapes
+    batch = work.batch_size
+    summed = [shape for op in found if op[0] != "all-gather" for _, shape in op[1]]
+    assert all(shape[:1] != (batch,) or shape in shapes for shape in summed)
+
+
+def test_nothing_of_masks_or_distance_maps_leaves_its_device():
+    for fsdp in (1, DEVICES):
+        _, found = found_in_step(fsdp=fsdp)
+        assert all(kind == "f32" for op in found for kind, _ in op[1]), "ids travel"
+
+
+@pytest.mark.parametrize("size", ["S", "B"])
+def test_a_device_holds_its_part_of_the_state(size):
+    config = measure.read_config(f"ddae_in1k:model={size}")
+    work = measure.make_work({**config, "mesh": {"fsdp": DEVICES}}, 16)
+    shard, whole = bytes_a_device(work.shapes, work.shardings)
+    np.testing.assert_allclose(shard, whole / DEVICES, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_remat_saves_temporary_memory():
+    config = scaling.settings("Nano", 96)
+    config["model"]["size"] = "Ti"
+    temporary = {
+        remat: scaling.remat_row("Ti", config, 32, remat)["temporary_bytes"]
+        for remat in ("off", "dots", "full")
+    }
+    assert temporary["off"] > 1.5 * temporary["dots"] > 1.5 * temporary["full"]
