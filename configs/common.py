@@ -62,6 +62,7 @@ def training() -> ConfigDict:
     config.model.relative_bias = "none"
     config.model.layer_scale = 0.0
     config.model.drop_path = 0.0
+    config.model.attention = "auto"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"

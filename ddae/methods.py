@@ -91,6 +91,7 @@ def mae(
             input_norm=False,
             dtype=encoder.dtype,
             remat=encoder.remat,
+            kernel=encoder.kernel,
         )
     elif layout == "mask_token":
         head = MaskedLinear(outputs=outputs, input_norm=False, dtype=encoder.dtype)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddae.masking import Masking
+from ddae.models import vit
 from ddae.models.heads import MaskedLinear, TapDecoder
 from ddae.models.positions import sincos
 from ddae.models.vit import VIT_SPECS, Encoder, ViTSpec
@@ -136,3 +137,34 @@ def test_heads_predict_the_masked_patches_and_nothing_else():
             "features": (2, m, 32),
         }
         assert "input_norm" in variables["params"]
+
+
+@pytest.mark.parametrize(
+    "changes, kernel",
+    [
+        ({}, "cudnn"),
+        ({"chosen": "xla"}, "xla"),
+        ({"chosen": "auto", "tokens": 197}, "cudnn"),
+        ({"chosen": "auto", "tokens": 50}, "xla"),
+        ({"dtype": jnp.float32}, "xla"),
+        ({"biased": True}, "xla"),
+        ({"head_width": 36}, "xla"),
+        ({"head_width": 136}, "xla"),
+    ],
+)
+def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypatch):
+    asked = {
+        "chosen": "cudnn",
+        "tokens": 50,
+        "head_width": 64,
+        "dtype": jnp.bfloat16,
+        "biased": False,
+    } | changes
+
+    class Gpu:
+        platform, compute_capability = "gpu", "9.0"
+
+    assert vit.attention_kernel(**asked) == "xla"  # on this machine
+    monkeypatch.setattr(vit.jax, "devices", lambda: [Gpu()])
+    monkeypatch.setattr(vit, "FLASH_FROM", 128)
+    assert vit.attention_kernel(**asked) == kernel

@@ -6,6 +6,7 @@ from typing import Any
 from ddae.models.vit import (
     VIT_SPECS,
     Encoder,
+    Kernel,
     Positions,
     RelativeBias,
     Remat,
@@ -21,7 +22,7 @@ class ModelSettings:
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
     layer_scale: its initial value, 0 is none. drop_path: of the last block. style: vit,
-    or clip for CLIP's weights.
+    or clip for CLIP's weights. attention: auto, xla or cudnn (`vit.Kernel`).
     """
 
     size: str = "B"
@@ -34,6 +35,7 @@ class ModelSettings:
     layer_scale: float = 0.0
     drop_path: float = 0.0
     style: Style = "vit"
+    attention: Kernel = "auto"
 
     def __post_init__(self):
         choices = {
@@ -42,6 +44,7 @@ class ModelSettings:
             "positions": ("sincos", "learned", "none"),
             "relative_bias": ("none", "shared", "block"),
             "style": ("vit", "clip"),
+            "attention": ("auto", "xla", "cudnn"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -85,4 +88,5 @@ def make_encoder(
         drop_path=model.drop_path,
         final_norm=final_norm,
         style=model.style,
+        kernel=model.attention,
     )

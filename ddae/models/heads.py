@@ -15,6 +15,7 @@ from ddae.models.vit import (
     Dense,
     Encoder,
     Features,
+    Kernel,
     LayerNorm,
     RelativePositionBias,
     Remat,
@@ -67,6 +68,7 @@ class TapDecoder(nn.Module):
     input_norm: bool
     dtype: Any = jnp.float32
     remat: Remat = "off"
+    kernel: Kernel = "auto"
     shared: Mapping[str, str] = FrozenDict()
 
     def at_tap(self, last: str) -> "TapDecoder":
@@ -88,7 +90,8 @@ class TapDecoder(nn.Module):
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
         make_block = block_class(self.remat)
         for layer in range(self.decoder.depth):
-            x = make_block(self.decoder, self.dtype, name=f"block_{layer:02d}")(x)
+            name = f"block_{layer:02d}"
+            x = make_block(self.decoder, self.dtype, kernel=self.kernel, name=name)(x)
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return {
@@ -158,6 +161,7 @@ class ClsAggregate(nn.Module):
                 spec,
                 self.dtype,
                 layer_scale=self.encoder.layer_scale,
+                kernel=self.encoder.kernel,
                 name=f"block_{number:02d}",
             )
             x = block(x, bias)

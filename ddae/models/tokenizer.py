@@ -71,7 +71,8 @@ class TokenDecoder(nn.Module):
         x = x + positions.astype(self.dtype)
         blocks = ViTSpec(spec.width, self.depth, spec.num_heads, spec.mlp_ratio)
         for layer in range(self.depth):
-            x = Block(blocks, self.dtype, name=f"block_{layer:02d}")(x)
+            name, kernel = f"block_{layer:02d}", self.encoder.kernel
+            x = Block(blocks, self.dtype, kernel=kernel, name=name)(x)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = jnp.tanh(Dense(spec.width, dtype=self.dtype, name="up_hidden")(x))
         return Dense(self.outputs, dtype=self.dtype, name="up")(x)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import typing
 import zlib
 from typing import Any, Literal
 
@@ -61,6 +62,14 @@ VIT_SPECS: dict[str, ViTSpec] = {
     "H": ViTSpec(1280, 32, 16),
 }
 
+Kernel = Literal["auto", "xla", "cudnn"]
+"""What computes attention. xla: everywhere. cudnn: its flash attention wherever it can
+run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on."""
+
+FLASH_FROM: int | None = None
+"""Tokens from which flash attention was measured to be faster on a GPU; None: it has
+not been measured yet, and auto is xla (benchmarks/gpu.py prints the table)."""
+
 # MAE initialises every Linear, the fused qkv and the patch embedding seen as a Linear
 # included, with Xavier's uniform rule.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
@@ -76,6 +85,7 @@ class Attention(nn.Module):
 
     num_heads: int
     dtype: Any
+    kernel: Kernel = "auto"
 
     @nn.compact
     def __call__(
@@ -85,8 +95,34 @@ class Attention(nn.Module):
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(b, t, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        x = jax.nn.dot_product_attention(q, k, v, bias=bias).reshape(b, t, d)
+        kernel = attention_kernel(
+            self.kernel, t, q.shape[-1], q.dtype, bias is not None
+        )
+        x = jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=kernel)
+        x = x.reshape(b, t, d)
         return Dense(d, dtype=self.dtype, name="out")(x)
+
+
+def attention_kernel(
+    chosen: Kernel, tokens: int, head_width: int, dtype: Any, biased: bool
+) -> Literal["xla", "cudnn"]:
+    """What computes attention in a stack on this machine.
+
+    cuDNN's runs on a GPU of compute capability 8 or more, in half precision, with heads
+    of a width divisible by 8 up to 128. A bias that learns would want an even number of
+    tokens there, and ours have a cls token: such stacks stay with XLA.
+    """
+    if chosen not in typing.get_args(Kernel):
+        raise ValueError(f"attention {chosen!r} is not auto, xla or cudnn")
+    wanted = chosen == "cudnn" or (
+        chosen == "auto" and FLASH_FROM is not None and tokens >= FLASH_FROM
+    )
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if not wanted or biased or not half or head_width % 8 or head_width > 128:
+        return "xla"
+    device = jax.devices()[0]
+    capable = float(getattr(device, "compute_capability", 0)) >= 8.0
+    return "cudnn" if device.platform == "gpu" and capable else "xla"
 
 
 class RelativePositionBias(nn.Module):
@@ -136,6 +172,7 @@ class Block(nn.Module):
     drop_path: float = 0.0
     bias_grid: Grid | None = None
     style: Style = "vit"
+    kernel: Kernel = "auto"
 
     @nn.compact
     def __call__(
@@ -152,7 +189,7 @@ class Block(nn.Module):
             )
             bias = own()
         y = LayerNorm(dtype=self.dtype, name="norm_attention")(x)
-        y = Attention(heads, self.dtype, name="attention")(y, bias)
+        y = Attention(heads, self.dtype, self.kernel, name="attention")(y, bias)
         x = x + self._branch("scale_attention", y, keys, 0)
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
@@ -210,6 +247,7 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     final_norm: bool = True
     style: Style = "vit"
+    kernel: Kernel = "auto"
 
     @nn.compact
     def __call__(
@@ -286,6 +324,7 @@ class Encoder(nn.Module):
             drop_path=self.drop_path * (layer - 1) / max(1, self.spec.depth - 1),
             bias_grid=self.grid if self.relative_bias == "block" else None,
             style=self.style,
+            kernel=self.kernel,
             name=f"block_{layer - 1:02d}",
         )
 
