@@ -102,6 +102,24 @@ def remat_row(size, config, batch, remat):
     }
 
 
+def casts_row(size):
+    """How often the step, as traced in bfloat16, casts matrices of parameters."""
+    config = {**settings(size, 224), "dtype": "bfloat16"}
+    work = measure.make_work(config, 8, jax.devices()[:1])
+    cast = re.findall(
+        r"stablehlo.convert .*tensor<(\d+x\d+)xf32>\) -> tensor<\1xbf16>",
+        work.lower().as_text(),
+    )
+    read = [work.shapes.params, work.shapes.ema_params]
+    matrices = [x for x in jax.tree.leaves(read) if len(x.shape) == 2]
+    shapes = {f"{a}x{b}" for a, b in (x.shape for x in matrices)}
+    return {
+        "size": size,
+        "matrices": len(matrices),
+        "casts": sum(shape in shapes for shape in cast),
+    }
+
+
 def settings(size, image_size):
     """DDAE in float32 at `image_size`."""
     config = measure.read_config("ddae_in1k:model=S", ["dtype=float32"])
@@ -150,6 +168,9 @@ def main():
     print(measure.table([shown(row) for row in rows]), "\n")
     rows = []
     for size in filter(None, args.remat.split(",")):
+        row = casts_row(size)
+        print(f"{size}: {row['casts']} casts of {row['matrices']} matrices a step\n")
+        measure.write({"benchmark": "casts", **row}, args.output)
         config = settings(size, args.image_size)
         own = [
             remat_row(size, config, args.remat_batch, remat)

@@ -361,7 +361,14 @@ def ddae() -> ConfigDict:
     method.metric = "euclidean"
     method.beta = beta()
     method.features = ConfigDict(
-        {"weight": 1.0, "ramp": 0.25, "target": "same_depth", "loss": "mse"}
+        {
+            "weight": 1.0,
+            "ramp": 0.25,
+            "target": "same_depth",
+            "loss": "mse",
+            "share": 1.0,
+            "shrink": 1,
+        }
     )
     method.momentum = momentum(0.999, 0.9999, 0.99999)
     return method

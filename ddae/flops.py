@@ -59,7 +59,8 @@ def method_flops(method: Method) -> int:
     asked = sum(frozen_flops(network) for network in method.frozen.values())
     layers = teacher_layers(method.terms)
     if layers:
-        asked += encoder_flops(encoder, n, max(layers))
+        view = method.teacher_view.num_patches(encoder.grid)
+        asked += encoder_flops(encoder, view, max(layers))
     return TRAINED * trained + asked
 
 

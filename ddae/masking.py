@@ -41,6 +41,18 @@ def make_mask(is_masked: Bool[Array, "b n"], num_masked: int) -> Mask:
     return Mask(order[:, :num_visible], order[:, num_visible:], is_masked)
 
 
+def part_of(mask: Mask, keys: Key[Array, " b"], count: int) -> Mask:
+    """The mask under which `count` of the hidden patches, at random, are all that is
+    visible. `count` is at most m."""
+    n = mask.is_masked.shape[-1]
+
+    def hidden(key: Key[Array, ""], is_masked: Bool[Array, " n"]) -> Bool[Array, " n"]:
+        order = jnp.where(is_masked, jax.random.uniform(key, (n,)), 2.0)
+        return jnp.argsort(jnp.argsort(order)) >= count
+
+    return make_mask(jax.vmap(hidden)(keys, mask.is_masked), n - count)
+
+
 def check_num_masked(num_masked: int, num_patches: int) -> None:
     """Raises `ValueError` unless at least one patch is masked and one visible."""
     if num_masked <= 0:

@@ -13,7 +13,7 @@ from ddae.models.vit import Encoder, Layout, ViTSpec
 from ddae.networks import EncoderSettings, FrozenNetwork, TokenizerSettings
 from ddae.objective import Difficulty, Term, Weight, teacher_layers
 from ddae.schedules import ema_momentum, linear_ramp
-from ddae.targets import Frozen, Hog, Pixels, TeacherLayer
+from ddae.targets import Frozen, Hog, Pixels, TeacherLayer, TeacherView
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Method:
     heads: Mapping[str, Head]
     terms: tuple[Term, ...]
     momentum: Momentum = dataclasses.field(default_factory=Momentum)
+    teacher_view: TeacherView = TeacherView()
     frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
     small_init: bool = False
     """BEiT's: normal .02, outputs of block i's branches divided by sqrt(2 i)."""
@@ -128,18 +129,24 @@ class FeatureSettings:
     weight: lambda, reached linearly over the first `ramp` of the run; 0 leaves it out.
     target: the teacher's layer at the student's own tap ("same_depth"), its last one
     ("last"), or the mean of its top `mean_of` ("mean"). loss: "mse" after LayerNorm of
-    the prediction, "smooth_l1" or "cosine".
+    the prediction, "smooth_l1" or "cosine". A cheaper teacher: target "middle", its
+    layer at half the depth, the last that is then computed; share, shrink: what it sees
+    (`TeacherView`).
     """
 
     weight: float = 1.0
     ramp: float = 0.25
-    target: Literal["same_depth", "last", "mean"] = "same_depth"
+    target: Literal["same_depth", "last", "mean", "middle"] = "same_depth"
     mean_of: int = 4
+    share: float = 1.0
+    shrink: int = 1
     loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
 
     def __post_init__(self):
-        if self.target not in ("same_depth", "last", "mean"):
-            raise ValueError(f"target {self.target!r} is not same_depth, last or mean")
+        if self.target not in ("same_depth", "last", "mean", "middle"):
+            raise ValueError(
+                f"target {self.target!r} is not same_depth, last, mean or middle"
+            )
         if self.loss not in FEATURE_LOSSES:
             raise ValueError(f"loss {self.loss!r} is not one of {list(FEATURE_LOSSES)}")
 
@@ -150,8 +157,12 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
     top = features.mean_of if features.target == "mean" else 1
     if not 1 <= top <= depth:
         raise ValueError(f"features.mean_of={top} is not between 1 and {depth} blocks")
+    layers = tuple(range(depth - top + 1, depth + 1))
+    if features.target == "middle":
+        layers = (max(1, depth // 2),)
+    view = _teacher_view(method, features)
     teacher = TeacherLayer(
-        teacher_layers=tuple(range(depth - top + 1, depth + 1)),
+        teacher_layers=layers,
         same_depth=features.target == "same_depth",
     )
     weight = functools.partial(_ramped, ramp=features.ramp, weight=features.weight)
@@ -168,7 +179,31 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
             weight=weight,
         )
         terms.append(distilled)
-    return dataclasses.replace(method, heads=heads, terms=tuple(terms))
+    return dataclasses.replace(
+        method, heads=heads, terms=tuple(terms), teacher_view=view
+    )
+
+
+def _teacher_view(method: Method, features: FeatureSettings) -> TeacherView:
+    """Raises `ValueError` for a part of the image that the teacher cannot see."""
+    encoder, share, shrink = method.encoder, features.share, features.shrink
+    view = TeacherView(share=share, shrink=shrink)
+    if (share, shrink) == (1.0, 1):
+        return view
+    if share != 1.0 and shrink != 1:
+        raise ValueError("features.share and features.shrink do not go together")
+    if encoder.relative_bias != "none" or encoder.positions != "sincos":
+        raise ValueError("features.share and features.shrink want sincos positions")
+    h, w = encoder.grid
+    if shrink < 1 or h % shrink or w % shrink:
+        raise ValueError(f"features.shrink={shrink} does not divide the grid {h} x {w}")
+    hidden = method.masking.num_masked(encoder.grid)
+    if not 0.0 < share or (share != 1.0 and view.num_patches(encoder.grid) > hidden):
+        raise ValueError(
+            f"features.share={share} is not above 0 and at most {hidden / (h * w):.3g},"
+            " the share of hidden patches; 1 sees the whole image"
+        )
+    return view
 
 
 def with_dds(

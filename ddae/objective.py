@@ -15,7 +15,7 @@ from ddae.difficulty import (
     nearest_visible_distance,
 )
 from ddae.losses import weighted_mean
-from ddae.masking import gather_patches
+from ddae.masking import Mask, gather_patches
 from ddae.models.heads import Predictions
 from ddae.targets import Target, TargetContext
 
@@ -93,22 +93,37 @@ def evaluate_terms(
             metrics[f"beta/{term.name}"] = _scalar(beta)
             metrics[f"ess/{term.name}"] = _mean(effective_sample_size(weights))
             metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1))
+        scored = None
+        if context.seen is not None and term.target.teacher_layers:
+            scored = _scored(context.mask, context.seen)
+            weights = scored if weights is None else weights * scored
         loss = weighted_mean(errors, weights)
         share = term.weight(progress) if callable(term.weight) else term.weight
         total = total + share * loss
         metrics[f"loss/{term.name}"] = _scalar(loss)
-        metrics |= _by_distance(term.name, errors, distances["euclidean"])
+        metrics |= _by_distance(term.name, errors, distances["euclidean"], scored)
     metrics["loss"] = _scalar(total)
     return total, metrics
 
 
+def _scored(mask: Mask, seen: Mask) -> Float[Array, "b m"]:
+    """Weights of mean 1: alike for hidden patches that the teacher saw, else 0."""
+    inside = gather_patches((~seen.is_masked).astype(jnp.float32), mask.ids_masked)
+    return inside * (mask.ids_masked.shape[1] / seen.ids_visible.shape[1])
+
+
 def _by_distance(
-    name: str, errors: Float[Array, "b m"], distance: Float[Array, "b m"]
+    name: str,
+    errors: Float[Array, "b m"],
+    distance: Float[Array, "b m"],
+    scored: Float[Array, "b m"] | None,
 ) -> Metrics:
     """The unweighted loss of the patches in each distance bin."""
     metrics: Metrics = {}
     for label, low, high in DISTANCE_BINS:
         inside = ((distance >= low) & (distance < high)).astype(jnp.float32)
+        if scored is not None:
+            inside = inside * (scored > 0)
         metrics[f"distance/{name}/{label}"] = ((errors * inside).sum(), inside.sum())
     return metrics
 

@@ -1,6 +1,7 @@
 """What a masked patch is asked for: pixels, HOG, token ids, features of a teacher."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,6 +14,23 @@ from ddae.losses import normalise_features
 from ddae.masking import Mask
 from ddae.models.vit import Features
 from ddae.patches import Grid, patchify, standardise_patches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherView:
+    """What the momentum teacher sees of an image; less of it costs less.
+
+    share: of the patches, drawn anew from the hidden ones; only these are learnt from.
+    shrink: the image's sides are divided by it, and each of the teacher's patches
+    stands for shrink x shrink. 1 and 1: the image as it is.
+    """
+
+    share: float = 1.0
+    shrink: int = 1
+
+    def num_patches(self, grid: Grid) -> int:
+        """That the teacher sees."""
+        return max(1, round(self.share * grid[0] * grid[1])) // self.shrink**2
 
 
 @jax.tree_util.register_dataclass
@@ -31,8 +49,23 @@ class TargetContext:
     mask: Mask
     teacher: Mapping[int, Features]
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seen: Mask | None = None
     grid: Grid = dataclasses.field(metadata={"static": True})
     patch_size: int = dataclasses.field(metadata={"static": True})
+
+    def on_grid(self, patches: Float[Array, "b t k"]) -> Float[Array, "b n k"]:
+        """The teacher's patches in their places; zeros where it saw nothing."""
+        (h, w), (b, t, k) = self.grid, patches.shape
+        if self.seen is not None:
+            zeros = jnp.zeros((b, h * w, k), patches.dtype)
+            ids = self.seen.ids_visible
+            return jax.vmap(lambda x, i, p: x.at[i].set(p))(zeros, ids, patches)
+        if t == h * w:
+            return patches
+        times = math.isqrt(h * w // t)
+        coarse = patches.reshape(b, h // times, w // times, k)
+        fine = coarse.repeat(times, axis=1).repeat(times, axis=2)
+        return fine.reshape(b, h * w, k)
 
 
 class Target(Protocol):
@@ -157,4 +190,4 @@ class TeacherLayer:
             normalise_features(context.teacher[layer].patches)
             for layer in self.teacher_layers
         ]
-        return sum(layers[1:], layers[0]) / len(layers)
+        return context.on_grid(sum(layers[1:], layers[0]) / len(layers))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 
 from ddae import losses
 from ddae.difficulty import (
@@ -266,3 +267,66 @@ def test_weights_of_terms_follow_beta_through_progress(digit_images):
     np.testing.assert_allclose(late["beta/pixels/block04"][0], 0.5)
     distance = jnp.array([[1.0, 2.0]])
     assert difficulty_weights(distance, -1.5)[0, 0] > 1.0
+
+
+CHEAPER = ({"share": 0.25}, {"shrink": 2}, {"target": "middle"})
+
+
+@pytest.mark.parametrize(
+    "features",
+    [pytest.param(f, marks=() if "share" in f else pytest.mark.slow) for f in CHEAPER],
+)
+def test_a_cheaper_teacher_learns(features, digit_images):
+    """The features' loss falls on one batch; half of it at the least."""
+    from ddae import flops, tasks
+
+    whole = tasks.from_config(tiny_config(method__features={"ramp": 0.0}))
+    task = tasks.from_config(tiny_config(method__features={"ramp": 0.0, **features}))
+    assert flops.step_flops(task) < flops.step_flops(whole)
+    params = jax.jit(task.init)(jax.random.key(1))
+    teacher = jax.tree.map(jnp.copy, task.ema_of(params))
+    keys = jax.random.split(jax.random.key(5), len(digit_images))
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            batch = {"image": digit_images}
+            found = task.loss(params, teacher, batch, jnp.float32(0.5), keys)
+            return found[0], found[1]["loss/features/block02"][0]
+
+        (_, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), found
+
+    losses = []
+    for _ in range(60):
+        params, found = step(params)
+        losses.append(float(found))
+    assert losses[-1] < 0.7 * losses[0], losses[:: len(losses) - 1]
+
+
+def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
+    from ddae.masking import part_of, random_mask
+    from ddae.objective import _scored
+
+    mask = random_mask(keys, (4, 4), 12)
+    seen = part_of(mask, keys, 4)
+    assert seen.ids_visible.shape == (8, 4)
+    assert not bool((~seen.is_masked & ~mask.is_masked).any()), "a visible patch"
+    weights = np.asarray(_scored(mask, seen))
+    assert set(np.unique(weights)) == {0.0, 3.0}
+    np.testing.assert_allclose(weights.mean(axis=1), 1.0)
+
+
+@pytest.mark.parametrize(
+    "features, says",
+    [
+        ({"share": 0.9}, "features.share=0.9 is not above 0 and at most 0.75"),
+        ({"shrink": 3}, "features.shrink=3 does not divide the grid 4 x 4"),
+        ({"share": 0.5, "shrink": 2}, "do not go together"),
+    ],
+)
+def test_a_teacher_that_sees_what_it_cannot_is_an_error(features, says):
+    from ddae import tasks
+
+    with pytest.raises(ValueError, match=says):
+        tasks.from_config(tiny_config(method__features=features))

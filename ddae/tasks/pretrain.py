@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 from ddae import settings
 from ddae.difficulty import nearest_visible_distance
 from ddae.losses import normalise_features
-from ddae.masking import Mask, gather_patches
+from ddae.masking import Mask, gather_patches, part_of
 from ddae.methods import METHODS, Method, with_dds
 from ddae.models.heads import Head, Predictions
-from ddae.models.vit import Features, small_init
+from ddae.models.vit import Encoder, Features, small_init
 from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
 from ddae.patches import patch_statistics, patchify, unpatchify
 from ddae.settings import UserError
@@ -109,7 +109,7 @@ class Pretrain(Task):
     ) -> tuple[Scalar, Metrics, Params]:
         """Draws the masks, once, and evaluates the method's Terms."""
         mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
-        context = self._context(params, ema_params, batch["image"], mask)
+        context = self._context(params, ema_params, batch["image"], mask, rngs)
         keys = stream(rngs, "drop_path") if self.method.encoder.drop_path else None
         predictions, features = self.predict(params, context.standardised, mask, keys)
         loss, metrics = evaluate_terms(
@@ -192,14 +192,21 @@ class Pretrain(Task):
         ema_params: Params,
         images: Shaped[Array, "b h w c"],
         mask: Mask,
+        rngs: Key[Array, " b"],
     ) -> TargetContext:
         image = unit_range(images)
         standardised = self.standardise(image)
         encoder, layers = self.method.encoder, teacher_layers(self.method.terms)
         teacher: Any = {}
+        seen = None
         if layers:
             variables = {"params": jax.lax.stop_gradient(ema_params["encoder"])}
-            teacher = encoder.apply(variables, standardised, taps=layers)
+            view = self.method.teacher_view
+            if view.share < 1.0:
+                keys = stream(rngs, "teacher")
+                seen = part_of(mask, keys, view.num_patches(encoder.grid))
+            network, pixels = _shrunk(encoder, standardised, view.shrink)
+            teacher = network.apply(variables, pixels, seen, taps=layers)
             teacher = jax.lax.stop_gradient(teacher)
         frozen = {
             name: jax.lax.stop_gradient(network.apply(params["frozen"][name], image))
@@ -211,9 +218,27 @@ class Pretrain(Task):
             mask=mask,
             teacher=teacher,
             frozen=frozen,
+            seen=seen,
             grid=encoder.grid,
             patch_size=encoder.patch_size,
         )
+
+
+def _shrunk(
+    encoder: Encoder, images: Float[Array, "b h w c"], times: int
+) -> tuple[Encoder, Float[Array, "b _ _ c"]]:
+    """The encoder of images `times` smaller, and those images: means of pixels."""
+    if times == 1:
+        return encoder, images
+    b, h, w, c = images.shape
+    cells = images.reshape(b, h // times, times, w // times, times, c)
+    return (
+        encoder.clone(
+            grid=(encoder.grid[0] // times, encoder.grid[1] // times),
+            position_grid=encoder.position_grid or encoder.grid,
+        ),
+        cells.mean(axis=(2, 4)),
+    )
 
 
 def _with_shared(head: Head, name: str, params: Params) -> Params:

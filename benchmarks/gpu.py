@@ -1,0 +1,150 @@
+"""Fills the table of one GPU unattended, in 25 minutes: goals 1 to 3, and their levers.
+
+python benchmarks/gpu.py --output=FILE.jsonl [--minutes=25] [--smoke]
+
+Parts, in order of worth; each is a process of its own, ended at its time or when the
+minutes are over, and writes lines of JSON as it goes. What FILE holds already is not
+taken again: the same command goes on where it was stopped. Then
+`python docs/performance.py FILE.jsonl ...` writes the page.
+
+1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
+2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
+3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
+4. The step's matrix: attention, remat, batch, a cheaper teacher.
+5. Two steps of every file of configs/ on noise.
+
+--smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
+ml_collections, jaxtyping, psutil, etils, rich; torch and transformers for part 2.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+CONFIGS = sorted(
+    path.stem
+    for path in (HERE.parent / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common", "knn")
+)
+
+
+def step(config, batch, *changes, steps=50, warmup=10):
+    """A call of benchmarks/step.py."""
+    arguments = [f"--config={config}", f"--batch={batch}"]
+    arguments += [f"--steps={steps}", f"--warmup={warmup}"]
+    return ["step.py", *arguments, *(f"--set={change}" for change in changes)]
+
+
+def parts():
+    """[(name, command, seconds it may take)], the most wanted first."""
+    mae, ddae = "mae_in1k:model={}", "ddae_in1k:model={}"
+    found = [
+        ("mae B", step(mae.format("B"), 512), 150),
+        ("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240),
+        ("mae B cudnn", step(mae.format("B"), 512, "model.attention=cudnn"), 150),
+        ("ddae B", step(ddae.format("B"), 512), 150),
+        ("attention", ["attention.py"], 120),
+        ("mae L", step(mae.format("L"), 512), 200),
+        ("mae L cudnn", step(mae.format("L"), 512, "model.attention=cudnn"), 200),
+        ("mae S", step(mae.format("S"), 1024), 150),
+        ("mae S cudnn", step(mae.format("S"), 1024, "model.attention=cudnn"), 150),
+        ("ddae B cudnn", step(ddae.format("B"), 512, "model.attention=cudnn"), 150),
+    ]
+    for remat in ("dots", "full"):
+        change = f"model.remat={remat}"
+        found.append((f"mae B {remat}", step(mae.format("B"), 512, change), 150))
+    found.append(("mae B 1024", step(mae.format("B"), 1024), 150))
+    for change in ("share=0.25", "shrink=2", "target=middle"):
+        change = f"method.features.{change}"
+        found.append((f"ddae B {change}", step(ddae.format("B"), 512, change), 150))
+    found.append(("torch S", ["against_torch.py", "--model=S", "--batch=512"], 200))
+    return found + smoke_configs(size=None, batch=16)
+
+
+def smoke_configs(size, batch):
+    """Two steps of every config; at another size where one is given."""
+    found = []
+    for name in CONFIGS:
+        changes = [f"model.size={size}"] if size else []
+        if size and name == "beit_v2_in1k":
+            changes.append("method.early=3")
+        command = step(name, batch, *changes, steps=2, warmup=0)
+        found.append((f"config {name}", command, 90))
+    return found
+
+
+def smoke_parts(configs):
+    """Every kind of part at tiny size."""
+    tiny = ("model.size=Pico", "image_size=64")
+    torch = ["against_torch.py", "--model=Pico", "--batch=2", "--rounds=1"]
+    found = [
+        ("mae", step("mae_in1k", 4, *tiny, steps=2, warmup=1), 120),
+        ("attention", ["attention.py", "--batch=2", "--repeats=2"], 120),
+        ("torch", [*torch, "--steps=1", "--set=image_size=64"], 240),
+    ]
+    return found + smoke_configs("Pico", 4) * configs
+
+
+def done(output):
+    """Names of the parts that `output` holds."""
+    if not output.exists():
+        return set()
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    return {row["part"] for row in rows if row.get("part") and row["ok"]}
+
+
+def run(name, command, seconds, output):
+    """Runs one part; its outcome is a line of `output`."""
+    script, *arguments = command
+    line = [sys.executable, str(HERE / script), *arguments, f"--output={output}"]
+    start = time.monotonic()
+    try:
+        result = subprocess.run(
+            line, capture_output=True, text=True, timeout=seconds, cwd=HERE.parent
+        )
+        ok, said = result.returncode == 0, result.stderr.strip().splitlines()[-1:]
+    except subprocess.TimeoutExpired:
+        ok, said = False, [f"longer than {seconds:.0f} s"]
+    row = {"benchmark": "part", "part": name, "ok": ok}
+    row |= {"seconds": time.monotonic() - start, "said": "" if ok else " ".join(said)}
+    with output.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(
+        f"{name}: {'done' if ok else row['said']}, {row['seconds']:.0f} s", flush=True
+    )
+
+
+def main():
+    """Runs what is left, until the minutes are over."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--no_configs", action="store_true")
+    args = parser.parse_args()
+    output = pathlib.Path(args.output).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    finished = done(output)
+    chosen = smoke_parts(not args.no_configs) if args.smoke else parts()
+    for name, command, seconds in chosen:
+        left = end - time.monotonic()
+        if name in finished:
+            print(f"{name}: in {output.name} already")
+        elif left < 5:
+            print(f"{name}: no time left; run the same command again")
+        else:
+            if command[0] == "against_torch.py":  # torch wants its half
+                os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45"
+            run(name, command, min(seconds, left), output)
+            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.9"
+
+
+if __name__ == "__main__":
+    main()
