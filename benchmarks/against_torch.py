@@ -243,30 +243,8 @@ def main():
             best = [min(x[which] for x in found[key]) for key in (name, "ours")]
             row[f"ratio_best_{unit}"] = best[0] / best[1]
         measure.write({"benchmark": "against_torch", **row}, args.output)
-        rows.append(shown(row))
+        rows.append(measure.torch_row(row))
     print(measure.table(rows))
-
-
-def shown(row):
-    """The row that is printed."""
-
-    def ratio(unit):
-        middle, low, high = row[f"ratio_{unit}"]
-        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
-
-    return {
-        "size": row["size"],
-        "batch": row["batch"],
-        "dtype": row["dtype"],
-        "theirs": row["theirs"],
-        "losses differ by": f"{row['loss_difference']:.0e}",
-        "ours, CPU-s a step": f"{row['ours_cpu_seconds']:.2f}",
-        "theirs, CPU-s a step": f"{row['theirs_cpu_seconds']:.2f}",
-        "theirs / ours, CPU-s": ratio("cpu_seconds"),
-        "theirs / ours, clock": ratio("seconds"),
-        "of the best rounds": f"{row['ratio_best_cpu_seconds']:.2f} CPU-s,"
-        f" {row['ratio_best_seconds']:.2f} clock",
-    }
 
 
 if __name__ == "__main__":

@@ -301,4 +301,26 @@ def table(rows):
     return "\n".join(lines)
 
 
+def torch_row(row):
+    """What benchmarks/against_torch.py prints of a row."""
+
+    def ratio(unit):
+        middle, low, high = row[f"ratio_{unit}"]
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+    return {
+        "size": row["size"],
+        "batch": row["batch"],
+        "dtype": row["dtype"],
+        "theirs": row["theirs"],
+        "losses differ by": f"{row['loss_difference']:.0e}",
+        "ours, CPU-s a step": f"{row['ours_cpu_seconds']:.2f}",
+        "theirs, CPU-s a step": f"{row['theirs_cpu_seconds']:.2f}",
+        "theirs / ours, CPU-s": ratio("cpu_seconds"),
+        "theirs / ours, clock": ratio("seconds"),
+        "of the best rounds": f"{row['ratio_best_cpu_seconds']:.2f} CPU-s,"
+        f" {row['ratio_best_seconds']:.2f} clock",
+    }
+
+
 median = statistics.median

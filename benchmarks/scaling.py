@@ -79,8 +79,10 @@ def scale_row(size, config, batch, devices, fsdp):
         "mesh": "FSDP" if fsdp else "data parallel",
         "counts": dict(counts),
         "bytes": dict(moved),
-        "largest_all_reduce": max(
-            (b for kind, _, b, _ in found if kind == "all-reduce"), default=0
+        # (bytes, arrays) of each; XLA combines 256 arrays at most.
+        "all_reduces": sorted(
+            ((b, len(shapes)) for kind, shapes, b, _ in found if kind == "all-reduce"),
+            reverse=True,
         ),
         "state_bytes": shard,
         "state_bytes_whole": whole,

@@ -1,0 +1,411 @@
+"""Writes docs/performance.md from the benchmarks' lines of JSON.
+
+python docs/performance.py FILE.jsonl [FILE.jsonl ...] [--run=WORKDIR]
+
+The lines are kept in docs/results/performance.jsonl, from which
+`python docs/performance.py docs/results/performance.jsonl` writes the page again. Every
+figure is read from them, or counted by ddae.flops. Of two lines of one measurement the
+later one is shown.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import measure  # noqa: E402
+import scaling  # noqa: E402
+import step  # noqa: E402
+
+from ddae import flops, tasks  # noqa: E402
+
+KEPT = ROOT / "docs" / "results" / "performance.jsonl"
+
+
+def read(paths):
+    """All rows, the later of two with one command and one thing measured."""
+    found = {}
+    for path in paths:
+        for line in pathlib.Path(path).read_text().splitlines():
+            row = json.loads(line)
+            named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
+            named += [row.get(k) for k in ("size", "remat", "command")]
+            found[json.dumps([row["benchmark"], *named])] = row
+    return list(found.values())
+
+
+def of(rows, name, **wanted):
+    """Rows of the benchmark `name` with these values."""
+    return [
+        row
+        for row in rows
+        if row["benchmark"] == name and all(row.get(k) == v for k, v in wanted.items())
+    ]
+
+
+def verdict(held):
+    """Of a goal."""
+    return {True: "met", False: "**missed**", None: "not measured"}[held]
+
+
+def goal(text, value, held):
+    """A row of the table of goals."""
+    return {"goal": text, "measured": value or "-", "": verdict(held)}
+
+
+def cpu_goals(rows):
+    """Those of two CPU cores in float32."""
+    for size, least in (("S", 0.95), ("B", 1.1)):
+        found = of(rows, "against_torch", size=size, theirs="eager", platform="cpu")
+        best = max(found, key=lambda r: r["ratio_cpu_seconds"][0], default=None)
+        text = f"MAE-{size} at {least} x transformers' speed or more, CPU-seconds"
+        if best is None:
+            yield goal(text, None, None)
+            continue
+        middle = best["ratio_cpu_seconds"][0]
+        shown = f"{middle:.2f} at batch {best['batch']}"
+        yield goal(text, shown, middle >= least)
+    tiny = of(rows, "step", config="quickstart", platform="cpu")
+    for key, text, most in (
+        ("compile_cpu_seconds", "a tiny step compiles in 3 s", 3.0),
+        ("compile_cached_cpu_seconds", "and in .3 s from the persistent cache", 0.3),
+    ):
+        value = tiny[-1][key] if tiny else None
+        shown = f"{value:.2f} CPU-s" if tiny else None
+        yield goal(text, shown, value <= most if tiny else None)
+
+
+def scale_goals(rows):
+    """Those of the compiled program over fake devices."""
+    scale = of(rows, "scaling")
+    data = [r for r in scale if r["mesh"] == "data parallel" and r["devices"] > 1]
+    fsdp = [r for r in scale if r["mesh"] == "FSDP"]
+    data = [r for r in data if "all_reduces" in r]
+    combined, shown = None, None
+    if data:
+        largest = [[x for x in r["all_reduces"] if x[0] > 2**20] for r in data]
+        # Another follows only where the one before it holds all that XLA combines.
+        combined = all(set(r["counts"]) == {"all-reduce"} for r in data) and all(
+            count >= 256 for found in largest for _, count in found[:-1]
+        )
+        rest = max(b for r in data for b, _ in r["all_reduces"] if b <= 2**20)
+        shown = (
+            f"{max(map(len, largest))} at the most above 1 MiB, as XLA combines 256"
+            f" arrays into one; others of {rest} bytes or less, of what is reported"
+        )
+    yield goal(
+        "data parallel: one combined all-reduce of the gradients", shown, combined
+    )
+    kinds = sorted({kind for r in fsdp for kind in r["counts"]})
+    yield goal(
+        "FSDP: all-gather and reduce-scatter",
+        f"{', '.join(kinds)}: XLA leaves the reduce-scatter an all-reduce and a slice"
+        " on CPU"
+        if fsdp
+        else None,
+        {"all-gather"} <= set(kinds) <= {"all-gather", "all-reduce", "reduce-scatter"}
+        if fsdp
+        else None,
+    )
+    worst = max(
+        (
+            abs(r["state_bytes"] * r["devices"] / r["state_bytes_whole"] - 1)
+            for r in fsdp
+            if r["size"] != "Pico"
+        ),
+        default=None,
+    )
+    yield goal(
+        "state a device under FSDP within 5 % of total / n (S and larger)",
+        f"{100 * worst:.2f} %" if worst is not None else None,
+        worst <= 0.05 if worst is not None else None,
+    )
+    for remat, least in (("full", 4.0), ("dots", 2.5)):
+        found = of(rows, "remat", remat=remat)
+        value = max((r["off_over_this"] for r in found), default=None)
+        yield goal(
+            f"remat {remat}: temporary memory {least:g} x less",
+            f"{value:.2f} x, XLA on CPU" if found else None,
+            value >= least if found else None,
+        )
+
+
+def gpu_goals(rows):
+    """Those of a GPU, in bfloat16."""
+    gpu = [r for r in of(rows, "step") if r["platform"] == "gpu"]
+    best = {}
+    for row in gpu:
+        if row["dtype"] == "bfloat16" and row["steps"] >= 50:
+            key = (row["method"], row["size"])
+            if row["images_per_second"] > best.get(key, row)["images_per_second"]:
+                best[key] = row
+            best.setdefault(key, row)
+    for size, least in (("B", 0.50), ("L", 0.57), ("S", 0.45)):
+        row = best.get(("mae", size))
+        value = row["mfu_gemm"] if row else None
+        yield goal(
+            f"MAE-{size}: MFU {100 * least:.0f} % of a GEMM's rate",
+            f"{100 * value:.1f} %" if row else None,
+            value >= least if row else None,
+        )
+    for theirs, least in (("SDPA, compiled", 1.2), ("eager", 1.3)):
+        found = of(rows, "against_torch", theirs=theirs, platform="gpu")
+        value = min((r["ratio_seconds"][0] for r in found), default=None)
+        yield goal(
+            f"{least} x transformers' images/s, bfloat16 autocast, {theirs}",
+            f"{value:.2f}" if found else None,
+            value >= least if found else None,
+        )
+    pair = [best.get((name, "B")) for name in ("mae", "ddae")]
+    held, shown = None, None
+    if all(pair):
+        time, work = (
+            pair[1][key] / pair[0][key] for key in ("step_seconds", "flops_per_image")
+        )
+        shown, held = f"{time:.2f} x the time for {work:.2f} x", time <= 1.05 * work
+    yield goal("a DDAE step within 1.05 x its FLOPs' ratio to MAE's", shown, held)
+
+
+DATA_WAIT = (
+    "python train.py --config=configs/mae_in1k.py:model=S --config.data.name=folder"
+    " --config.data.dir=DIR --config.data.eval_split=val --config.batch_size=16"
+    " --config.dtype=float32 --config.total_steps=12 --config.log_every_steps=1"
+    " --config.eval_every_steps=0 --config.evaluators.knn.num_train=16"
+    " --config.evaluators.knn.num_held_out=4 --config.evaluators.knn.k=1"
+    " --workdir=RUN"
+)
+
+
+def data_wait(workdir):
+    """What a run of DATA_WAIT spent waiting for its images, the first steps apart."""
+    config = json.loads((workdir / "config.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [row for row in map(json.loads, lines) if row["step"] > 3]
+
+    def middle(name):
+        return measure.median(r[f"train/{name}"] for r in steps if f"train/{name}" in r)
+
+    return {
+        "benchmark": "data_wait",
+        "method": config["method"]["name"],
+        "size": config["model"]["size"],
+        "batch": config["batch_size"],
+        "step_seconds": middle("step_seconds"),
+        "data_wait": middle("data_wait"),
+        **measure.machine(),
+        "command": DATA_WAIT,
+        "time": "",
+    }
+
+
+def flops_rows():
+    """GFLOP an image of every method of configs/*_in1k, counted."""
+    names = ["mae", "ddae", "simmim", "maskfeat", "data2vec", "mvp", "beit", "beit_v2"]
+    rows = []
+    for name in names:
+        for dds in ("", ",dds=1"):
+            if name == "ddae" and dds:
+                continue
+            row = {"method": name + (" + DDS" if dds else "")}
+            for size in "SBL":
+                config = measure.read_config(f"{name}_in1k:model={size}{dds}")
+                count = flops.step_flops(tasks.from_config(config)) / 1e9
+                row[size] = f"{count:.1f}"
+            rows.append(row)
+    for change in ("share=0.5", "share=0.25", "shrink=2", "target=middle"):
+        row = {"method": f"ddae, features.{change}"}
+        for size in "SBL":
+            config = measure.read_config(
+                f"ddae_in1k:model={size}", [f"method.features.{change}"]
+            )
+            row[size] = f"{flops.step_flops(tasks.from_config(config)) / 1e9:.1f}"
+        rows.append(row)
+    return rows
+
+
+def lever_rows(rows):
+    """What each lever gave, where a line says it."""
+
+    def remat(kind):
+        found = of(rows, "remat", remat=kind)
+        return (
+            f"{found[-1]['off_over_this']:.2f} x less temporary memory"
+            if found
+            else None
+        )
+
+    def halves():
+        by = {r["dtype"]: r for r in of(rows, "step", config="ddae_cifar10:size=Nano")}
+        if set(by) != {"float32", "bfloat16"}:
+            return None
+        ratio = by["float32"]["step_cpu_seconds"] / by["bfloat16"]["step_cpu_seconds"]
+        return f"{ratio:.2f} x float32's speed in CPU-seconds, on a CPU"
+
+    def cached():
+        tiny = of(rows, "step", config="quickstart")
+        if not tiny:
+            return None
+        row = tiny[-1]
+        return (
+            f"{row['compile_cpu_seconds']:.1f} CPU-s become"
+            f" {row['compile_cached_cpu_seconds']:.1f} for the quickstart's step"
+        )
+
+    casts = of(rows, "casts")
+    cast = casts and (
+        f"nothing to gain: {casts[-1]['casts']} casts of {casts[-1]['matrices']}"
+        " matrices a step already"
+    )
+    fsdp = "parameters are gathered, activations are not; see Scale"
+    count = {r["method"]: float(r["B"]) for r in flops_rows()}
+    cheap = ", ".join(
+        f"{name.rpartition('.features.')[2].removeprefix('ddae, features.')}"
+        f" {count[name] / count['ddae']:.2f} x"
+        for name in count
+        if name.startswith("ddae, ")
+    )
+    return [
+        {"lever": lever, "what it gave": gave or "not measured", "now": now}
+        for lever, gave, now in (
+            (
+                "attention by cuDNN",
+                _flash(rows),
+                "`config.model.attention`; auto is XLA"
+                " until a table of a GPU says more",
+            ),
+            (
+                "bfloat16 compute",
+                halves(),
+                "default of ImageNet configs, for accelerators",
+            ),
+            ("casts of parameters once a step", cast, "as it was"),
+            ("remat dots", remat("dots"), "`config.model.remat`, off by default"),
+            ("remat full", remat("full"), "`config.model.remat`, off by default"),
+            (
+                "scan over blocks",
+                None,
+                "left out: another layout of parameters in memory and in files, for"
+                " compile time alone, which the cache takes away",
+            ),
+            ("persistent compile cache", cached(), "`config.compile_cache`, on"),
+            ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),
+            (
+                "a cheaper teacher",
+                f"FLOPs of DDAE-B: {cheap}",
+                "`config.method.features`"
+                " share, shrink, target; the whole image by default",
+            ),
+            (
+                "patches embedded after masking; heads on hidden patches alone",
+                "counted in the FLOPs above",
+                "always",
+            ),
+            (
+                "uint8 to the devices; donation; two batches ahead; outcomes two"
+                " steps late",
+                "in every figure here",
+                "always",
+            ),
+        )
+    ]
+
+
+def _flash(rows):
+    found = [r for r in of(rows, "attention") if r.get("cudnn_seconds")]
+    if not found:
+        return None
+    by = sorted(r["xla_seconds"] / r["cudnn_seconds"] for r in found)
+    return f"{by[0]:.2f} to {by[-1]:.2f} x XLA's speed, by stack"
+
+
+def sources(rows):
+    """Machines, versions and commands behind the figures."""
+    found = {}
+    for row in rows:
+        if "command" in row:
+            where = f"{row['machine']}, jax {row['jax']}, Python {row['python']}"
+            found.setdefault(where, {})[row["command"]] = row["time"]
+    for where, commands in found.items():
+        yield f"On {where}:\n\n```sh"
+        yield from commands
+        yield "```\n"
+
+
+def page(rows):
+    """The lines of the page."""
+    gpu = [r for r in rows if r.get("platform") == "gpu"]
+    yield """# Performance, measured
+
+Written by `python docs/performance.py` from lines of JSON that the benchmarks of
+`benchmarks/` print; none of the figures was typed. FLOPs count a multiply-add as 2,
+backward as twice forward, and nothing that remat computes again.
+"""
+    if not gpu:
+        yield """**No GPU was at hand.** Everything below is of CPU cores that other
+programs shared, so CPU-seconds and ratios within a run mean more than images/s. For a
+GPU's table: `python benchmarks/gpu.py --output=FILE.jsonl`, 25 minutes unattended, then
+`python docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
+"""
+    yield "## Goals\n"
+    goals = [*cpu_goals(rows), *scale_goals(rows), *gpu_goals(rows)]
+    yield measure.table(goals)
+    yield "\nOf the input pipeline: [input_pipeline.md](input_pipeline.md).\n"
+    waits = of(rows, "data_wait")
+    if waits:
+        yield "Share of a step spent waiting for photographs, on the same cores:\n"
+        yield measure.table(
+            [
+                {
+                    "method": f"{r['method']}-{r['size']}",
+                    "batch": r["batch"],
+                    "step, s": f"{r['step_seconds']:.2f}",
+                    "data wait": f"{100 * r['data_wait']:.1f} %",
+                }
+                for r in waits
+            ]
+        )
+    yield "\n## GFLOP of a step, an image of 224 px\n"
+    yield measure.table(flops_rows())
+    parts = (
+        ("## The step alone", of(rows, "step"), step.shown),
+        ("## Beside transformers", of(rows, "against_torch"), measure.torch_row),
+        ("## Scale", of(rows, "scaling"), scaling.shown),
+    )
+    for title, found, shown in parts:
+        if found:
+            yield f"\n{title}\n"
+            yield measure.table([shown(row) for row in found])
+    yield "\n## Levers\n"
+    yield measure.table(lever_rows(rows))
+    failed = [r for r in of(rows, "part") if not r["ok"]]
+    if failed:
+        yield "\n## What failed\n"
+        yield measure.table([{"part": r["part"], "said": r["said"]} for r in failed])
+    yield "\n## Where and how\n"
+    yield from sources(rows)
+
+
+def main():
+    """Writes the page, and keeps the rows that it was made of."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--run", help="workdir of the run for the data's wait")
+    parser.add_argument("--output", default=str(ROOT / "docs" / "performance.md"))
+    args = parser.parse_args()
+    rows = read(args.files)
+    if args.run:
+        rows = [row for row in rows if row["benchmark"] != "data_wait"]
+        rows.append(data_wait(pathlib.Path(args.run)))
+    text = "\n".join(page(rows)).rstrip() + "\n"
+    pathlib.Path(args.output).write_text(text)
+    if args.output.endswith("docs/performance.md"):
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        KEPT.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
