@@ -99,6 +99,7 @@ def remat_row(size, config, batch, remat):
         "size": size,
         "batch": batch,
         "remat": remat,
+        "compiled_flops": compiled.cost_analysis()["flops"],
         "compile_cpu_seconds": cpu,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
@@ -189,6 +190,7 @@ def main():
                     "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",
                     "temporary, MiB": f"{row['temporary_bytes'] / 2**20:,.1f}",
                     "off / this": f"{row['off_over_this']:.2f}",
+                    "GFLOP that XLA counts": f"{row['compiled_flops'] / 1e9:,.0f}",
                 }
             )
     if rows:

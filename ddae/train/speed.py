@@ -20,7 +20,7 @@ def keep_compiled(folder: str) -> None:
     CPU has compiled may not run on another kind, so each has a folder of its own.
     Processes may share it: a file that is not whole is compiled anew, with a warning.
     """
-    if not folder or jax.config.jax_compilation_cache_dir:
+    if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     if folder == "auto":
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
