@@ -184,6 +184,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_pat
     assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 60
 
 
+@pytest.mark.slow
 def test_a_profile_lies_where_tensorboard_looks(tmp_path):
     loop.run(tiny_config(profile="2:3"), str(tmp_path))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
