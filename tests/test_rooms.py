@@ -30,6 +30,7 @@ ROOMS = {
     "train": 7,
     "interop": 8,
     "inspect": 8,
+    "study": 9,
     "features": 8,
 }
 MAY_NOT = {"data": {"models", "targets", "objective", "methods", "tasks"}}

@@ -120,7 +120,13 @@ def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
     Raises `UserError` for an unknown name, a missing or empty folder, or images of
     another shape.
     """
-    data = settings.build(DataSettings, config["data"], "data.")
+    return from_settings(
+        settings.build(DataSettings, config["data"], "data."), image_shape
+    )
+
+
+def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Splits:
+    """The same, of settings that are built already."""
     kind = data.name.partition("/")[0]
     if kind not in SOURCES:
         raise UserError(

@@ -172,6 +172,9 @@ def _resized_window(
         height, width = h, w
     top, left = random.uniform(0, h - height), random.uniform(0, w - width)
     box = (left, top, left + width, top + height)
+    if image.dtype == np.uint8 and image.shape[-1] == 3:  # the same, in one call
+        whole = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(whole.resize((w, h), Image.Resampling.BICUBIC, box))
     limits = (0, 255) if image.dtype == np.uint8 else (0.0, 1.0)
     channels = [
         np.asarray(

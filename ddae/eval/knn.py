@@ -28,12 +28,14 @@ def make_knn(
     pool: Literal["mean", "cls"] = "mean",
     num_train: int = 0,
     num_held_out: int = 0,
+    linear: bool = False,
 ):
     """An evaluator: neighbours in the training set, top-1 on the held-out set, in %.
 
     k: how many neighbours vote; several are counted from one search. pool: mean of the
     patches, or the cls token. num_train, num_held_out: how many images of each set,
-    drawn once at random; 0 takes all.
+    drawn once at random; 0 takes all. linear: whether the same features are also given
+    to `linear_top1`.
     """
     if pool not in ("mean", "cls"):
         raise UserError(f"config.evaluators.knn.pool={pool!r} is not mean or cls")
@@ -72,9 +74,32 @@ def make_knn(
             said = np.asarray(votes(padded, *placed))[:, : QUERIES - missing]
             right += (said.argmax(axis=-1) == truth[rows]).sum(axis=1)
         shares = 100.0 * right / len(queries)
-        return {f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)}
+        found = {f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)}
+        if linear:
+            found["linear_top1"] = linear_top1(bank, labels, queries, truth)
+        return found
 
     return run
+
+
+def linear_top1(
+    bank: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    queries: Float[np.ndarray, "q d"],
+    truth: Int[np.ndarray, " q"],
+) -> float:
+    """Top-1, in %, of a logistic regression on the bank (scikit-learn's, C = 1, of
+    features standardised by the bank): a linear probe in seconds.
+
+    Unlike configs/linear_*.py (LARS, BatchNorm, augmented images, swept rates) it sees
+    every image once, unaugmented, has an L2 penalty, and is solved to the end.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, deviation = bank.mean(axis=0), bank.std(axis=0) + 1e-6
+    model = LogisticRegression(max_iter=500, tol=1e-3)
+    model.fit((bank - mean) / deviation, labels)
+    return 100.0 * float(model.score((queries - mean) / deviation, truth))
 
 
 def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:

@@ -362,7 +362,7 @@ def train(
             report.say(progress_line(step, last_step, values))
         if stopping and not last:
             _save_and_stop(job, state, step, checkpoints)
-        aside = time.monotonic()
+        aside, aside_cpu = time.monotonic(), time.process_time()
         found: Mapping[str, Any] = {}
         # Before the save: a run killed in an evaluation takes it again.
         if job.evaluates(step):
@@ -372,7 +372,7 @@ def train(
                 _save_and_stop(job, state, step, checkpoints)
         if saves:
             checkpoints.save(state, step, job.config, job.data_state, found)
-        meter.skip(time.monotonic() - aside)
+        meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
 
 
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:

@@ -89,20 +89,24 @@ class Meter:
     def _reset(self) -> None:
         self._sums: Metrics | None = None
         self._steps, self._waited, self._start = 0, 0.0, time.monotonic()
+        self._cpu_start = time.process_time()
 
     def add(self, metrics: Metrics, waited: float) -> None:
         """One step's metrics, and the seconds the loop waited for its batch."""
         self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
         self._steps, self._waited = self._steps + 1, self._waited + waited
 
-    def skip(self, seconds: float) -> None:
+    def skip(self, seconds: float, cpu_seconds: float) -> None:
         """Leaves time spent elsewhere (an evaluation, a save) out of the interval."""
         self._start += seconds
+        self._cpu_start += cpu_seconds
 
     def take(self, batch_size: int) -> dict[str, float]:
-        """Means over the interval, with images_per_second, step_seconds, data_wait."""
+        """Means over the interval, with images_per_second, step_seconds, cpu_seconds (a
+        step's, over all threads of this process) and data_wait."""
         sums = jax.device_get(self._sums) if self._sums is not None else {}
         elapsed = max(time.monotonic() - self._start, 1e-9)
+        cpu = time.process_time() - self._cpu_start
         values = {
             f"train/{name}": float(total / count)
             for name, (total, count) in sums.items()
@@ -111,6 +115,7 @@ class Meter:
         values |= {
             "train/images_per_second": self._steps * batch_size / elapsed,
             "train/step_seconds": elapsed / max(self._steps, 1),
+            "train/cpu_seconds": cpu / max(self._steps, 1),
             "train/data_wait": min(self._waited / elapsed, 1.0),
         }
         self._reset()

@@ -1,0 +1,38 @@
+"""Study 1: where deep dynamic supervision should look, and when.
+
+python -m ddae.study configs/studies/beta.py:scale=small --workdir=runs/study_beta \\
+  --set data.name=npz --set data.dir=DIR
+
+beta {far to near, constant 0, near to far} x depth tilt {-.5, 0, +.5}, with blockwise
+and with random masks. DIR as python -m ddae.data.pack makes it; without the two --set,
+TFDS's cifar10.
+"""
+
+from configs.studies import common
+
+
+def get_study(text=None):
+    chosen = common.arguments(text, scale="full", epochs=100)
+    rows = []
+    for mask in ("block", "random"):
+        for phase in common.PHASES:
+            for tilt in (-0.5, 0.0, 0.5):
+                row = common.pretraining(
+                    chosen["scale"], "ddae", epochs=chosen["epochs"]
+                )
+                row["set"] |= common.beta(phase, tilt) | {"method.mask.kind": mask}
+                row |= {
+                    "name": f"{mask},{phase},tilt{tilt:+g}",
+                    "panel": f"{mask} masks",
+                    "x": phase,
+                    "series": f"tilt {tilt:+g}",
+                }
+                rows.append(row)
+    return {
+        "about": "beta's direction over training, and its tilt over depth",
+        "rows": rows,
+        "seeds": (0, 1, 2),
+        "scores": common.scores(chosen["scale"]),
+        "follow_ups": common.follow_ups(chosen["scale"]),
+        "control": "block,constant,tilt+0",
+    }

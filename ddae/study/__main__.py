@@ -1,0 +1,102 @@
+"""Runs a study: python -m ddae.study configs/studies/NAME.py[:key=value] --workdir DIR
+
+Every row of its table at every seed, one after another, each scored; what is done is
+skipped, a killed run goes on from its checkpoint, and several such commands in one DIR
+share the work. DIR gets results.csv, results.md and figures. Exit codes: 0; 2 a wrong
+study, config or data; 75 stopped by SIGTERM, run me again.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import jax
+
+from ddae.settings import UserError
+from ddae.study.report import write_report
+from ddae.study.runner import Runner
+from ddae.study.table import read_study, runs_of
+from ddae.train.cluster import PreemptedError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = parse(argv)
+    try:
+        return study(args)
+    except PreemptedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 75
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def study(args: argparse.Namespace) -> int:
+    """Lists or runs the study that `args` name."""
+    table = read_study(args.study)
+    changes = dict(_pair(text) for text in args.set)
+    workdir = os.path.abspath(args.workdir)
+    runner = Runner(table, workdir, changes, args.keep_weights)
+    runs = [run for run in runs_of(table) if re.search(args.only, str(run))]
+    if not runs:
+        raise UserError(f"--only={args.only} leaves no run of {table.name}")
+    if args.list:
+        for run in runs:
+            result = runner.result(run)
+            state = "to do" if result is None else result.get("failed", "done")
+            print(f"{state:6} {run}")
+        return 0
+    runner.check()
+    os.makedirs(workdir, exist_ok=True)
+    # The same program for every seed: compiled once.
+    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    until = None
+    if args.budget is not None:
+        until = time.monotonic() + 60.0 * args.budget
+    for line in runner.work(runs, until):
+        print(line, flush=True)
+        write_report(runner)
+    write_report(runner)
+    print(f"{workdir}/results.md")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected KEY=VALUE")
+    return key, value
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddae.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", help="a file of configs/studies/")
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of every run's config, say data.dir=DIR",
+    )
+    parser.add_argument("--only", default="", help="runs whose name has this regex")
+    parser.add_argument("--budget", type=float, help="minutes; then no run is begun")
+    parser.add_argument("--list", action="store_true", help="what is done, what is not")
+    parser.add_argument("--keep_weights", action="store_true")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Runs what of a study is not yet done, one run after another, in this process."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ddae import data, eval, settings, tasks
+from ddae.settings import UserError
+from ddae.study.table import Run, Study, config_of, runs_of
+from ddae.train import loop
+from ddae.train.checkpoint import load_params
+from ddae.train.metrics import duration, read_metrics
+from ddae.train.sharding import MeshSettings, make_mesh
+from ddae.train.state import NonFiniteError
+from ddae.train.step import OnDevices
+
+DONE = "done.json"
+WEIGHTS = ("checkpoints", "damaged_checkpoints", "tensorboard")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """A study in its workdir. changes: dotted keys for all runs; keep_weights: whether
+    checkpoints stay when a run and what follows it are done."""
+
+    study: Study
+    workdir: str
+    changes: Mapping[str, str]
+    keep_weights: bool = False
+
+    def path(self, run: Run, *names: str) -> str:
+        """A file of the run's own workdir."""
+        return os.path.join(self.workdir, run.folder, *names)
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """What the run came to: its scores and cost; None while it is not done."""
+        try:
+            with open(self.path(run, DONE)) as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """The run's config, with its length where another row's cost gives it."""
+        row, steps = run.row, None
+        if row.repeats and not run.follow_up:
+            first = [
+                self.result(Run(self.study.row(name), self.study.seeds[0]))
+                for name in (row.repeats, row.at_cost_of)
+            ]
+            own, other = (found or {} for found in first)
+            if own and other and not own.get("failed") and not other.get("failed"):
+                steps = round(own["steps"] * other["cost"] / own["cost"])
+        return config_of(self.study, run, self.workdir, self.changes, steps)
+
+    def ready(self, run: Run) -> bool:
+        """Whether all that it builds on is done, and did not fail."""
+        wanted = [run.parent] if run.follow_up else []
+        if run.row.repeats:
+            names = (run.row.repeats, run.row.at_cost_of)
+            wanted += [Run(self.study.row(n), self.study.seeds[0]) for n in names]
+        found = [self.result(other) for other in wanted]
+        return all(result and "failed" not in result for result in found)
+
+    def check(self) -> None:
+        """Plans every run that is not done, compiling nothing, and compares those that
+        are with the table. Raises `UserError`."""
+        planned = set()
+        for run in runs_of(self.study):
+            result = self.result(run)
+            if result is not None:
+                self._check_same(run, result)
+            elif run.row.name not in planned and not run.follow_up:
+                planned.add(run.row.name)  # its other seeds differ in the seed alone
+                loop.plan(self.config(run))
+
+    def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
+        config = json.loads(json.dumps(self.config(run)))
+        if config != result["config"]:
+            key = _difference(config, result["config"])
+            raise UserError(
+                f"{self.path(run)} is done with another config.{key} than the study"
+                " says; remove it, or take another --workdir"
+            )
+
+    def execute(self, run: Run) -> dict[str, Any]:
+        """Trains from where it stands to the end, scores it, and keeps the numbers."""
+        config = self.config(run)
+        folder = self.path(run)
+        result: dict[str, Any] = {"row": run.row.name, "seed": run.seed}
+        result |= {"follow_up": run.follow_up, "config": config}
+        try:
+            with (
+                open(os.path.join(folder, "log.txt"), "a", buffering=1) as log,
+                contextlib.redirect_stdout(log),
+            ):
+                loop.run(config, folder)
+                result |= cost_of(folder)
+                result["scores"] = self._scores(run, config)
+        except NonFiniteError as error:
+            result["failed"] = str(error)
+        part = self.path(run, f"{DONE}.part")
+        with open(part, "w") as file:
+            json.dump(result, file, indent=1)
+        os.replace(part, self.path(run, DONE))
+        if not self.keep_weights:
+            self._tidy(run)
+        return result
+
+    def _scores(self, run: Run, config: Mapping[str, Any]) -> dict[str, float]:
+        if run.follow_up:
+            score = self.study.follow_ups[run.follow_up].score
+            rows = read_metrics(self.path(run, "metrics.jsonl"))
+            found = [row[score] for row in rows if score in row]
+            if not found:
+                raise UserError(f"{self.path(run)}: no {score} in its evaluations")
+            return {run.follow_up: found[-1]}
+        return score_workdir(self.path(run), self.study.scores)
+
+    def _tidy(self, run: Run) -> None:
+        """Removes weights that nothing waits for."""
+        for one in (run, run.parent):
+            waiting = any(
+                other.parent == one and self.result(other) is None
+                for other in runs_of(self.study)
+                if other.follow_up and not one.follow_up
+            )
+            if self.result(one) is not None and not waiting:
+                for name in WEIGHTS:
+                    shutil.rmtree(self.path(one, name), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def claimed(self, run: Run) -> Iterator[bool]:
+        """Whether this process has the run: several may work on one study."""
+        os.makedirs(self.path(run), exist_ok=True)
+        with open(self.path(run, ".claim"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield self.result(run) is None
+
+    def work(self, runs: list[Run], until: float | None) -> Iterator[str]:
+        """Executes those of `runs` that are not done, in order; yields a line for each.
+
+        until: of time.monotonic(), after which no other run is begun.
+        """
+        elsewhere: set[Run] = set()
+        while True:
+            left = [r for r in runs if self.result(r) is None and r not in elsewhere]
+            run = next((r for r in left if self.ready(r)), None)
+            if run is None:
+                return
+            if until is not None and time.monotonic() >= until:
+                yield f"the budget is spent; {len(left)} runs are left"
+                return
+            with self.claimed(run) as mine:
+                if not mine:
+                    elsewhere.add(run)
+                    continue
+                begun = time.monotonic()
+                result = self.execute(run)
+                yield self._line(run, result, runs, time.monotonic() - begun)
+
+    def _line(
+        self, run: Run, result: Mapping[str, Any], runs: list[Run], seconds: float
+    ) -> str:
+        done = [other for other in runs if self.result(other) is not None]
+        said = result.get("failed") or ", ".join(
+            f"{name} {value:.2f}" for name, value in result["scores"].items()
+        )
+        cost = (
+            f", {result['cost']:.0f} {result['cost_unit']}" if "cost" in result else ""
+        )
+        left = duration(seconds * (len(runs) - len(done)))
+        return f"[{len(done)}/{len(runs)}] {run}: {said}{cost}; left {left}"
+
+
+def cost_of(workdir: str) -> dict[str, Any]:
+    """Steps of a finished run and what they cost, evaluations and saves left out.
+
+    The median step of its log times their number: a compilation, or a pause, counts
+    little. On CPUs in CPU-seconds, since other work takes wall-clock; else in seconds.
+    """
+    rows = [row for row in read_metrics(f"{workdir}/metrics.jsonl")]
+    train = [row for row in rows if "train/step_seconds" in row]
+    if not train:
+        return {"steps": 0, "cost": 0.0, "cost_unit": "s"}
+    steps = train[-1]["step"]
+    cpu = jax.default_backend() == "cpu"
+    key = "train/cpu_seconds" if cpu else "train/step_seconds"
+    return {
+        "steps": steps,
+        "cost": steps * statistics.median(row[key] for row in train),
+        "cost_unit": "CPU-s" if cpu else "s",
+    }
+
+
+def score_workdir(
+    workdir: str, evaluators: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """What `evaluators` (as config.evaluators) say of the newest checkpoint."""
+    if not evaluators:
+        return {}
+    params, config = load_params(workdir)
+    task = tasks.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+    mesh = make_mesh(
+        settings.build(MeshSettings, config["mesh"], "mesh."),
+        config["batch_size"],
+        accumulate=1,
+    )
+    built = eval.from_config({"evaluators": evaluators}, task, splits, OnDevices(mesh))
+    found: dict[str, Any] = {}
+    for evaluator in built.values():
+        found |= evaluator(params, 0)
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def _difference(a: Any, b: Any, where: str = "") -> str:
+    """The first dotted key in which two nested dicts differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            if a.get(key) != b.get(key):
+                return _difference(a.get(key), b.get(key), f"{where}.{key}")
+    return where.lstrip(".")
