@@ -1,0 +1,1 @@
+"""Tables of runs for python -m ddae.study."""

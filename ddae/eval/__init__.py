@@ -13,6 +13,7 @@ from ddae.eval.accuracy import make_accuracy
 from ddae.eval.codes import make_codes
 from ddae.eval.evaluator import Evaluator, OnDevices
 from ddae.eval.knn import make_knn
+from ddae.eval.locality import make_locality
 from ddae.eval.miou import make_miou
 from ddae.eval.reconstruct import make_reconstruct
 from ddae.settings import UserError
@@ -22,6 +23,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "accuracy": make_accuracy,
     "codes": make_codes,
     "knn": make_knn,
+    "locality": make_locality,
     "miou": make_miou,
     "reconstruct": make_reconstruct,
 }

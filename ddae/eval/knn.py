@@ -74,7 +74,9 @@ def make_knn(
             said = np.asarray(votes(padded, *placed))[:, : QUERIES - missing]
             right += (said.argmax(axis=-1) == truth[rows]).sum(axis=1)
         shares = 100.0 * right / len(queries)
-        found = {f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)}
+        found: dict[str, float | np.ndarray] = {
+            f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)
+        }
         if linear:
             found["linear_top1"] = linear_top1(bank, labels, queries, truth)
         return found

@@ -295,7 +295,8 @@ class Encoder(nn.Module):
         taps: tuple[int, ...] | None = None,
         keys: Key[Array, " b"] | None = None,
     ) -> dict[int, Features]:
-        """Features at `taps` (the last layer alone by default).
+        """Features at `taps` (the last layer alone by default); tap 0 is what enters
+        the first block.
 
         images: standardised. mask: None sees every patch, in either layout. keys: one
         an example, for drop path; None drops nothing.
@@ -331,6 +332,8 @@ class Encoder(nn.Module):
             )
             bias = shared()
         layers = {}
+        if 0 in taps:
+            layers[0] = Features(prefix=x[:, :1], patches=x[:, 1:])
         for layer in range(1, depth + 1):
             own = None if keys is None else _folded(keys, layer)
             x = self._block(layer)(x, bias, own)

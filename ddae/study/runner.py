@@ -72,16 +72,22 @@ class Runner:
         return all(result and "failed" not in result for result in found)
 
     def check(self) -> None:
-        """Plans every run that is not done, compiling nothing, and compares those that
-        are with the table. Raises `UserError`."""
-        planned = set()
+        """Builds the task of every row that is not done, plans one run of each config
+        file, and compares what is done with the table; compiles nothing.
+
+        Raises `UserError`.
+        """
+        seen: set[str] = set()
         for run in runs_of(self.study):
             result = self.result(run)
             if result is not None:
                 self._check_same(run, result)
-            elif run.row.name not in planned and not run.follow_up:
-                planned.add(run.row.name)  # its other seeds differ in the seed alone
-                loop.plan(self.config(run))
+            elif not run.follow_up and run.row.name not in seen:
+                config = self.config(run)
+                tasks.from_config(config)
+                if run.row.config not in seen:
+                    loop.plan(config)
+                seen |= {run.row.name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
         config = json.loads(json.dumps(self.config(run)))

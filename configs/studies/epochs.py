@@ -1,0 +1,41 @@
+"""Study 3: does DDAE learn in few epochs what MAE learns in many?
+
+python -m ddae.study configs/studies/epochs.py:scale=small \\
+  --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
+
+MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
+small scale a quarter of the usual steps and so on. DIR as in configs/studies/beta.py.
+"""
+
+from configs.studies import common
+
+EPOCHS = {"mae": (50, 100, 200, 400, 800), "ddae": (50, 100, 200)}
+STEPS = {"mae": (200, 400, 800, 1600, 3200), "ddae": (200, 400, 800)}
+
+
+def get_study(text=None):
+    chosen = common.arguments(
+        text, scale="full", beta="near-far", tilt=-0.5, mask="block"
+    )
+    small = chosen["scale"] == "small"
+    rows = []
+    for method, lengths in (STEPS if small else EPOCHS).items():
+        for length in lengths:
+            epochs = 100 if small else length
+            row = common.pretraining(chosen["scale"], method, epochs=epochs)
+            row["set"] |= {"method.mask.kind": chosen["mask"]}
+            if method == "ddae":
+                row["set"] |= common.beta(chosen["beta"], chosen["tilt"])
+            if small:
+                row["set"] |= {"total_steps": length}
+            row |= {"name": f"{method},{length}", "series": method, "x": length}
+            row["panel"] = "steps" if small else "epochs"
+            rows.append(row)
+    return {
+        "about": "length of pretraining, MAE against DDAE",
+        "rows": sorted(rows, key=lambda row: row["x"]),
+        "seeds": (0, 1, 2),
+        "scores": common.scores(chosen["scale"]),
+        "follow_ups": common.follow_ups(chosen["scale"]),
+        "control": f"mae,{STEPS['mae'][2] if small else EPOCHS['mae'][1]}",
+    }
