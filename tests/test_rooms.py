@@ -32,6 +32,7 @@ ROOMS = {
     "inspect": 8,
     "study": 9,
     "features": 8,
+    "analyse": 8,
 }
 MAY_NOT = {"data": {"models", "targets", "objective", "methods", "tasks"}}
 FLAX = {"models"}

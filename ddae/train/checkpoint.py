@@ -230,6 +230,23 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     return restored, meta["config"]
 
 
+def load_state(workdir: str, shapes: TrainState) -> TrainState:
+    """The whole newest state of a workdir as NumPy arrays, taking no lock.
+
+    shapes: from `jax.eval_shape`, of the run's own config. Raises `UserError` as
+    `load_params`, and where the checkpoint is of another optimiser or teacher.
+    """
+    with _reading(workdir) as (manager, folder, step):
+        meta = _read_meta(manager, folder, step)
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+        params, training = _split(target)
+        items = {"params": params, "training": training}
+        restored = _read_items(manager, folder, step, items)
+        for item, expected in meta.get("digests", {}).items():
+            _verify(f"{folder}/{step}/{item}", restored[item], expected)
+    return TrainState(params=restored["params"], **restored["training"])
+
+
 def describe(workdir: str) -> dict[str, Any]:
     """step, config and data of the newest checkpoint, and all `steps` there are.
 

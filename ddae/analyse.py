@@ -1,0 +1,326 @@
+"""What a pretraining run's encoder does: python -m ddae.analyse WORKDIR [--beside RUN]
+
+Reads the newest checkpoint and held-out images of the run's own config, and writes
+numbers (analysis.json) and four figures to WORKDIR/analysis: how far every attention
+head looks, the loss of hidden patches by distance and tap, how alike layers are (CKA)
+and, for methods that weigh patches, what share of them the weights leave.
+docs/reading_a_run.md says how to read each. Exit codes: 0; 2 wrong arguments or data.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from ddae.difficulty import (
+    DISTANCE_BINS,
+    difficulty_weights,
+    effective_sample_size,
+    nearest_visible_distance,
+)
+from ddae.eval.evaluator import over, sample
+from ddae.eval.figures import new_figure, to_array
+from ddae.eval.locality import linear_cka, make_distances
+from ddae.masking import gather_patches
+from ddae.settings import UserError
+from ddae.tasks.backbone import unit_range
+from ddae.tasks.pretrain import Pretrain
+from ddae.train.checkpoint import describe, load_state
+from ddae.train.loop import Job, plan
+from ddae.train.step import OnDevices
+
+BETAS = np.linspace(-2.0, 2.0, 17)
+MASKS = 256
+"""Masks that effective sample sizes are averaged over."""
+
+
+def open_run(
+    workdir: str, changes: Mapping[str, str]
+) -> tuple[Job, Pretrain, Any, Any]:
+    """(plan, task, params, teacher's params or {}) of a pretraining's last step.
+
+    changes: keys of config.data, where the images lie elsewhere now. Raises
+    `UserError`.
+    """
+    config = describe(workdir)["config"]
+    config["model"]["drop_path"] = 0.0
+    config["evaluators"] = {}
+    for key, value in changes.items():
+        if key not in config["data"]:
+            raise UserError(f"--data {key}={value}: config.data has no such key")
+        config["data"][key] = value
+    job = plan(config)
+    if not isinstance(job.task, Pretrain):
+        raise UserError(f"{workdir} is a run of task {config['task']}, not pretrain")
+    state = load_state(workdir, job.shapes)
+    return job, job.task, state.params, state.ema_params
+
+
+def analyse(
+    workdir: str, beside: str, num_images: int, changes: Mapping[str, str]
+) -> dict[str, Any]:
+    """All numbers of the page, as nested dicts and lists.
+
+    attention_distance [depth, heads], in patches; loss {term: {bin: loss}}; cka
+    {"student": [depth, depth], "teacher" or "beside": ...}; ess {"taps": ..., "beta":
+    ...} as shares of the hidden patches.
+    """
+    job, task, params, teacher = open_run(workdir, changes)
+    on_devices = OnDevices(job.mesh)
+    source = job.splits.held_out
+    indices = sample(source, num_images)
+
+    def read(function: Any, read_params: Any) -> Any:
+        return over(source, indices, function, read_params, "analyse")[0]
+
+    found: dict[str, Any] = {"workdir": workdir, "images": len(indices)}
+    distances = read(on_devices(make_distances(task)), params)
+    found["attention_distance"] = distances.mean(axis=0).tolist()
+    own = read(on_devices(_all_layers(task)), params)
+    found["cka"] = {"student": cka_matrix(own, own)}
+    if teacher:
+        other = read(on_devices(_all_layers(task)), teacher)
+        found["cka"]["teacher"] = cka_matrix(own, other)
+    if beside:
+        _, other_task, other_params, _ = open_run(beside, changes)
+        if other_task.method.encoder.grid != task.method.encoder.grid:
+            raise UserError(f"{beside} has another grid of patches than {workdir}")
+        other = read(on_devices(_all_layers(other_task)), other_params)
+        found["cka"]["beside"] = cka_matrix(own, other)
+        found["beside"] = beside
+    (batch,) = source.batches(indices, len(indices))
+    found["loss"] = loss_by_distance(task, params, teacher, batch)
+    if curves := sample_sizes(task):
+        found["ess"] = curves
+    return found
+
+
+def _all_layers(task: Pretrain):
+    """(params, images) -> patches of every block, [b, depth, n, d]; the last one after
+    the final norm, where the encoder has one."""
+    encoder = task.method.encoder
+    taps = tuple(range(1, encoder.spec.depth + 1))
+
+    def layers(params: Any, images: Array) -> Float[Array, "b depth n d"]:
+        x = task.standardise(unit_range(images))
+        features: Any = encoder.apply({"params": params["encoder"]}, x, taps=taps)
+        return jnp.stack([features[tap].patches for tap in taps], axis=1)
+
+    return layers
+
+
+def cka_matrix(
+    x: Float[np.ndarray, "b depth n d"], y: Float[np.ndarray, "b layers n k"]
+) -> list[list[float]]:
+    """Linear CKA of every layer of `x` with every layer of `y`, over all patches."""
+    rows, columns = (
+        [z[:, layer].reshape(-1, z.shape[-1]) for layer in range(z.shape[1])]
+        for z in (x, y)
+    )
+    return [[linear_cka(a, b) for b in columns] for a in rows]
+
+
+def loss_by_distance(
+    task: Pretrain, params: Any, teacher: Any, batch: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """{term: {bin: unweighted loss of hidden patches}} at the end of training, t = 1.
+
+    Bins that no hidden patch falls into are left out.
+    """
+    size = 64
+    take = jax.jit(lambda p, e, b, t, rngs: task.loss(p, e, b, t, rngs)[1])
+    sums: dict[str, np.ndarray] = {}
+    root = jax.random.key(0)
+    for start in range(0, len(batch["label"]) // size * size or 1, size):
+        part = {k: jnp.asarray(v[start : start + size]) for k, v in batch.items()}
+        rngs = jax.random.split(jax.random.fold_in(root, start), len(part["label"]))
+        metrics = take(params, teacher, part, jnp.ones(()), rngs)
+        for name, pair in metrics.items():
+            if name.startswith("distance/"):
+                sums[name] = sums.get(name, np.zeros(2)) + np.array(pair, float)
+    found: dict[str, dict[str, float]] = {}
+    for name, (total, count) in sums.items():
+        term, label = name.removeprefix("distance/").rsplit("/", 1)
+        if count:
+            found.setdefault(term, {})[label] = float(total / count)
+    return found
+
+
+def sample_sizes(task: Pretrain) -> dict[str, Any]:
+    """Effective sample size of the weights, mean over masks; {} without difficulty.
+
+    {"beta": [(beta, ess)], "taps": {depth u: [(t, ess)]}}, of the method's own masks
+    and the metric of its first weighted Term.
+    """
+    method = task.method
+    known = {
+        round(term.difficulty.depth, 4): term.difficulty
+        for term in method.terms
+        if term.difficulty
+    }
+    if not known:
+        return {}
+    grid = method.encoder.grid
+    mask = method.masking.draw(jax.random.split(jax.random.key(0), MASKS), grid)
+    metric = next(iter(known.values())).metric
+    distance = nearest_visible_distance(mask, grid, metric)
+    distance = gather_patches(distance, mask.ids_masked)
+    share = jax.jit(
+        lambda beta: effective_sample_size(difficulty_weights(distance, beta)).mean()
+    )
+    times = np.linspace(0.0, 1.0, 21)
+    return {
+        "beta": [(float(b), float(share(b))) for b in BETAS],
+        "taps": {
+            str(depth): [
+                (float(t), float(share(difficulty.beta(t, difficulty.depth))))
+                for t in times
+            ]
+            for depth, difficulty in sorted(known.items())
+        },
+    }
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The page's pictures, {name: uint8 [height, width, 3]}."""
+    made = {
+        "attention_distance": _draw_attention(np.array(found["attention_distance"])),
+        "loss_by_distance": _draw_losses(found["loss"]),
+        "cka": _draw_cka(found["cka"]),
+    }
+    if "ess" in found:
+        made["effective_sample_size"] = _draw_sample_sizes(found["ess"])
+    return made
+
+
+def _draw_attention(distances: Float[np.ndarray, "depth heads"]) -> np.ndarray:
+    figure, axes = new_figure(1, 1, width=4.6, height=3.3)
+    axis, depth = axes[0, 0], np.arange(1, len(distances) + 1)
+    for head in distances.T:
+        axis.plot(depth, head, "o", color="C0", alpha=0.45, markersize=5)
+    axis.plot(depth, distances.mean(axis=1), "-", color="C1", label="mean of heads")
+    axis.set_xticks(depth)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("block")
+    axis.set_ylabel("attention distance, patches")
+    axis.legend(fontsize=8)
+    return to_array(figure)
+
+
+def _draw_losses(losses: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    kinds = sorted({term.split("/")[0] for term in losses})
+    labels = [label for label, _, _ in DISTANCE_BINS]
+    figure, axes = new_figure(1, len(kinds), width=3.8 * len(kinds) + 0.4, height=3.3)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        for term in sorted(t for t in losses if t.split("/")[0] == kind):
+            inside = [label for label in labels if label in losses[term]]
+            at = [labels.index(label) for label in inside]
+            values = [losses[term][label] for label in inside]
+            axis.plot(at, values, marker="o", label=term.split("/")[1])
+        axis.set_xticks(range(len(labels)), [label[1:] for label in labels])
+        axis.set_title(kind, fontsize=9)
+        axis.set_xlabel("patches to the nearest visible one")
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("loss of a hidden patch")
+    return to_array(figure)
+
+
+def _draw_cka(matrices: Mapping[str, Any]) -> np.ndarray:
+    figure, axes = new_figure(1, len(matrices), width=3.4 * len(matrices), height=3.2)
+    for axis, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
+        values = np.array(matrix)
+        axis.imshow(values, vmin=0, vmax=1, origin="lower", cmap="viridis")
+        for i, j in np.ndindex(*values.shape) if values.size <= 64 else ():
+            dark = values[i, j] < 0.6
+            axis.text(
+                *(j, i, f"{values[i, j]:.2f}"),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "black",
+            )
+        axis.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+        axis.set_yticks(range(values.shape[0]), range(1, values.shape[0] + 1))
+        axis.set_xlabel(f"block, {name}")
+        axis.set_ylabel("block, student")
+    figure.colorbar(axes[0, -1].images[0], ax=axes[0, -1], label="CKA", shrink=0.8)
+    return to_array(figure)
+
+
+def _draw_sample_sizes(curves: Mapping[str, Any]) -> np.ndarray:
+    figure, axes = new_figure(1, 2, width=8.0, height=3.2)
+    left, right = axes[0]
+    left.plot(*zip(*curves["beta"], strict=True), color="black")
+    left.set_xlabel("beta")
+    left.set_ylabel("effective sample size, share")
+    for depth, points in curves["taps"].items():
+        right.plot(*zip(*points, strict=True), label=f"u = {float(depth):g}")
+    right.set_xlabel("progress t")
+    right.legend(title="tap at depth", fontsize=8, title_fontsize=8)
+    for axis in (left, right):
+        axis.set_ylim(0, 1.03)
+    return to_array(figure)
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The page in short, for the terminal."""
+    shown = []
+    for layer, heads in enumerate(found["attention_distance"], start=1):
+        each = " ".join(f"{value:.2f}" for value in heads)
+        shown.append(
+            f"block {layer:>2}  attention distance {np.mean(heads):.2f} ({each})"
+        )
+    for term, bins in sorted(found["loss"].items()):
+        each = ", ".join(f"{label} {value:.3f}" for label, value in bins.items())
+        shown.append(f"{term}  loss by distance {each}")
+    for name, matrix in found["cka"].items():
+        if name != "student":
+            each = " ".join(f"{value:.2f}" for value in np.diag(matrix))
+            shown.append(f"CKA of each block with its like, {name}: {each}")
+    return shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddae.analyse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir")
+    parser.add_argument("--beside", default="", help="another run, for CKA")
+    parser.add_argument("--out", help="default: WORKDIR/analysis")
+    parser.add_argument("--num_images", type=int, default=512)
+    parser.add_argument("--data", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args(argv)
+    out = args.out or os.path.join(args.workdir, "analysis")
+    try:
+        if args.num_images < 1:
+            raise UserError(f"--num_images={args.num_images} is not 1 or more")
+        changes = dict(text.split("=", 1) for text in args.data if "=" in text)
+        found = analyse(args.workdir, args.beside, args.num_images, changes)
+        os.makedirs(out, exist_ok=True)
+        with open(os.path.join(out, "analysis.json"), "w") as file:
+            json.dump(found, file, indent=1)
+        for name, picture in figures(found).items():
+            Image.fromarray(picture).save(os.path.join(out, f"{name}.png"))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*lines(found), out]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Attention distance and CKA against brute force, and the page of an analysis."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from ddae import tasks
+from ddae.analyse import main, sample_sizes
+from ddae.eval.locality import attention_distance, linear_cka, patch_distances
+from ddae.models.attention import attention_probabilities
+from ddae.models.vit import VIT_SPECS, Encoder, Mlp
+from ddae.train import loop
+
+GRID = (3, 4)
+
+
+def test_attention_distance_by_hand():
+    n = GRID[0] * GRID[1]
+    every = [(i, j) for i in range(3) for j in range(4)]
+    pairs = [np.hypot(a - c, b - d) for a, b in every for c, d in every]
+    uniform = jnp.full((2, 1, n + 1, n + 1), 1 / (n + 1))
+    assert attention_distance(uniform, GRID) == pytest.approx(np.mean(pairs), rel=1e-5)
+    itself = jnp.eye(n + 1)[None, None]
+    assert attention_distance(itself, GRID)[0, 0] == 0.0
+    # Everything to the right-hand neighbour, the last column to itself; cls to the end.
+    right = np.eye(n + 1)
+    for i in range(1, n + 1):
+        if i % 4:
+            right[i] = np.eye(n + 1)[i + 1]
+    found = attention_distance(jnp.asarray(right)[None, None], GRID)
+    assert found[0, 0] == pytest.approx(9 / 12)
+
+
+def test_what_cls_takes_does_not_count():
+    n = GRID[0] * GRID[1]
+    probabilities = np.zeros((1, 1, n + 1, n + 1))
+    probabilities[..., 0] = 0.75
+    probabilities[..., 1:] = 0.25 / n
+    expected = patch_distances(GRID).mean()
+    found = attention_distance(jnp.asarray(probabilities), GRID)
+    assert found[0, 0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", ["none", "shared", "block"])
+def test_probabilities_give_back_the_blocks_own_output(bias):
+    encoder = Encoder(
+        VIT_SPECS["Two"], GRID, patch_size=2, relative_bias=bias, final_norm=False
+    )
+    images = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    params = encoder.init(jax.random.key(1), images)["params"]
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    taps = encoder.apply({"params": params}, images, taps=(0, 1, 2))
+    found = list(attention_probabilities(encoder, params, images))
+    assert len(found) == 2
+    for layer, probabilities in enumerate(found):
+        np.testing.assert_allclose(probabilities.sum(axis=-1), 1.0, rtol=1e-5)
+        block = params[f"block_{layer:02d}"]
+        x, after = (
+            jnp.concatenate([taps[t].prefix, taps[t].patches], axis=1)
+            for t in (layer, layer + 1)
+        )
+        y = norm(x, block["norm_attention"])
+        qkv = (
+            y @ block["attention"]["qkv"]["kernel"] + block["attention"]["qkv"]["bias"]
+        )
+        v = qkv[..., -32:].reshape(2, -1, 2, 16)
+        y = jnp.einsum("bhqk,bkhd->bqhd", probabilities, v).reshape(x.shape)
+        out = block["attention"]["out"]
+        x = x + y @ out["kernel"] + out["bias"]
+        mlp = Mlp(128, jnp.float32).apply(
+            {"params": block["mlp"]}, norm(x, block["norm_mlp"])
+        )
+        np.testing.assert_allclose(x + mlp, after, atol=2e-5)
+
+
+def norm(x, params):
+    x = (x - x.mean(axis=-1, keepdims=True)) / jnp.sqrt(
+        x.var(axis=-1, keepdims=True) + 1e-6
+    )
+    return x * params["scale"] + params["bias"]
+
+
+def test_cka_of_known_matrices():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(200, 5)), random.normal(size=(200, 3))
+    turn = np.linalg.qr(random.normal(size=(5, 5)))[0]
+    assert linear_cka(x, x) == pytest.approx(1.0)
+    assert linear_cka(x, 3.0 * x @ turn + 7.0) == pytest.approx(1.0)
+    stretched = x * np.array([10.0, 1, 1, 1, 1])
+    assert linear_cka(x, stretched) < 0.9
+    # The definition, through the n x n matrices of similarities.
+    centre = np.eye(200) - 1 / 200
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+    assert linear_cka(x, y) == pytest.approx(expected)
+    assert linear_cka(np.ones((9, 2)), y[:9]) == 0.0
+
+
+def test_sample_sizes_are_one_where_beta_is_nought():
+    task = tasks.from_config(
+        tiny_config(method__beta={"start": -1.0, "end": 1.0, "depth_tilt": 0.0})
+    )
+    found = sample_sizes(task)
+    assert set(found["taps"]) == {"0.5", "1.0"}
+    curve = dict(found["taps"]["1.0"])
+    assert curve[0.5] == pytest.approx(1.0)
+    assert curve[0.0] < 1.0 and curve[1.0] < 1.0
+    assert dict(found["beta"])[0.0] == pytest.approx(1.0)
+    assert sample_sizes(tasks.from_config(tiny_config(method={"name": "mae"}))) == {}
+
+
+@pytest.mark.slow
+def test_an_analysis_is_written(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    loop.run(tiny_config(), run)
+    assert main([run, "--num_images", "70", "--beside", run]) == 0
+    out = tmp_path / "run/analysis"
+    found = json.loads((out / "analysis.json").read_text())
+    assert np.array(found["attention_distance"]).shape == (2, 2)
+    assert np.diag(found["cka"]["beside"]) == pytest.approx([1.0, 1.0])
+    assert set(found["cka"]) == {"student", "teacher", "beside"}
+    terms = {"pixels/block01", "pixels/block02", "features/block01", "features/block02"}
+    assert set(found["loss"]) == terms
+    assert {p.stem for p in out.glob("*.png")} == {
+        "attention_distance",
+        "loss_by_distance",
+        "cka",
+        "effective_sample_size",
+    }
+    assert main([str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_the_evaluator_gives_a_value_a_block(tmp_path):
+    from test_eval import setup
+
+    task, evaluators, _ = setup(locality={"num_held_out": 20})
+    params = task.init(jax.random.key(0))
+    found = evaluators["locality"](params, 0)
+    blocks = [found[f"attention_distance/block0{i}"] for i in (1, 2)]
+    assert found["attention_distance"] == pytest.approx(np.mean(blocks))
+    assert 0 < found["attention_distance"] < patch_distances((4, 4)).max()

@@ -1,0 +1,265 @@
+"""Studies: what is run, what is skipped, and that the numbers are the runs' own."""
+
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from ddae import tasks
+from ddae.settings import UserError
+from ddae.study import report
+from ddae.study.__main__ import main
+from ddae.study.runner import Runner, cost_of
+from ddae.study.table import (
+    Run,
+    config_of,
+    read_study,
+    runs_of,
+    study_from_dict,
+)
+from ddae.train import loop
+from ddae.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+STUDIES = sorted(
+    p.stem
+    for p in (ROOT / "configs/studies").glob("*.py")
+    if p.stem not in ("__init__", "common")
+)
+CHOICES = [
+    *(f"configs/studies/{name}.py" for name in STUDIES),
+    *(f"configs/studies/{name}.py:scale=small" for name in STUDIES),
+    "configs/studies/others.py:tokenizer=runs/vqkd_cifar10",
+]
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(text=None):
+    return ConfigDict({tiny!r})
+"""
+STUDY = """
+def get_study(text=None):
+    config = {config!r}
+    rows = [
+        {{"name": "a", "config": config, "x": 1, "series": "s"}},
+        {{"name": "b", "config": config, "set": {{"method.tap_weight": 0.5}}, "x": 2,
+         "series": "s"}},
+        {{"name": "long", "repeats": "a", "at_cost_of": "b", "seeds": (0,)}},
+    ]
+    return {{
+        "about": "a test",
+        "rows": rows,
+        "seeds": (0, 1),
+        "scores": {{"knn": {{"k": 5, "num_train": 100, "num_held_out": 50}}}},
+        "control": "a",
+    }}
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    tiny = tiny_config(log_every_steps=1)
+    tiny["method"] |= {"tap_weight": 0.25}
+    (tmp_path / "config.py").write_text(CONFIG.format(tiny=tiny))
+    path = tmp_path / "small.py"
+    path.write_text(STUDY.format(config=str(tmp_path / "config.py")))
+    return str(path)
+
+
+@pytest.mark.parametrize("text", CHOICES)
+def test_every_row_of_every_study_builds(text, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = read_study(text)
+    assert study.control and len(runs_of(study)) >= len(study.rows)
+    for run in runs_of(study):
+        if run.seed == study.seeds[0] and not run.row.repeats:
+            task = tasks.from_config(config_of(study, run, "runs", {}))
+            assert task.image_shape == (32, 32, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", CHOICES)
+def test_every_row_of_every_study_plans(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    images = np.zeros((600, 32, 32, 3), np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / split, images=images, labels=np.arange(600) % 10)
+    changes = {"data.name": "npz", "data.dir": str(tmp_path)}
+    for run in runs_of(study := read_study(text)):
+        if run.seed == study.seeds[0] and not run.row.repeats and not run.follow_up:
+            loop.plan(config_of(study, run, "runs", changes))
+
+
+def test_most_telling_first(study_file):
+    study = read_study(study_file)
+    order = [(run.row.name, run.seed) for run in runs_of(study)]
+    assert order == [("a", 0), ("b", 0), ("long", 0), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "x y"}, "no folder's name"),
+        ({"config": ""}, "wants a config, or both"),
+        ({"repeats": "a"}, "wants a config, or both"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_wrong_row_is_named(change, message):
+    row = {"name": "a", "config": "c.py"} | change
+    made = {"about": "", "seeds": (0,), "rows": [row]}
+    with pytest.raises(UserError, match=message):
+        study_from_dict("t", made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.py"], "no file 'nothing.py'"),
+        (["STUDY", "--set", "colour"], "expected KEY=VALUE"),
+        (["STUDY", "--set", "method.colour=1"], "no key method.colour"),
+        (["STUDY", "--set", "image_size=9"], "does not divide"),
+        (["STUDY", "--only", "zebra"], "leaves no run"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, study_file, tmp_path, capsys):
+    arguments = [study_file if a == "STUDY" else a for a in arguments]
+    assert main([*arguments, "--workdir", str(tmp_path / "w")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_study_runs_skips_and_reports(study_file, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    assert main([study_file, "--workdir", str(workdir), "--only", "seed 0"]) == 0
+    assert "[3/3] long, seed 0" in capsys.readouterr().out
+    done = workdir / "runs/a/seed0/done.json"
+    before = done.stat().st_mtime_ns
+    assert not (done.parent / "checkpoints").exists()  # weights are not kept
+    assert main([study_file, "--workdir", str(workdir)]) == 0
+    assert done.stat().st_mtime_ns == before
+    assert main([study_file, "--workdir", str(workdir), "--list"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("done ") == 5 and "to do" not in out
+
+    study = read_study(study_file)
+    runner = Runner(study, str(workdir), {})
+    results = [runner.result(run) for run in runs_of(study)]
+    assert all(
+        result and 0 <= result["scores"]["knn5_top1"] <= 100 for result in results
+    )
+    a, b, long = (next(r for r in results if r["row"] == n) for n in ("a", "b", "long"))
+    assert long["steps"] == round(a["steps"] * b["cost"] / a["cost"])
+    assert long["config"]["total_steps"] == long["steps"]
+    assert (
+        read_metrics(workdir / "runs/long/seed0/metrics.jsonl")[-1]["step"]
+        == (long["steps"])
+    )
+    records = report.read_csv(str(workdir / "results.csv"))
+    values = report.values_of(records, "a", "knn5_top1")
+    assert values == {
+        seed: runner.result(Run(study.row("a"), seed))["scores"]["knn5_top1"]
+        for seed in (0, 1)
+    }
+    table = (workdir / "results.md").read_text()
+    mean, deviation = np.mean(list(values.values())), np.std([*values.values()], ddof=1)
+    assert f"{mean:.2f} ± {deviation:.2f} (2)" in table
+    assert (workdir / "figures/knn5_top1.png").exists()
+
+    text = pathlib.Path(study_file).read_text().replace("0.5", "0.75")
+    pathlib.Path(study_file).write_text(text)
+    assert main([study_file, "--workdir", str(workdir)]) == 2
+    assert "another config.method.tap_weight" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(study_file, tmp_path):
+    """Killed in the middle of a run: it resumes, and ends as an undisturbed one."""
+    changes = ["--set", "total_steps=60", "--set", "checkpoint_every_steps=10"]
+
+    def command(workdir):
+        return [
+            *(sys.executable, "-m", "ddae.study", study_file, "--only", "^a, seed 0"),
+            *("--workdir", str(workdir), *changes),
+        ]
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL)
+    folder = killed / "runs/a/seed0"
+    while not list(folder.glob("checkpoints/*/commit_success.txt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "done.json").exists()
+    for workdir in (killed, whole):
+        subprocess.run(command(workdir), cwd=ROOT, check=True)
+    results = [
+        json.loads((w / "runs/a/seed0/done.json").read_text()) for w in (killed, whole)
+    ]
+    assert results[0]["scores"] == results[1]["scores"]
+    assert "resuming at step" in (folder / "log.txt").read_text()
+
+
+def records(**values):
+    return [
+        {
+            "row": row,
+            "seed": seed,
+            "steps": 4,
+            "cost": 2.0,
+            "cost_unit": "s",
+            "x": value,
+        }
+        for row, every in values.items()
+        for seed, value in enumerate(every)
+    ]
+
+
+def test_means_and_errors_are_numpys():
+    a, b = [1.0, 4.0, 2.5], [2.0, 4.5, 4.0]
+    mean, deviation = report.mean_and_deviation(a)
+    assert (mean, deviation) == pytest.approx((np.mean(a), np.std(a, ddof=1)))
+    assert np.isnan(report.mean_and_deviation([3.0])[1])
+    found = report.difference(records(a=a, b=b), "b", "a", "x")
+    pairs = np.subtract(b, a)
+    expected = (pairs.mean(), pairs.std(ddof=1) / np.sqrt(3), 3)
+    assert found == pytest.approx(expected)
+    assert report.difference(records(a=a), "b", "a", "x") is None
+
+
+def test_csv_is_read_as_it_was_written(tmp_path):
+    every = records(a=[1.25, 2.0], b=[3.5])
+    del every[2]["cost"]
+    report.write_csv(every, str(tmp_path / "r.csv"))
+    assert report.read_csv(str(tmp_path / "r.csv")) == every
+
+
+@pytest.mark.parametrize("x", [None, "word", 3])
+def test_figures_are_drawn_of_what_is_there(x):
+    rows = [{"name": n, "config": "c.py", "x": x, "series": n} for n in "abc"]
+    made = {"about": "", "seeds": (0, 1), "rows": rows}
+    study = study_from_dict("t", made)
+    picture = report.draw(study, records(a=[1.0, 2.0], b=[3.0]), "x")
+    assert picture.ndim == 3 and picture.std() > 0
+    table = report.markdown(study, records(a=[1.0, 2.0], b=[3.0]), ["x"])
+    assert f"1.50 ± {statistics.stdev([1, 2]):.2f} (2)" in table
+    assert "3.00 (1)" in table and "| c |" not in table
+
+
+def test_the_cost_is_the_median_step_times_the_steps(tmp_path):
+    rows = [
+        {"step": s, "train/step_seconds": 9.0, "train/cpu_seconds": c}
+        for s, c in ((1, 7.0), (2, 2.0), (3, 2.0))
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert cost_of(str(tmp_path)) == {"steps": 3, "cost": 6.0, "cost_unit": "CPU-s"}
