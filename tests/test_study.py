@@ -183,7 +183,9 @@ def test_a_study_runs_skips_and_reports(study_file, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_killed_study_goes_on(study_file, tmp_path):
     """Killed in the middle of a run: it resumes, and ends as an undisturbed one."""
-    changes = ["--set", "total_steps=60", "--set", "checkpoint_every_steps=10"]
+    changes = ("total_steps=60", "checkpoint_every_steps=10", "model.size=Pico")
+    changes += ("method.taps=(2,4)",)
+    changes = [word for change in changes for word in ("--set", change)]
 
     def command(workdir):
         return [

@@ -76,10 +76,14 @@ def beta(phase: str, tilt: float, section: str = "method.beta") -> dict:
 
 
 def scores(scale: str) -> dict:
-    """Evaluators of a row's frozen features on the 10,000 test images."""
+    """Evaluators of a row's frozen encoder: its features on the 10,000 test images, and
+    how far its attention looks on some of them."""
     check(scale)
     knn = {"k": 20, "linear": True}
-    return {"knn": knn | ({"num_train": 5000} if scale == "small" else {})}
+    return {
+        "knn": knn | ({"num_train": 5000} if scale == "small" else {}),
+        "locality": {"num_held_out": 512},
+    }
 
 
 def follow_ups(scale: str) -> dict:

@@ -57,6 +57,11 @@ def study(args: argparse.Namespace) -> int:
     # The same program for every seed: compiled once.
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if args.rescore:
+        for line in runner.rescore(runs, args.rescore.split(",")):
+            print(line, flush=True)
+        write_report(runner)
+        return 0
     until = None
     if args.budget is not None:
         until = time.monotonic() + 60.0 * args.budget
@@ -94,7 +99,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="runs whose name has this regex")
     parser.add_argument("--budget", type=float, help="minutes; then no run is begun")
     parser.add_argument("--list", action="store_true", help="what is done, what is not")
-    parser.add_argument("--keep_weights", action="store_true")
+    parser.add_argument(
+        "--keep_weights", action="store_true", help="of finished runs; else removed"
+    )
+    parser.add_argument(
+        "--rescore",
+        default="",
+        metavar="SCORE,...",
+        help="train nothing: these scores, of runs that are done with weights kept",
+    )
     return parser.parse_args(argv)
 
 

@@ -114,13 +114,35 @@ class Runner:
                 result["scores"] = self._scores(run, config)
         except NonFiniteError as error:
             result["failed"] = str(error)
+        self._keep(run, result)
+        if not self.keep_weights:
+            self._tidy(run)
+        return result
+
+    def _keep(self, run: Run, result: Mapping[str, Any]) -> None:
         part = self.path(run, f"{DONE}.part")
         with open(part, "w") as file:
             json.dump(result, file, indent=1)
         os.replace(part, self.path(run, DONE))
-        if not self.keep_weights:
-            self._tidy(run)
-        return result
+
+    def rescore(self, runs: list[Run], names: list[str]) -> Iterator[str]:
+        """Gives the scores `names` of the study to finished runs whose weights were
+        kept; yields a line for each."""
+        for name in names:
+            if name not in self.study.scores:
+                raise UserError(
+                    f"--rescore={name}: {self.study.name} has scores"
+                    f" {sorted(self.study.scores)}"
+                )
+        chosen = {name: self.study.scores[name] for name in names}
+        for run in runs:
+            result = self.result(run)
+            kept = os.path.isdir(self.path(run, WEIGHTS[0]))
+            if result is None or "failed" in result or run.follow_up or not kept:
+                continue
+            found = score_workdir(self.path(run), chosen)
+            self._keep(run, result | {"scores": result["scores"] | found})
+            yield f"{run}: {_said(found)}"
 
     def _scores(self, run: Run, config: Mapping[str, Any]) -> dict[str, float]:
         if run.follow_up:
@@ -182,14 +204,17 @@ class Runner:
         self, run: Run, result: Mapping[str, Any], runs: list[Run], seconds: float
     ) -> str:
         done = [other for other in runs if self.result(other) is not None]
-        said = result.get("failed") or ", ".join(
-            f"{name} {value:.2f}" for name, value in result["scores"].items()
-        )
+        said = result.get("failed") or _said(result["scores"])
         cost = (
             f", {result['cost']:.0f} {result['cost_unit']}" if "cost" in result else ""
         )
         left = duration(seconds * (len(runs) - len(done)))
         return f"[{len(done)}/{len(runs)}] {run}: {said}{cost}; left {left}"
+
+
+def _said(scores: Mapping[str, float]) -> str:
+    shown = [f"{name} {value:.2f}" for name, value in scores.items() if "/" not in name]
+    return ", ".join(shown)
 
 
 def cost_of(workdir: str) -> dict[str, Any]:
