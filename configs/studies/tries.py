@@ -1,0 +1,51 @@
+"""What might make DDAE do better than it does: one change at a time.
+
+python -m ddae.study configs/studies/tries.py:scale=small --workdir=runs/study_tries \\
+  --set data.name=npz --set data.dir=DIR
+
+Masking ratio, taps, decoder depth, the features' weight, ramp and target, the teacher's
+momentum, the range of beta. DIR as in configs/studies/beta.py.
+"""
+
+from configs.studies import common
+
+
+def get_study(text=None):
+    chosen = common.arguments(
+        text, scale="full", epochs=100, beta="near-far", tilt=-0.5, mask="block"
+    )
+    small = chosen["scale"] == "small"
+    beta = common.beta(chosen["beta"], chosen["tilt"])
+    changes = {
+        "ddae": {},
+        "ratio=.5": {"method.mask.ratio": 0.5},
+        "beta-range-doubled": {
+            key: 2 * value
+            for key, value in beta.items()
+            if key.endswith(("start", "end"))
+        },
+        "features=.25": {"method.features.weight": 0.25},
+        "no-ramp": {"method.features.ramp": 0.01},
+        "target=last": {"method.features.target": "last"},
+        "slow-teacher": {
+            "method.momentum.start": 0.996 if small else 0.999,
+            "method.momentum.middle": 0.998 if small else 0.9999,
+            "method.momentum.end": 0.9998 if small else 0.99999,
+        },
+        "tap-weight=1": {"method.tap_weight": 1.0},
+        "all-taps": {"method.taps": (1, 2, 3, 4) if small else (3, 6, 9, 12)},
+        "decoder-twice": {"method.decoder.depth": 2 if small else 4},
+    }
+    rows = []
+    for name, changed in changes.items():
+        row = common.pretraining(chosen["scale"], "ddae", epochs=chosen["epochs"])
+        row["set"] |= {"method.mask.kind": chosen["mask"]} | beta | changed
+        rows.append({"name": name} | row)
+    return {
+        "about": "DDAE with one thing changed",
+        "rows": rows,
+        "seeds": (0, 1, 2),
+        "scores": common.scores(chosen["scale"]),
+        "follow_ups": common.follow_ups(chosen["scale"]),
+        "control": "ddae",
+    }

@@ -1,0 +1,462 @@
+"""Writes docs/results.md from the studies' own numbers: python docs/results.py.
+
+python docs/results.py --collect STUDY=WORKDIR ... first copies what a study found into
+docs/results/studies/: results.csv and, of each run, its log with five digits a number
+and its config; no weights. python docs/results.py --analysis NAME=RUN/analysis ... does
+so for pages of python -m ddae.analyse. Every number and every verdict of the page is
+computed here from those files.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+
+DOCS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+KEPT = DOCS / "results" / "studies"
+
+from ddae.study import report  # noqa: E402
+from ddae.study.table import read_study  # noqa: E402
+
+NAMES = {
+    "knn20_top1": "kNN",
+    "linear_top1": "linear",
+    "attention_distance": "attention distance",
+}
+"""Scores of the tables, as they are called there."""
+
+
+def collect(workdir, folder):
+    """Copies what a study found: numbers and logs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workdir / "results.csv", folder / "results.csv")
+    for done in sorted(workdir.glob("runs/*/seed*/done.json")):
+        row, seed = done.parts[-3:-1]
+        config = json.loads(done.read_text())["config"]
+        config["data"]["dir"] = ""
+        logs = folder / "logs"
+        logs.mkdir(exist_ok=True)
+        rows = (done.parent / "metrics.jsonl").read_text().splitlines()
+        short = [{"config": config}, *map(json.loads, rows)]
+        text = "".join(json.dumps(rounded(row)) + "\n" for row in short)
+        (logs / f"{row}.{seed}.jsonl").write_text(text)
+
+
+def rounded(value):
+    """Numbers with five digits, wherever they lie."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+class Found:
+    """A study's table and what its runs came to."""
+
+    def __init__(self, name, text):
+        self.name, self.text = name, text
+        self.study = read_study(text)
+        path = KEPT / name / "results.csv"
+        known = {row.name for row in self.study.rows}
+        records = report.read_csv(str(path)) if path.exists() else []
+        self.records = [r for r in records if r["row"] in known]
+
+    def difference(self, row, control, score="knn20_top1"):
+        """(mean, standard error, pairs) or None."""
+        return report.difference(self.records, row, control, score)
+
+    def seeds(self):
+        """Seeds that some run of the study has."""
+        return sorted({r["seed"] for r in self.records})
+
+    def table(self, scores=("knn20_top1", "linear_top1")):
+        """The Markdown table of the rows that were run, with readable heads."""
+        have = [s for s in scores if s in report.scores_of(self.records)]
+        text = report.markdown(self.study, self.records, have)
+        head, rest = text.split("\n", 1)
+        for score in have:
+            head = head.replace(score, NAMES[score])
+        return f"{head}\n{rest}"
+
+    def figure(self, score="knn20_top1"):
+        """Draws the study's plot of a score beside its numbers; its Markdown."""
+        path = KEPT / self.name / f"{score}.png"
+        Image.fromarray(report.draw(self.study, self.records, score)).save(path)
+        return f"![{self.name}: {NAMES[score]}]({path.relative_to(DOCS)})"
+
+    def command(self):
+        """What was run."""
+        return (
+            f"```sh\npython -m ddae.study {self.text} --workdir=runs/study_{self.name}"
+            " \\\n  --set data.name=npz --set data.dir=DIR\n```"
+        )
+
+    def section(self, scores=("knn20_top1", "linear_top1"), figure="knn20_top1"):
+        """Command, table and plot."""
+        have = [s for s in scores if s in report.scores_of(self.records)]
+        lines = [self.command(), "", self.table(have), ""]
+        if figure in have:
+            lines += [self.figure(figure), ""]
+        return lines
+
+
+def verdict(found, ahead="ahead", behind="behind", unit=" points", digits=2):
+    """What a paired difference allows to be said, in words."""
+    if found is None:
+        return "not run"
+    mean, error, pairs = found
+    value = f"{mean:+.{digits}f}{unit}"
+    if pairs < 2:
+        return f"{value}, one seed: an observation, no verdict"
+    spread = f"{value}, standard error {error:.{digits}f} over {pairs} seeds"
+    if math.isclose(mean, 0.0) or abs(mean) < 2 * error:
+        return f"{spread}: within two standard errors, no difference is shown"
+    word = ahead if mean > 0 else behind
+    note = " (few seeds: two standard errors of so few are a weak test)"
+    return f"{spread}: {word} by more than two standard errors" + (
+        note if pairs < 6 else ""
+    )
+
+
+def pooled(study, pairs, score="knn20_top1"):
+    """A difference over several pairs of rows at once: mean and standard error over
+    all (pair, seed) differences."""
+    values = []
+    for row, control in pairs:
+        a, b = (report.values_of(study.records, name, score) for name in (row, control))
+        values += [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+    if not values:
+        return None
+    mean, deviation = report.mean_and_deviation(values)
+    return mean, deviation / math.sqrt(len(values)), len(values)
+
+
+ARGUMENTS = json.loads((KEPT / "arguments.json").read_text()) if KEPT.exists() else {}
+"""Study to the text that --collect was given: the configs' arguments as they ran."""
+
+
+def study(name):
+    """The study of that name, with the arguments that it ran with."""
+    text = ARGUMENTS.get(name, f"configs/studies/{name}.py:scale=small")
+    return Found(name, text)
+
+
+def scale():
+    """What the runs had in common, read from a run's own log."""
+    path = sorted((KEPT / "parts/logs").glob("ddae.seed*.jsonl"))[0]
+    config = json.loads(path.read_text().splitlines()[0])["config"]
+    side = config["image_size"] // config["model"]["patch_size"]
+    images = config["total_steps"] * config["batch_size"]
+    return (
+        f"CIFAR-10 at {config['image_size']} px, patch {config['model']['patch_size']}"
+        f" (a grid of {side} x {side}), ViT-{config['model']['size']} (4 blocks of"
+        f" width 64), {config['total_steps']} steps of {config['batch_size']} images,"
+        f" {images / 50000:.2f} epochs, unless a row says otherwise"
+    )
+
+
+def claim_a():
+    """As much in fewer epochs than MAE."""
+    parts, epochs = study("parts"), study("epochs")
+    lines = [
+        "## (a) DDAE learns in 100 epochs what MAE learns in 800",
+        "",
+        "Not tested at its scale. What was: DDAE against MAE at equal steps, and"
+        " against an MAE that trains for as long as DDAE costs.",
+        "",
+        "- At equal steps, kNN of DDAE less MAE's:"
+        f" {verdict(parts.difference('ddae', 'mae'))}.",
+        "- At equal cost, DDAE less `mae,cost-of-ddae`:"
+        f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
+    ]
+    if epochs.records:
+        lines += ["", *epochs.section()]
+        longest = [r["row"] for r in epochs.records if r["row"].startswith("mae,")]
+        for row in dict.fromkeys(longest):
+            found = epochs.difference("ddae,800", row)
+            lines.append(f"- `ddae,800` less `{row}`: {verdict(found)}.")
+    return [*lines, ""]
+
+
+def claim_b():
+    """DDS improves MAE."""
+    parts = study("parts")
+    lines = [
+        "## (b) Deep dynamic supervision improves MAE",
+        "",
+        *parts.section(),
+        "Blockwise masks but where a row says otherwise; `pixels` is MAE with DDAE's"
+        " shallower decoder, and each row below `ddae` leaves one more part out. kNN,"
+        " first less second:",
+        "",
+    ]
+    for first, second, what in (
+        ("ddae", "mae", "all of DDAE"),
+        ("taps+weights", "mae", "DDS without a teacher"),
+        ("taps+weights", "taps", "the weights alone, without a teacher"),
+        ("ddae", "ddae,beta=0", "the weights alone, with a teacher"),
+        ("taps", "pixels", "the taps alone"),
+        ("ddae", "taps+weights", "the teacher alone"),
+        ("ddae,random-masks", "mae,random-masks", "all of DDAE, random masks"),
+        ("mae", "mae,random-masks", "blockwise masks, for MAE"),
+        ("mae", "untrained", "pretraining at all"),
+    ):
+        found = verdict(parts.difference(first, second))
+        lines.append(f"- {what} (`{first}`, `{second}`): {found}.")
+    linear = verdict(parts.difference("ddae", "mae", "linear_top1"))
+    return [*lines, f"- all of DDAE, by the linear probe: {linear}.", ""]
+
+
+def claim_c():
+    """And BEiT-v2."""
+    others = study("others")
+    lines = [
+        "## (c) Deep dynamic supervision improves BEiT-v2",
+        "",
+        "Not run for BEiT-v2 (the study's rows are there and want a tokenizer); SimMIM,"
+        " whose layout is BEiT's, stands in.",
+        "",
+    ]
+    if others.records:
+        lines += others.section()
+        for first, second in (
+            ("simmim+dds", "simmim"),
+            ("simmim+dds", "simmim+dds,beta=0"),
+        ):
+            found = verdict(others.difference(first, second))
+            lines.append(f"- `{first}` less `{second}`: {found}.")
+    return [*lines, ""]
+
+
+def claim_d():
+    """Locality."""
+    parts = study("parts")
+    lines = [
+        "## (d) It makes deep layers more local",
+        "",
+        "Mean distance, in patches, from a patch to what it reads, over 512 whole test"
+        " images: less is more local.",
+        "",
+    ]
+    blocks = sorted(
+        s for s in report.scores_of(parts.records) if s.startswith("attention_")
+    )
+    if not blocks:
+        return [*lines, "Not measured.", ""]
+    heads = [b.removeprefix("attention_distance").strip("/") or "mean" for b in blocks]
+    lines += [f"| row | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in parts.study.rows:
+        values = [
+            list(report.values_of(parts.records, row.name, b).values()) for b in blocks
+        ]
+        if any(values):
+            lines.append(f"| {row.name} | {' | '.join(map(report.cell, values))} |")
+    lines += ["", parts.figure("attention_distance"), ""]
+    for first, second in (
+        ("ddae", "mae"),
+        ("taps+weights", "taps"),
+        ("ddae", "ddae,beta=0"),
+    ):
+        for block in blocks[-2:]:
+            found = parts.difference(first, second, block)
+            words = verdict(found, "less local", "more local", " patches")
+            lines.append(
+                f"- {block.rsplit('/')[1]}, `{first}` less `{second}`: {words}."
+            )
+    for name in sorted(p.parent.name for p in KEPT.glob("analysis/*/analysis.json")):
+        folder = KEPT / "analysis" / name
+        lines += ["", f"### `{name}`, seed 0, by `python -m ddae.analyse`", ""]
+        for picture in sorted(folder.glob("*.png")):
+            lines.append(f"![{name}: {picture.stem}]({picture.relative_to(DOCS)})")
+    return [*lines, "", "How to read them: [reading_a_run.md](reading_a_run.md).", ""]
+
+
+def direction():
+    """Study 1."""
+    beta = study("beta")
+    lines = ["## Study 1: beta over training and depth", "", *beta.section()]
+    have = {r["row"] for r in beta.records}
+    rows = [row.name for row in beta.study.rows if row.name in have]
+
+    def where(part):
+        return [name for name in rows if part in name]
+
+    for mask in ("block", "random"):
+        own = [name for name in where(f"{mask},")]
+        if not own:
+            lines.append(f"- {mask} masks: not run.")
+            continue
+        lines.append(f"- {mask} masks, kNN, first less second, over what they share:")
+        for first, second, axis in (
+            ("near-far", "far-near", "phase"),
+            ("near-far", "constant", "phase"),
+            ("far-near", "constant", "phase"),
+            ("tilt-0.5", "tilt+0.5", "tilt"),
+            ("tilt-0.5", "tilt+0", "tilt"),
+            ("tilt+0.5", "tilt+0", "tilt"),
+        ):
+            part = first if axis == "phase" else f",{first}"
+            pairs = [
+                (name, other)
+                for name in own
+                if name.endswith(part) or f",{first}," in name
+                if (other := name.replace(first, second)) in have and other != name
+            ]
+            found = verdict(pooled(beta, pairs)).replace("seeds", "pairs of runs")
+            lines.append(f"  - {first} less {second}: {found}.")
+        knn = [
+            list(report.values_of(beta.records, n, "knn20_top1").values()) for n in own
+        ]
+        means = [np.mean(values) for values in knn]
+        best, worst = own[int(np.argmax(means))], own[int(np.argmin(means))]
+        lines.append(
+            f"  - All {len(own)} rows lie within {max(means) - min(means):.2f} points,"
+            f" from `{worst}` to `{best}`; the largest of so many means is high by"
+            " chance too."
+        )
+    return [*lines, ""]
+
+
+def tried():
+    """What was changed where a claim did not hold."""
+    tries = study("tries")
+    lines = ["## What was tried to make it hold", ""]
+    if not tries.records:
+        return [*lines, "Nothing yet: the time was spent on the rows above.", ""]
+    lines += ["DDAE with one thing changed (configs/studies/tries.py):", ""]
+    lines += tries.section()
+    for row in tries.study.rows:
+        found = tries.difference(row.name, "ddae")
+        if row.name != "ddae" and found:
+            lines.append(f"- `{row.name}` less `ddae`: {verdict(found)}.")
+    return [*lines, ""]
+
+
+def not_run():
+    """What the page does not show."""
+    lines = ["## What was not run", ""]
+    for name in ("beta", "parts", "epochs", "others", "tries"):
+        found = study(name)
+        have = {(r["row"], r["seed"]) for r in found.records}
+        for row in found.study.rows:
+            seeds = row.seeds or found.study.seeds
+            missing = [seed for seed in seeds if (row.name, seed) not in have]
+            if missing:
+                listed = ", ".join(map(str, missing))
+                lines.append(f"- {name}: `{row.name}`, seed {listed}")
+    return [
+        *lines,
+        "- fine-tuning and the LARS probe, which the studies at `scale=full` take as"
+        " follow-ups of every row",
+        "- BEiT-v2; patch 2; ViT-Ti; everything at `scale=full`",
+        "",
+    ]
+
+
+def page():
+    """docs/results.md."""
+    machine = json.loads((KEPT / "machine.json").read_text())
+    parts = study("parts")
+    lines = [
+        "# Results of the studies",
+        "",
+        "Generated by `docs/results.py` from the numbers and logs under"
+        " `docs/results/studies/`; no figure and no verdict is typed by hand.",
+        "",
+        f"**A toy scale.** {scale()}. A few seeds. Nothing here says how the methods"
+        " compare on ImageNet. kNN: top-1 in % of frozen features on all 10,000 test"
+        " images among 5,000 training ones (k = 20). linear: a logistic regression on"
+        " the same. Costs are of training alone, "
+        f"on {machine['cores']} shared {machine['machine']} CPU cores,"
+        f" jax {machine['jax']}. Tables: mean ± sample standard deviation (seeds);"
+        " differences are paired by seed, s.e. is their standard error. DIR as"
+        " `python -m ddae.data.pack` makes it.",
+        "",
+        "What is ours, not the paper's: the weights, their schedules, the decoders, the"
+        " choice of taps, targets and momentum. A claim that fails here may fail by"
+        " them.",
+        "",
+        "| the seed says | tested as | verdict |",
+        "|---|---|---|",
+    ]
+    for claim, tested, found in (
+        (
+            "(a) as good in 100 epochs as MAE in 800",
+            "DDAE against MAE for as long as DDAE costs",
+            parts.difference("ddae", "mae,cost-of-ddae"),
+        ),
+        (
+            "(b) DDS improves MAE",
+            "taps and weights against MAE",
+            parts.difference("taps+weights", "mae"),
+        ),
+        (
+            "(b) DDS improves MAE",
+            "DDAE against MAE, equal steps",
+            parts.difference("ddae", "mae"),
+        ),
+        (
+            "difficulty by distance matters",
+            "DDAE against DDAE with beta = 0",
+            parts.difference("ddae", "ddae,beta=0"),
+        ),
+        (
+            "(c) and BEiT-v2",
+            "SimMIM, with and without DDS",
+            study("others").difference("simmim+dds", "simmim"),
+        ),
+    ):
+        lines.append(f"| {claim} | {tested} | {verdict(found)} |")
+    last = "attention_distance/block04"
+    local = verdict(
+        parts.difference("ddae", "mae", last), "less local", "more local", " patches"
+    )
+    lines += [
+        f"| (d) deep layers more local | last block, DDAE against MAE | {local} |",
+        "",
+    ]
+    for part in (claim_a, claim_b, claim_c, claim_d, direction, tried, not_run):
+        lines += part()
+    defaults = KEPT / "defaults.md"
+    if defaults.exists():
+        lines += [defaults.read_text().strip(), ""]
+    return "\n".join(lines)
+
+
+def main():
+    """Copies what is new, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--collect", nargs="*", default=[], metavar="STUDY=WORKDIR")
+    parser.add_argument("--analysis", nargs="*", default=[], metavar="NAME=DIR")
+    args = parser.parse_args()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for text in args.collect:
+        config, _, workdir = text.rpartition("=")
+        name = pathlib.Path(config.partition(":")[0]).stem
+        ARGUMENTS[name] = config
+        collect(pathlib.Path(workdir), KEPT / name)
+    for text in args.analysis:
+        name, _, folder = text.partition("=")
+        (KEPT / "analysis").mkdir(exist_ok=True)
+        shutil.copytree(folder, KEPT / "analysis" / name, dirs_exist_ok=True)
+        path = KEPT / "analysis" / name / "analysis.json"
+        found = rounded(json.loads(path.read_text())) | {"workdir": name}
+        path.write_text(json.dumps(found) + "\n")
+    if args.collect:
+        (KEPT / "arguments.json").write_text(json.dumps(ARGUMENTS, indent=1) + "\n")
+        machine = {"cores": os.cpu_count(), "machine": platform.machine()}
+        machine |= {"jax": jax.__version__}
+        (KEPT / "machine.json").write_text(json.dumps(machine) + "\n")
+    (DOCS / "results.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
