@@ -8,6 +8,7 @@ computed here from those files.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -431,6 +432,37 @@ def page():
     return "\n".join(lines)
 
 
+FRONT = ("untrained", "mae", "mae,cost-of-ddae", "taps+weights", "ddae,beta=0", "ddae")
+BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
+
+
+def front():
+    """The README's part: a table of a few rows, a figure, a sentence."""
+    parts = study("parts")
+    rows = [parts.study.row(name) for name in FRONT]
+    chosen = dataclasses.replace(parts.study, rows=tuple(rows), control="")
+    records = [r for r in parts.records if r["row"] in FRONT]
+    table = report.markdown(chosen, records, ["knn20_top1", "linear_top1"])
+    for score, name in NAMES.items():
+        table = table.replace(score, name)
+    equal = verdict(parts.difference("ddae", "mae"))
+    cost = verdict(parts.difference("ddae", "mae,cost-of-ddae"))
+    return "\n".join(
+        [
+            f"{scale()}; top-1 in % of frozen features, mean ± standard deviation"
+            " (seeds):",
+            "",
+            table,
+            "",
+            "![kNN of each part of DDAE](docs/results/studies/parts/knn20_top1.png)",
+            "",
+            f"DDAE less MAE, kNN: {equal}. At equal cost: {cost}. All studies, their"
+            " commands and verdicts: [docs/results.md](docs/results.md).",
+            "",
+        ]
+    )
+
+
 def main():
     """Copies what is new, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -456,6 +488,9 @@ def main():
         machine |= {"jax": jax.__version__}
         (KEPT / "machine.json").write_text(json.dumps(machine) + "\n")
     (DOCS / "results.md").write_text(page())
+    readme = DOCS.parent / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    readme.write_text(before + BEGIN + front() + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

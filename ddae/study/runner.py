@@ -184,6 +184,7 @@ class Runner:
         until: of time.monotonic(), after which no other run is begun.
         """
         elsewhere: set[Run] = set()
+        took: list[float] = []
         while True:
             left = [r for r in runs if self.result(r) is None and r not in elsewhere]
             run = next((r for r in left if self.ready(r)), None)
@@ -198,7 +199,8 @@ class Runner:
                     continue
                 begun = time.monotonic()
                 result = self.execute(run)
-                yield self._line(run, result, runs, time.monotonic() - begun)
+                took.append(time.monotonic() - begun)
+                yield self._line(run, result, runs, statistics.fmean(took))
 
     def _line(
         self, run: Run, result: Mapping[str, Any], runs: list[Run], seconds: float
