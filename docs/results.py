@@ -59,6 +59,10 @@ def rounded(value):
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
+FIGURES = {}
+"""Path of every plot that the page shows, to what `report.draw` takes."""
+
+
 class Found:
     """A study's table and what its runs came to."""
 
@@ -88,9 +92,9 @@ class Found:
         return f"{head}\n{rest}"
 
     def figure(self, score="knn20_top1"):
-        """Draws the study's plot of a score beside its numbers; its Markdown."""
+        """The Markdown of the study's plot of a score, which `main` draws."""
         path = KEPT / self.name / f"{score}.png"
-        Image.fromarray(report.draw(self.study, self.records, score)).save(path)
+        FIGURES[path] = (self.study, self.records, score)
         return f"![{self.name}: {NAMES[score]}]({path.relative_to(DOCS)})"
 
     def command(self):
@@ -488,6 +492,8 @@ def main():
         machine |= {"jax": jax.__version__}
         (KEPT / "machine.json").write_text(json.dumps(machine) + "\n")
     (DOCS / "results.md").write_text(page())
+    for path, drawn in FIGURES.items():
+        Image.fromarray(report.draw(*drawn)).save(path)
     readme = DOCS.parent / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     readme.write_text(before + BEGIN + front() + END + rest.partition(END)[2])

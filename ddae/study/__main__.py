@@ -62,6 +62,9 @@ def study(args: argparse.Namespace) -> int:
             print(line, flush=True)
         write_report(runner)
         return 0
+    for folder in args.adopt:
+        for line in runner.adopt(runs, folder):
+            print(line, flush=True)
     until = None
     if args.budget is not None:
         until = time.monotonic() + 60.0 * args.budget
@@ -101,6 +104,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="what is done, what is not")
     parser.add_argument(
         "--keep_weights", action="store_true", help="of finished runs; else removed"
+    )
+    parser.add_argument(
+        "--adopt",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another study's workdir: what it did with the same config is taken over",
     )
     parser.add_argument(
         "--rescore",

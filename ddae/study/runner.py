@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -124,6 +125,34 @@ class Runner:
         with open(part, "w") as file:
             json.dump(result, file, indent=1)
         os.replace(part, self.path(run, DONE))
+
+    def adopt(self, runs: list[Run], folder: str) -> Iterator[str]:
+        """Takes over what another study's workdir has done with the same config, seed
+        included: its log, its weights where they were kept, and its scores, those that
+        it lacks given anew. Yields a line for each run."""
+        done: dict[str, str] = {}
+        for path in sorted(glob.glob(os.path.join(folder, "runs/*/seed*", DONE))):
+            with open(path) as file:
+                result = json.load(file)
+            if "failed" not in result:
+                done[json.dumps(result["config"], sort_keys=True)] = path
+        for run in runs:
+            if self.result(run) is not None or run.follow_up or run.row.repeats:
+                continue
+            config = json.loads(json.dumps(self.config(run)))
+            path = done.get(json.dumps(config, sort_keys=True))
+            with self.claimed(run) as mine:
+                if path is None or not mine:
+                    continue
+                here = self.path(run)
+                shutil.copytree(os.path.dirname(path), here, dirs_exist_ok=True)
+                with open(path) as file:
+                    result = json.load(file)
+                result |= {"row": run.row.name, "seed": run.seed}
+                if os.path.isdir(self.path(run, WEIGHTS[0])):
+                    result["scores"] = score_workdir(here, self.study.scores)
+                self._keep(run, result)
+            yield f"{run}: the same as {os.path.dirname(path)}"
 
     def rescore(self, runs: list[Run], names: list[str]) -> Iterator[str]:
         """Gives the scores `names` of the study to finished runs whose weights were
