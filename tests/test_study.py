@@ -174,6 +174,12 @@ def test_a_study_runs_skips_and_reports(study_file, tmp_path, capsys):
     assert f"{mean:.2f} ± {deviation:.2f} (2)" in table
     assert (workdir / "figures/knn5_top1.png").exists()
 
+    again = [study_file, "--workdir", str(tmp_path / "w2"), "--only", "^[ab]"]
+    assert main([*again, "--adopt", str(workdir)]) == 0
+    assert capsys.readouterr().out.count("the same as") == 4
+    taken = Runner(study, str(tmp_path / "w2"), {}).result(Run(study.row("a"), 1))
+    assert taken == runner.result(Run(study.row("a"), 1))
+
     text = pathlib.Path(study_file).read_text().replace("0.5", "0.75")
     pathlib.Path(study_file).write_text(text)
     assert main([study_file, "--workdir", str(workdir)]) == 2
