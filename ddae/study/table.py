@@ -1,12 +1,13 @@
 """What a study is: rows of a table, the runs they stand for, and their configs."""
 
+import ast
 import dataclasses
 import importlib.util
 import inspect
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ddae import settings
@@ -113,22 +114,10 @@ def study_from_dict(name: str, made: Mapping[str, Any]) -> Study:
         for key, value in made.pop("follow_ups", {}).items()
     }
     made = {"control": "", "scores": {}} | made
-    rest = settings.build(
-        _Rest, made, f"{name}: "
-    )  # strict about the keys of the study itself
-    study = Study(
-        name=name, rows=rows, follow_ups=follow_ups, **dataclasses.asdict(rest)
-    )
+    made |= {"name": name, "rows": rows, "follow_ups": follow_ups}
+    study = settings.build(Study, made, f"{name}: ")
     _check(study)
     return study
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Rest:
-    about: str
-    seeds: tuple[int, ...]
-    scores: Mapping[str, Mapping[str, Any]]
-    control: str
 
 
 def _check(study: Study) -> None:
@@ -192,7 +181,8 @@ def config_of(
     if run.follow_up:
         values["init.workdir"] = os.path.join(workdir, run.parent.folder)
     else:
-        values["evaluators"] = {}  # the study scores the last step itself
+        for name in tuple(config.evaluators):  # the study scores the last step itself
+            del config.evaluators[name]
     if total_steps is not None:
         values["total_steps"] = total_steps
     for key, value in values.items():
@@ -210,10 +200,7 @@ def _set(config: Any, key: str, value: Any, where: str) -> None:
     if section is None or not hasattr(section, "keys") or last not in section:
         raise UserError(f"{where}: the config has no key {key}")
     try:
-        if key in ("evaluators",):
-            with section.unlocked():
-                section[last] = value
-        elif isinstance(value, str) and not isinstance(section[last], str):
+        if isinstance(value, str) and not isinstance(section[last], str):
             section[last] = _parsed(value)
         else:
             section[last] = value
@@ -223,8 +210,6 @@ def _set(config: Any, key: str, value: Any, where: str) -> None:
 
 def _parsed(text: str) -> Any:
     """A number, a tuple, True, None or text, as it is written in Python."""
-    import ast
-
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -256,11 +241,3 @@ def _call(module: Any, name: str, arguments: str | None, text: str) -> Any:
         return function(arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{text}: {error}") from error
-
-
-def each_config(
-    study: Study, workdir: str, changes: Mapping[str, str]
-) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Every run and its config, before anything has run."""
-    for run in runs_of(study):
-        yield run, config_of(study, run, workdir, changes)
