@@ -385,12 +385,13 @@ def not_run():
     for name in ("beta", "parts", "epochs", "others", "tries"):
         found = study(name)
         have = {(r["row"], r["seed"]) for r in found.records}
-        for row in found.study.rows:
-            seeds = row.seeds or found.study.seeds
-            missing = [seed for seed in seeds if (row.name, seed) not in have]
-            if missing:
-                listed = ", ".join(map(str, missing))
-                lines.append(f"- {name}: `{row.name}`, seed {listed}")
+        rows = found.study.rows
+        wanted = sum(len(row.seeds or found.study.seeds) for row in rows)
+        never = [row.name for row in rows if not any(r[0] == row.name for r in have)]
+        line = f"- study `{name}`: {len(have)} of {wanted} runs were done"
+        if 0 < len(never) < len(rows):
+            line += "; never " + ", ".join(f"`{row}`" for row in never)
+        lines.append(line)
     return [
         *lines,
         "- fine-tuning and the LARS probe, which the studies at `scale=full` take as"
