@@ -31,7 +31,7 @@ from ddae.difficulty import (
 )
 from ddae.eval.evaluator import over, sample
 from ddae.eval.figures import new_figure, to_array
-from ddae.eval.locality import linear_cka, make_distances
+from ddae.eval.locality import linear_cka, make_distances, patch_distances
 from ddae.masking import gather_patches
 from ddae.settings import UserError
 from ddae.tasks.backbone import unit_range
@@ -72,7 +72,8 @@ def analyse(
 ) -> dict[str, Any]:
     """All numbers of the page, as nested dicts and lists.
 
-    attention_distance [depth, heads], in patches; loss {term: {bin: loss}}; cka
+    attention_distance [depth, heads], in patches, and uniform_distance, of a head that
+    reads all patches alike; loss {term: {bin: loss}}; cka
     {"student": [depth, depth], "teacher" or "beside": ...}; ess {"taps": ..., "beta":
     ...} as shares of the hidden patches.
     """
@@ -87,6 +88,8 @@ def analyse(
     found: dict[str, Any] = {"workdir": workdir, "images": len(indices)}
     distances = read(on_devices(make_distances(task)), params)
     found["attention_distance"] = distances.mean(axis=0).tolist()
+    grid = task.method.encoder.grid
+    found["uniform_distance"] = float(patch_distances(grid).mean())
     own = read(on_devices(_all_layers(task)), params)
     found["cka"] = {"student": cka_matrix(own, own)}
     if teacher:
@@ -94,7 +97,7 @@ def analyse(
         found["cka"]["teacher"] = cka_matrix(own, other)
     if beside:
         _, other_task, other_params, _ = open_run(beside, changes)
-        if other_task.method.encoder.grid != task.method.encoder.grid:
+        if other_task.method.encoder.grid != grid:
             raise UserError(f"{beside} has another grid of patches than {workdir}")
         other = read(on_devices(_all_layers(other_task)), other_params)
         found["cka"]["beside"] = cka_matrix(own, other)
@@ -195,7 +198,9 @@ def sample_sizes(task: Pretrain) -> dict[str, Any]:
 def figures(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The page's pictures, {name: uint8 [height, width, 3]}."""
     made = {
-        "attention_distance": _draw_attention(np.array(found["attention_distance"])),
+        "attention_distance": _draw_attention(
+            np.array(found["attention_distance"]), found["uniform_distance"]
+        ),
         "loss_by_distance": _draw_losses(found["loss"]),
         "cka": _draw_cka(found["cka"]),
     }
@@ -204,14 +209,17 @@ def figures(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return made
 
 
-def _draw_attention(distances: Float[np.ndarray, "depth heads"]) -> np.ndarray:
+def _draw_attention(
+    distances: Float[np.ndarray, "depth heads"], uniform: float
+) -> np.ndarray:
     figure, axes = new_figure(1, 1, width=4.6, height=3.3)
     axis, depth = axes[0, 0], np.arange(1, len(distances) + 1)
     for head in distances.T:
         axis.plot(depth, head, "o", color="C0", alpha=0.45, markersize=5)
     axis.plot(depth, distances.mean(axis=1), "-", color="C1", label="mean of heads")
     axis.set_xticks(depth)
-    axis.set_ylim(bottom=0)
+    axis.axhline(uniform, color="grey", linestyle=":", label="all patches alike")
+    axis.set_ylim(0, 1.15 * max(uniform, distances.max()))
     axis.set_xlabel("block")
     axis.set_ylabel("attention distance, patches")
     axis.legend(fontsize=8)

@@ -25,6 +25,7 @@ DOCS = pathlib.Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 KEPT = DOCS / "results" / "studies"
 
+from ddae.eval.locality import patch_distances  # noqa: E402
 from ddae.study import report  # noqa: E402
 from ddae.study.table import read_study  # noqa: E402
 
@@ -269,7 +270,15 @@ def claim_d():
         ]
         if any(values):
             lines.append(f"| {row.name} | {' | '.join(map(report.cell, values))} |")
-    lines += ["", parts.figure("attention_distance"), ""]
+    uniform = patch_distances((8, 8)).mean()
+    lines += [
+        "",
+        f"A head that reads all patches alike lies at {uniform:.2f}: where all rows lie"
+        " near it, attention has not yet become local in any of them.",
+        "",
+        parts.figure("attention_distance"),
+        "",
+    ]
     for first, second in (
         ("ddae", "mae"),
         ("taps+weights", "taps"),
@@ -340,7 +349,13 @@ def tried():
     tries = study("tries")
     lines = ["## What was tried to make it hold", ""]
     if not tries.records:
-        return [*lines, "Nothing yet: the time was spent on the rows above.", ""]
+        return [
+            *lines,
+            "Nothing yet, beyond beta in study 1: the time was spent on the rows above."
+            " `configs/studies/tries.py` has the masking ratio, taps, decoder depth,"
+            " weight, ramp and target of the features, momentum and range of beta.",
+            "",
+        ]
     lines += ["DDAE with one thing changed (configs/studies/tries.py):", ""]
     lines += tries.section()
     for row in tries.study.rows:

@@ -165,6 +165,7 @@ def draw(study: Study, records: Records, score: str) -> np.ndarray:
 
 def _lines(study: Study, records: Records, score: str) -> Any:
     rows = [row for row in study.rows if row.x is not None]
+    rows = [r for r in rows if values_of(records, r.name, score)] or rows
     panels = list(dict.fromkeys(row.panel for row in rows))
     figure, axes = new_figure(1, len(panels), width=3.6 * len(panels) + 0.6, height=3.2)
     for axis, panel in zip(axes.flat, panels, strict=True):
