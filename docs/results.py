@@ -180,8 +180,8 @@ def claim_a():
     lines = [
         "## (a) DDAE learns in 100 epochs what MAE learns in 800",
         "",
-        "Not tested at its scale. The small test is DDAE against MAE at equal steps, and"
-        " against an MAE that trains for as long as DDAE costs; a DDAE step costs more.",
+        "Not tested at its scale. The small test is DDAE against MAE at equal steps,"
+        " and against an MAE that trains for as long as DDAE costs.",
         "",
         "- At equal steps, kNN of DDAE less MAE's:"
         f" {verdict(parts.difference('ddae', 'mae'))}.",
@@ -237,7 +237,7 @@ def claim_c():
         + (
             " SimMIM, whose layout is BEiT's, stands in."
             if others.records
-            else " Nor was SimMIM, whose layout is BEiT's, reached: no evidence either way."
+            else " SimMIM, whose layout is BEiT's, was not reached: there is no evidence."
         ),
         "",
     ]
