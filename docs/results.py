@@ -237,7 +237,7 @@ def claim_c():
         + (
             " SimMIM, whose layout is BEiT's, stands in."
             if others.records
-            else " SimMIM, whose layout is BEiT's, was not reached: there is no evidence."
+            else " SimMIM, whose layout is BEiT's, was not reached: no evidence."
         ),
         "",
     ]

@@ -273,3 +273,20 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     assert "2 images" in capsys.readouterr().out
     assert stats.main(["folder", "--dir=/nowhere"]) == 2
     assert "error: no folder /nowhere/train" in capsys.readouterr().err
+
+
+def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
+    from ddae.data import pack
+
+    random = np.random.default_rng(0)
+    for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    out, folder = str(tmp_path / "out"), str(tmp_path / "images")
+    assert pack.main([out, "--dir", folder, "--image_size", "8"]) == 0
+    with np.load(tmp_path / "out/test.npz") as file:
+        expected = np.asarray(Image.open(tmp_path / "images/test/b/3.png"))
+        np.testing.assert_array_equal(file["images"][1], expected)
+        assert file["labels"].tolist() == [0, 1]
+    assert pack.main([out, "--dir", str(tmp_path / "none")]) == 2
