@@ -497,7 +497,7 @@ def page():
     return "\n".join(lines)
 
 
-FRONT = ("untrained", "mae", "mae,cost-of-ddae", "taps+weights", "ddae,beta=0", "ddae")
+FRONT = ("untrained", "mae", "ddae,beta=0", "ddae")
 BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
 
 
