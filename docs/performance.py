@@ -387,6 +387,11 @@ GPU's table: `python benchmarks/gpu.py --output=FILE.jsonl`, 25 minutes unattend
     parts = (
         ("## The step alone", of(rows, "step"), step.shown),
         ("## Beside transformers", of(rows, "against_torch"), measure.torch_row),
+        (
+            "### Before Linears were one product and heads went before tokens",
+            of(rows, "against_torch_before"),
+            measure.torch_row,
+        ),
         ("## Scale", of(rows, "scaling"), scaling.shown),
     )
     for title, found, shown in parts:
