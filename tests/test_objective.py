@@ -97,7 +97,9 @@ def test_loss_is_the_formula(digit_images):
     keys = jax.random.split(jax.random.key(2), len(digit_images))
     t = 0.1
     mask = method.masking.draw(keys, (4, 4))
-    context = jax.jit(task._context)(params, task.ema_of(params), digit_images, mask)
+    context = jax.jit(task._context)(
+        params, task.ema_of(params), digit_images, mask, keys
+    )
     predictions, _ = jax.jit(task.predict)(params, context.standardised, mask)
     total, _ = evaluate_terms(method.terms, predictions, context, jnp.float32(t))
 

@@ -79,6 +79,7 @@ def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 def test_crops_in_the_step_do_not_depend_on_how_a_batch_is_cut(digit_images):
     whole = Augment(crop="random_resized", flip=True, on_device=True)
     alone, _ = losses_of(digit_images, steps=2, augment=whole)
