@@ -19,6 +19,7 @@ import jax
 import tiny  # noqa: F401  the network named Two
 
 from ddae.train import cluster, loop
+from ddae.train import step as train_step
 
 
 def strike(kind, process):
@@ -39,7 +40,7 @@ def prepare(fault):
     kind, process, step = fault.split(":")
     process, step = int(process), int(step)
     if kind == "term-compile":
-        original = loop.make_step
+        original = train_step.make_step
 
         def make_step(*arguments):
             inner = original(*arguments)
@@ -50,7 +51,7 @@ def prepare(fault):
 
             return traced
 
-        loop.make_step = make_step
+        train_step.make_step = make_step
     elif kind == "term-eval":
         original = loop.evaluate
 
