@@ -10,17 +10,37 @@ from ddae.interop.names import Weights, flat
 from ddae.settings import UserError
 
 
-def parser(prog: str, text: str | None) -> tuple[argparse.ArgumentParser, Any]:
-    """(the parser, where its commands are added)."""
-    made = argparse.ArgumentParser(
+def main(
+    argv: list[str] | None,
+    prog: str,
+    text: str | None,
+    *,
+    what: str,
+    bring_in: Callable[[Any], None],
+    where: str = "",
+    export: Callable[[str, str, str | None], None] | None = None,
+) -> int:
+    """The commands of ddae.interop.`prog`; returns the exit code.
+
+    what: is imported, by `bring_in(args)`. where: exports go, by
+    `export(workdir, path, head)`; None has no such command.
+    """
+    parser = argparse.ArgumentParser(
         prog=f"python -m ddae.interop.{prog}",
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return made, made.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_import(commands, what)
+    if export is not None:
+        _add_export(commands, where)
+    args = parser.parse_args(argv)
+    if export is None or args.command == "import":
+        return run(lambda: bring_in(args))
+    return run(lambda: export(args.workdir, args.path, args.head))
 
 
-def add_import(commands: Any, what: str) -> argparse.ArgumentParser:
+def _add_import(commands: Any, what: str) -> None:
     """The command import: weights into a workdir of their own."""
     made = commands.add_parser("import", help=f"{what} into a workdir")
     made.add_argument("path", help=what)
@@ -29,16 +49,14 @@ def add_import(commands: Any, what: str) -> argparse.ArgumentParser:
     made.add_argument("--num_heads", type=int)
     made.add_argument("--mean", type=_numbers, help="of the channels, 0.5,0.5,0.5")
     made.add_argument("--std", type=_numbers)
-    return made
 
 
-def add_export(commands: Any, where: str) -> argparse.ArgumentParser:
+def _add_export(commands: Any, where: str) -> None:
     """The command export: a workdir's weights under other names."""
     made = commands.add_parser("export", help="a workdir's weights")
     made.add_argument("workdir")
     made.add_argument("path", help=where)
     made.add_argument("--head", help="which head of a sweep, lr_1")
-    return made
 
 
 def bring_in(

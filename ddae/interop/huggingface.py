@@ -225,13 +225,15 @@ def _write(folder: str, name: str, content: Mapping[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser, commands = command.parser("huggingface", __doc__)
-    command.add_export(commands, "a new folder")
-    command.add_import(commands, "a Hugging Face folder")
-    args = parser.parse_args(argv)
-    if args.command == "import":
-        return command.run(lambda: bring_in(args))
-    return command.run(lambda: export(args.workdir, args.path, args.head))
+    return command.main(
+        argv,
+        "huggingface",
+        __doc__,
+        what="a Hugging Face folder",
+        bring_in=bring_in,
+        where="a new folder",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

@@ -26,10 +26,9 @@ def bring_in(args: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser, commands = command.parser("official", __doc__)
-    command.add_import(commands, "a .pth file")
-    args = parser.parse_args(argv)
-    return command.run(lambda: bring_in(args))
+    return command.main(
+        argv, "official", __doc__, what="a .pth file", bring_in=bring_in
+    )
 
 
 if __name__ == "__main__":

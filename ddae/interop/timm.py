@@ -59,13 +59,15 @@ def bring_in(args: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser, commands = command.parser("timm", __doc__)
-    command.add_export(commands, "OUT.safetensors")
-    command.add_import(commands, "a file of timm's weights")
-    args = parser.parse_args(argv)
-    if args.command == "import":
-        return command.run(lambda: bring_in(args))
-    return command.run(lambda: export(args.workdir, args.path, args.head))
+    return command.main(
+        argv,
+        "timm",
+        __doc__,
+        what="a file of timm's weights",
+        bring_in=bring_in,
+        where="OUT.safetensors",
+        export=export,
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import jax
-
 from ddae.settings import UserError
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
@@ -54,9 +52,6 @@ def study(args: argparse.Namespace) -> int:
         return 0
     runner.check()
     os.makedirs(workdir, exist_ok=True)
-    # The same program for every seed: compiled once.
-    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if args.rescore:
         for line in runner.rescore(runs, args.rescore.split(",")):
             print(line, flush=True)
