@@ -14,7 +14,7 @@ from typing import Any
 from ddae.interop import command
 from ddae.interop.convert import CLIP, HALF, IMAGENET, export_weights, pair, read_run
 from ddae.interop.files import read_json, read_weights, write_weights
-from ddae.interop.names import Weights
+from ddae.interop.names import Weights, fixed_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -211,8 +211,6 @@ def bring_in(args: Any) -> None:
 
 
 def _decoder_positions(config: Mapping[str, Any], width: int) -> Any:
-    from ddae.interop.names import fixed_positions
-
     h, w = pair(config["image_size"])
     p = config["model"]["patch_size"]
     return fixed_positions(width, (h // p, w // p))

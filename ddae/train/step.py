@@ -50,11 +50,6 @@ def make_step(
     batch may hold `stop`, a flag of each device; the metric so named is its maximum.
     augment: done here where it says on_device, else by who made the batch.
     """
-    crop = {
-        "random_resized": {"scale": augment.scale},
-        "shift": {"pad": augment.pad},
-        "none": {},
-    }[augment.crop]
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         stop = batch.get("stop", jnp.zeros(1))
@@ -71,10 +66,7 @@ def make_step(
             params = _gathered(merge(trained, frozen), mesh)
             ema_params = _gathered(state.ema_params, mesh)
             if augment.on_device:
-                images = crop_and_flip(
-                    batch["image"], stream(rngs, "augment"), flip=augment.flip, **crop
-                )
-                batch = {**batch, "image": images}
+                batch = _cropped(batch, stream(rngs, "augment"), augment)
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
@@ -128,6 +120,17 @@ def make_step(
         return new_state, metrics
 
     return step
+
+
+def _cropped(batch: Batch, keys: Key[Array, " b"], augment: Augment) -> Batch:
+    """The batch with its images cut and flipped as `augment` says."""
+    cut = {
+        "random_resized": {"scale": augment.scale},
+        "shift": {"pad": augment.pad},
+        "none": {},
+    }[augment.crop]
+    images = crop_and_flip(batch["image"], keys, flip=augment.flip, **cut)
+    return {**batch, "image": images}
 
 
 def jit_step(
