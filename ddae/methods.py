@@ -406,7 +406,7 @@ def beit_v2(
     method = beit(encoder, mask=mask, tokenizer=tokenizer)
     (term,) = method.terms
     depth = encoder.spec.depth
-    early = round(0.75 * depth) if early is None else early
+    early = 3 * depth // 4 if early is None else early
     if not 1 <= early < depth:
         raise ValueError(f"early={early} is not between 1 and {depth - 1}")
     shared = {name: f"heads/{term.head}/{name}" for name in ("input_norm", "tokens")}
