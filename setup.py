@@ -30,6 +30,7 @@ setup(
         "google-crc32c>=1.5",  # checks TFRecords that are read by offset
         "safetensors>=0.5",  # weights in and out, as arrays alone
         "ml_dtypes>=0.5",  # bfloat16 of PyTorch files; jax brings it
+        "filelock>=3.12",  # compiled programs that several processes keep in one place
         "absl-py",  # flags
         "jaxtyping>=0.3",  # shapes in signatures
         "numpy>=2.0",

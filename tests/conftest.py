@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
     os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# With a bound jax locks what the workers share.
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(8 * 2**30)
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -192,11 +192,18 @@ def test_a_profile_lies_where_tensorboard_looks(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
-    """A second process, started anew, compiles no step and reads the first one's."""
+    """A second process, started anew, compiles no step and reads the first one's. What
+    a killed process left unfinished is no obstacle to a third."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = []
-    for name in ("one", "two"):
+    for name in ("one", "two", "three"):
+        if name == "three":
+            (kept,) = tmp_path.glob("cache/ddae/xla/cpu-*/jit_step*-cache")
+            whole = kept.stat().st_size
+            kept.write_bytes(kept.read_bytes()[: whole // 2])
+            kept.with_name(kept.name.replace("-cache", "-atime")).unlink()
         result = train(
             "--config=configs/quickstart.py",
             f"--workdir={tmp_path / name}",
@@ -205,5 +212,8 @@ def test_compiled_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
             program=("-W", "error::UserWarning:jax", "train.py"),
         )
         assert result.returncode == 0, result.stderr
-        found.append({p.name for p in tmp_path.glob("cache/ddae/xla/cpu-*/jit_step*")})
-    assert len(found[0]) == 1 and found[0] == found[1]
+        programs = tmp_path.glob("cache/ddae/xla/cpu-*/jit_step*-cache")
+        found.append({p.name: p.stat().st_ino for p in programs})
+    one, two, three = found
+    assert len(one) == 1 and one == two and one.keys() == three.keys()
+    assert kept.stat().st_size > 0.9 * whole

@@ -6,10 +6,14 @@ import re
 import zlib
 from typing import Any
 
+import filelock
 import jax
 from etils import epath
 
 from ddae.settings import UserError
+
+KEPT_BYTES = 4 * 2**30
+"""Compiled programs beyond these go, those first that were not used for longest."""
 
 
 def keep_compiled(folder: str) -> None:
@@ -18,7 +22,7 @@ def keep_compiled(folder: str) -> None:
     folder: "auto" is ddae/xla below $XDG_CACHE_HOME, or below ~/.cache; "" keeps none.
     A folder that jax was given already, by JAX_COMPILATION_CACHE_DIR say, wins. What a
     CPU has compiled may not run on another kind, so each has a folder of its own.
-    Processes may share it: a file that is not whole is compiled anew, with a warning.
+    Processes may share it.
     """
     if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
@@ -28,12 +32,30 @@ def keep_compiled(folder: str) -> None:
     folder = os.path.join(folder, _kind_of_machine())
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
+        if "://" not in folder:
+            # A bound makes jax lock its files, or a process could read half of one.
+            jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
+            _drop_unfinished(folder)
     except OSError as error:
-        print(f"compiled programs are not kept: {folder}: {error.strerror}", flush=True)
+        why = error.strerror or error
+        print(f"compiled programs are not kept: {folder}: {why}", flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _drop_unfinished(folder: str) -> None:
+    """Removes programs that a killed process did not write to the end.
+
+    jax writes KEY-cache, then KEY-atime; half a file it would not replace.
+    """
+    root = epath.Path(folder)
+    with filelock.FileLock(root / ".lockfile", timeout=10):
+        for path in root.glob("*-cache"):
+            name = path.name.removesuffix("-cache")
+            if not (root / f"{name}-atime").exists():
+                path.unlink()
 
 
 def _kind_of_machine() -> str:
