@@ -57,6 +57,7 @@ def training() -> ConfigDict:
     config.model.patch_size = 16
     config.model.channels = 3
     config.model.remat = "off"
+    config.model.scan = False
     config.model.positions = "sincos"
     config.model.position_grid = config_dict.placeholder(tuple)
     config.model.relative_bias = "none"

@@ -92,6 +92,7 @@ def mae(
             input_norm=False,
             dtype=encoder.dtype,
             remat=encoder.remat,
+            scan=encoder.scan,
             kernel=encoder.kernel,
         )
     elif layout == "mask_token":

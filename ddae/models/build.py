@@ -18,6 +18,7 @@ from ddae.settings import UserError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
+    scan: blocks compiled once and run in a loop (`vit.through_blocks`).
 
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
@@ -29,6 +30,7 @@ class ModelSettings:
     patch_size: int = 16
     channels: int = 3
     remat: Remat = "off"
+    scan: bool = False
     positions: Positions = "sincos"
     position_grid: tuple[int, int] | None = None
     relative_bias: RelativeBias = "none"
@@ -81,6 +83,7 @@ def make_encoder(
         channels=model.channels,
         dtype=dtype,
         remat=model.remat,
+        scan=model.scan,
         positions=model.positions,
         position_grid=model.position_grid,
         relative_bias=model.relative_bias,

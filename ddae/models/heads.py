@@ -20,7 +20,7 @@ from ddae.models.vit import (
     RelativePositionBias,
     Remat,
     ViTSpec,
-    block_class,
+    through_blocks,
     token_init,
 )
 from ddae.patches import Grid
@@ -68,6 +68,7 @@ class TapDecoder(nn.Module):
     input_norm: bool
     dtype: Any = jnp.float32
     remat: Remat = "off"
+    scan: bool = False
     kernel: Kernel = "auto"
     shared: Mapping[str, str] = FrozenDict()
 
@@ -88,10 +89,9 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
-        make_block = block_class(self.remat)
-        for layer in range(self.decoder.depth):
-            name = f"block_{layer:02d}"
-            x = make_block(self.decoder, self.dtype, kernel=self.kernel, name=name)(x)
+        block = {"spec": self.decoder, "dtype": self.dtype, "kernel": self.kernel}
+        layers = range(1, self.decoder.depth + 1)
+        x = through_blocks(self, block, layers, x, remat=self.remat, scan=self.scan)
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return {
@@ -155,16 +155,17 @@ class ClsAggregate(nn.Module):
                 spec.num_heads, grid, self.dtype, name="relative_bias"
             )
             bias = own()
-        make_block = block_class(self.encoder.remat)
-        for number in range(self.num_blocks):
-            block = make_block(
-                spec,
-                self.dtype,
-                layer_scale=self.encoder.layer_scale,
-                kernel=self.encoder.kernel,
-                name=f"block_{number:02d}",
-            )
-            x = block(x, bias)
+        block = {
+            "spec": spec,
+            "dtype": self.dtype,
+            "layer_scale": self.encoder.layer_scale,
+            "kernel": self.encoder.kernel,
+        }
+        x = through_blocks(
+            *(self, block, range(1, self.num_blocks + 1), x, bias),
+            remat=self.encoder.remat,
+            scan=self.encoder.scan,
+        )
         x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
         x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
         return {

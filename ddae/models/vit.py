@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import typing
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -199,14 +201,12 @@ class Block(nn.Module):
     """A pre-norm transformer block; LayerNorm statistics in float32.
 
     layer_scale: initial value of a learned factor of each channel of both branches; 0
-    is none. drop_path: probability that an example skips a branch. bias_grid: the grid
-    of a relative position bias of its own.
+    is none. bias_grid: the grid of a relative position bias of its own.
     """
 
     spec: ViTSpec
     dtype: Any
     layer_scale: float = 0.0
-    drop_path: float = 0.0
     bias_grid: Grid | None = None
     style: Style = "vit"
     kernel: Kernel = "auto"
@@ -217,8 +217,10 @@ class Block(nn.Module):
         x: Float[Array, "b t d"],
         bias: Float[Array, "1 heads t t"] | None = None,
         keys: Key[Array, " b"] | None = None,
+        drop_path: float | Float[Array, ""] = 0.0,
     ) -> Float[Array, "b t d"]:
-        """keys: one an example, for drop path; None drops nothing."""
+        """drop_path: probability that an example skips a branch. keys: one an example,
+        to draw by; None drops nothing."""
         heads = self.spec.num_heads
         if self.bias_grid is not None:
             own = RelativePositionBias(
@@ -227,11 +229,11 @@ class Block(nn.Module):
             bias = own()
         y = LayerNorm(dtype=self.dtype, name="norm_attention")(x)
         y = Attention(heads, self.dtype, self.kernel, name="attention")(y, bias)
-        x = x + self._branch("scale_attention", y, keys, 0)
+        x = x + self._branch("scale_attention", y, keys, 0, drop_path)
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
         y = Mlp(hidden, self.dtype, self.style, name="mlp")(y)
-        return x + self._branch("scale_mlp", y, keys, 1)
+        return x + self._branch("scale_mlp", y, keys, 1, drop_path)
 
     def _branch(
         self,
@@ -239,27 +241,62 @@ class Block(nn.Module):
         y: Float[Array, "b t d"],
         keys: Key[Array, " b"] | None,
         number: int,
+        drop_path: float | Float[Array, ""],
     ) -> Float[Array, "b t d"]:
         if self.layer_scale:
             constant = nn.initializers.constant(self.layer_scale)
             y = y * self.param(name, constant, y.shape[-1:]).astype(self.dtype)
-        if keys is None or not self.drop_path:
+        if keys is None:
             return y
-        keep = 1.0 - self.drop_path
+        keep = 1.0 - drop_path
         kept = jax.vmap(
             lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), keep)
         )(keys)
         return jnp.where(kept[:, None, None], y / keep, 0.0).astype(y.dtype)
 
 
-def block_class(remat: Remat) -> type[nn.Module]:
-    """`Block`, keeping all activations, matmul outputs ("dots") or none ("full")."""
-    if remat == "off":
-        return Block
-    if remat not in ("dots", "full"):
-        raise ValueError(f"remat {remat!r} is not off, dots or full")
+def through_blocks(
+    owner: nn.Module,
+    settings: Mapping[str, Any],
+    layers: Sequence[int],
+    x: Float[Array, "b t d"],
+    bias: Float[Array, "1 heads t t"] | None = None,
+    keys: Key[Array, " b"] | None = None,
+    drop_path: Sequence[float] = (),
+    *,
+    remat: Remat,
+    scan: bool,
+) -> Float[Array, "b t d"]:
+    """x after the blocks of `owner` (called in its compact method) numbered `layers`.
+
+    settings: of `Block`, the same for all; drop_path: one for each. remat: keep all
+    activations, matmul outputs ("dots") or none ("full"). scan: one compiled block goes
+    over their weights, which are stacked for it: they are named and stored as without.
+    """
+    rates = drop_path or [0.0] * len(layers)
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return nn.remat(Block, policy=policy if remat == "dots" else None)
+    policy = {"off": None, "full": None, "dots": policy}[remat]
+    names = [f"block_{layer - 1:02d}" for layer in layers]
+    if not scan or len(layers) < 2 or owner.is_initializing():
+        make = Block if remat == "off" else nn.remat(Block, policy=policy)
+        for name, layer, rate in zip(names, layers, rates, strict=True):
+            own = _folded(keys, layer) if keys is not None and rate else None
+            x = make(**settings, name=name)(x, bias, own, rate)
+        return x
+    params = [owner.variables["params"][name] for name in names]
+    block = Block(**settings, parent=None)
+
+    def one(x: Array, inputs: Any) -> tuple[Any, None]:
+        params, layer, rate = inputs
+        own = None if keys is None else _folded(keys, layer)
+        return block.apply({"params": params}, x, bias, own, rate), None
+
+    if remat != "off":
+        one = jax.checkpoint(one, policy=policy, prevent_cse=False)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    return jax.lax.scan(
+        one, x, (stacked, jnp.array(layers), jnp.array(rates, jnp.float32))
+    )[0]
 
 
 class Encoder(nn.Module):
@@ -268,7 +305,8 @@ class Encoder(nn.Module):
     Layers are numbered 1 to depth by the block that made them; the last one is read
     after the final LayerNorm, as in MAE, where there is one. drop_path: of the last
     block; the others' rise to it linearly from 0. position_grid: where the fixed
-    positions were learned with, if not at `grid`; they are resized to it.
+    positions were learned with, if not at `grid`; they are resized to it. remat, scan:
+    of `through_blocks`, from tap to tap.
     """
 
     spec: ViTSpec
@@ -277,6 +315,7 @@ class Encoder(nn.Module):
     channels: int = 3
     dtype: Any = jnp.float32
     remat: Remat = "off"
+    scan: bool = False
     positions: Positions = "sincos"
     position_grid: Grid | None = None
     relative_bias: RelativeBias = "none"
@@ -331,17 +370,30 @@ class Encoder(nn.Module):
                 self.spec.num_heads, self.grid, self.dtype, name="relative_bias"
             )
             bias = shared()
-        layers = {}
+        block = {
+            "spec": self.spec,
+            "dtype": self.dtype,
+            "layer_scale": self.layer_scale,
+            "bias_grid": self.grid if self.relative_bias == "block" else None,
+            "style": self.style,
+            "kernel": self.kernel,
+        }
+        found = {}
         if 0 in taps:
-            layers[0] = Features(prefix=x[:, :1], patches=x[:, 1:])
-        for layer in range(1, depth + 1):
-            own = None if keys is None else _folded(keys, layer)
-            x = self._block(layer)(x, bias, own)
+            found[0] = Features(prefix=x[:, :1], patches=x[:, 1:])
+        for before, layer in itertools.pairwise(sorted({0, *taps, depth})):
+            layers = range(before + 1, layer + 1)
+            rates = [self.drop_path * (i - 1) / max(1, depth - 1) for i in layers]
+            x = through_blocks(
+                *(self, block, layers, x, bias, keys, rates),
+                remat=self.remat,
+                scan=self.scan,
+            )
             if layer == depth and self.final_norm:
                 x = LayerNorm(dtype=self.dtype, name="norm")(x)
             if layer in taps:
-                layers[layer] = Features(prefix=x[:, :1], patches=x[:, 1:])
-        return layers
+                found[layer] = Features(prefix=x[:, :1], patches=x[:, 1:])
+        return found
 
     def _positions(self) -> tuple[Any, Float[Array, "1 n d"]]:
         """Of cls and of the patches."""
@@ -355,18 +407,6 @@ class Encoder(nn.Module):
         known = self.position_grid or self.grid
         fixed = resize_positions(sincos(self.spec.width, known), known, self.grid)
         return 0.0, jnp.asarray(fixed, self.dtype)[None]
-
-    def _block(self, layer: int) -> nn.Module:
-        return block_class(self.remat)(
-            self.spec,
-            self.dtype,
-            layer_scale=self.layer_scale,
-            drop_path=self.drop_path * (layer - 1) / max(1, self.spec.depth - 1),
-            bias_grid=self.grid if self.relative_bias == "block" else None,
-            style=self.style,
-            kernel=self.kernel,
-            name=f"block_{layer - 1:02d}",
-        )
 
 
 def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
