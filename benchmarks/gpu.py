@@ -10,7 +10,7 @@ taken again: the same command goes on where it was stopped. Then
 1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
 3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
-4. The step's matrix: attention, remat, batch, a cheaper teacher.
+4. The step's matrix: attention, remat, scan, batch, a cheaper teacher.
 5. Two steps of every file of configs/ on noise.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
@@ -55,9 +55,9 @@ def parts():
         ("mae S cudnn", step(mae.format("S"), 1024, "model.attention=cudnn"), 150),
         ("ddae B cudnn", step(ddae.format("B"), 512, "model.attention=cudnn"), 150),
     ]
-    for remat in ("dots", "full"):
-        change = f"model.remat={remat}"
-        found.append((f"mae B {remat}", step(mae.format("B"), 512, change), 150))
+    for change in ("remat=dots", "remat=full", "scan=true"):
+        command = step(mae.format("B"), 512, f"model.{change}")
+        found.append((f"mae B {change}", command, 150))
     found.append(("mae B 1024", step(mae.format("B"), 1024), 150))
     for change in ("share=0.25", "shrink=2", "target=middle"):
         change = f"method.features.{change}"

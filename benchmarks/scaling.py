@@ -5,7 +5,8 @@ python benchmarks/scaling.py [--sizes=Pico,S] [--devices=1,2,4,8] [--output=FILE
 Nothing is computed; figures are of the program that XLA makes for CPU devices. For each
 size, number of devices and mesh (data parallel, FSDP): the collectives in the HLO and
 the bytes they move, the bytes of state of one device, compile time, temporary memory.
-Then remat at one device: temporary memory and compile time of off, dots and full.
+Then remat at one device, blocks in a Python loop and scanned: temporary memory and
+compile time of off, dots and full, for MAE and for DDAE.
 """
 
 import argparse
@@ -91,17 +92,32 @@ def scale_row(size, config, batch, devices, fsdp):
     }
 
 
-def remat_row(size, config, batch, remat):
+def remat_row(size, config, batch, remat, scan):
     """What the step of `size` takes with this remat, on one device."""
-    config = {**config, "model": {**config["model"], "remat": remat}}
+    model = {**config["model"], "remat": remat, "scan": scan}
+    config = {**config, "model": model}
     _, compiled, cpu = compiled_step(config, batch, 1)
     return {
         "size": size,
         "batch": batch,
         "remat": remat,
+        "scan": scan,
         "compiled_flops": compiled.cost_analysis()["flops"],
         "compile_cpu_seconds": cpu,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def shown_remat(row):
+    """A row of `remat_row` as a table has it."""
+    return {
+        "method": f"{row['method']}-{row['size']}",
+        "batch": row["batch"],
+        "remat": row["remat"],
+        "blocks": "scanned" if row["scan"] else "in a Python loop",
+        "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",
+        "temporary, MiB": f"{row['temporary_bytes'] / 2**20:,.1f}",
+        "off / this": f"{row['off_over_this']:.2f}",
     }
 
 
@@ -123,9 +139,9 @@ def casts_row(size):
     }
 
 
-def settings(size, image_size):
-    """DDAE in float32 at `image_size`."""
-    config = measure.read_config("ddae_in1k:model=S", ["dtype=float32"])
+def settings(size, image_size, method="ddae"):
+    """Pretraining in float32 at `image_size`."""
+    config = measure.read_config(f"{method}_in1k:model=S", ["dtype=float32"])
     config["model"]["size"] = size
     return {**config, "image_size": image_size}
 
@@ -157,7 +173,7 @@ def main():
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8, help="a device")
     parser.add_argument("--remat", default="S", help="sizes; empty for none")
-    parser.add_argument("--remat_batch", type=int, default=32)
+    parser.add_argument("--remat_batch", type=int, default=64)
     parser.add_argument("--output", help="append lines of JSON here")
     args = parser.parse_args()
     rows = []
@@ -174,27 +190,21 @@ def main():
         row = casts_row(size)
         print(f"{size}: {row['casts']} casts of {row['matrices']} matrices a step\n")
         measure.write({"benchmark": "casts", **row}, args.output)
-        config = settings(size, args.image_size)
-        own = [
-            remat_row(size, config, args.remat_batch, remat)
-            for remat in ("off", "dots", "full")
-        ]
-        for row in own:
-            row["off_over_this"] = own[0]["temporary_bytes"] / row["temporary_bytes"]
-            measure.write({"benchmark": "remat", **row}, args.output)
-            rows.append(
-                {
-                    "size": size,
-                    "batch": row["batch"],
-                    "remat": row["remat"],
-                    "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",
-                    "temporary, MiB": f"{row['temporary_bytes'] / 2**20:,.1f}",
-                    "off / this": f"{row['off_over_this']:.2f}",
-                    "GFLOP that XLA counts": f"{row['compiled_flops'] / 1e9:,.0f}",
-                }
-            )
+        for method in ("mae", "ddae"):
+            config = settings(size, args.image_size, method)
+            own = [
+                remat_row(size, config, args.remat_batch, remat, scan)
+                for scan in (False, True)
+                for remat in ("off", "dots", "full")
+            ]
+            off = own[0]["temporary_bytes"]
+            for row in own:
+                row = {"method": method, **row}
+                row["off_over_this"] = off / row["temporary_bytes"]
+                measure.write({"benchmark": "remat", **row}, args.output)
+                rows.append(row)
     if rows:
-        print(measure.table(rows))
+        print(measure.table([shown_remat(row) for row in rows]))
 
 
 if __name__ == "__main__":
