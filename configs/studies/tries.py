@@ -25,7 +25,9 @@ def get_study(text=None):
             if key.endswith(("start", "end"))
         },
         "features=.25": {"method.features.weight": 0.25},
+        "features=.1": {"method.features.weight": 0.1},
         "no-ramp": {"method.features.ramp": 0.01},
+        "ramp=1": {"method.features.ramp": 1.0},
         "target=last": {"method.features.target": "last"},
         "slow-teacher": {
             "method.momentum.start": 0.996 if small else 0.999,
