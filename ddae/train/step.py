@@ -82,20 +82,25 @@ def make_step(
             # Each device needs its own part of the sum alone: a reduce-scatter.
             grads = jax.lax.with_sharding_constraint(grads, state_sharding(grads, mesh))
         norm = optax.tree.norm(grads)
-        trained, optimizer_state = optimizer.update(
-            grads, state.optimizer, trained, state.step
-        )
-        params = task.absorb(merge(trained, frozen), observed)
-        momentum = task.momentum(progress)
-        ema_params = optax.incremental_update(
-            task.ema_of(params), state.ema_params, 1.0 - momentum
-        )
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, optimizer_state, ema_params),
-            (state.params, state.optimizer, state.ema_params),
-        )
+        momentum = task.momentum(progress)
+
+        def updated():
+            new, optimizer_state = optimizer.update(
+                grads, state.optimizer, trained, state.step
+            )
+            params = task.absorb(merge(new, frozen), observed)
+            ema_params = optax.incremental_update(
+                task.ema_of(params), state.ema_params, 1.0 - momentum
+            )
+            return params, optimizer_state, ema_params
+
+        def unchanged():
+            return state.params, state.optimizer, state.ema_params
+
+        # A branch lets XLA write the new state over the old; a choice between two of
+        # each array has it copy them all first.
+        kept = jax.lax.cond(finite, updated, unchanged)
         bad = jnp.where(finite, 0, 1)
         new_state = TrainState(
             state.step + 1,
