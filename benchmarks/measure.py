@@ -267,8 +267,11 @@ def machine():
         where = f"{os.cpu_count()} {platform.machine()} cores, shared"
     else:
         where = f"{jax.device_count()} x {device.device_kind}"
+    # glibc's settings for memory change what a step on a CPU costs.
+    malloc = os.environ.get("GLIBC_TUNABLES")
     return {
         "machine": where,
+        **({"malloc": malloc} if malloc else {}),
         "platform": device.platform,
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -279,7 +282,9 @@ def command():
     """The command that is running, from the root of the repository."""
     script = pathlib.Path(sys.argv[0]).name
     arguments = [a for a in sys.argv[1:] if not a.startswith("--output")]
-    return " ".join(["python", f"benchmarks/{script}", *arguments])
+    malloc = os.environ.get("GLIBC_TUNABLES")
+    before = [f"GLIBC_TUNABLES={malloc}"] if malloc else []
+    return " ".join([*before, "python", f"benchmarks/{script}", *arguments])
 
 
 def write(row, output):
@@ -313,6 +318,7 @@ def torch_row(row):
         "batch": row["batch"],
         "dtype": row["dtype"],
         "theirs": row["theirs"],
+        "memory": "kept" if "malloc" in row else "as usual",
         "losses differ by": f"{row['loss_difference']:.0e}",
         "ours, CPU-s a step": f"{row['ours_cpu_seconds']:.2f}",
         "theirs, CPU-s a step": f"{row['theirs_cpu_seconds']:.2f}",

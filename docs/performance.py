@@ -62,12 +62,16 @@ def goal(text, value, held):
 def cpu_goals(rows):
     """Those of two CPU cores in float32."""
     for size, least in (("S", 0.95), ("B", 1.1)):
-        found = of(rows, "against_torch", size=size, theirs="eager", platform="cpu")
         text = f"MAE-{size} at {least} x transformers' speed or more, CPU-seconds"
-        ratios = {r["batch"]: r["ratio_cpu_seconds"][0] for r in found}
-        shown = ", ".join(f"{x:.2f} at batch {batch}" for batch, x in ratios.items())
-        held = min(ratios.values()) >= least if ratios else None
-        yield goal(text, shown, held)
+        found = of(rows, "against_torch", size=size, theirs="eager", platform="cpu")
+        for row in found or [None]:
+            if row is None:
+                yield goal(text, None, None)
+                continue
+            ratio = row["ratio_cpu_seconds"][0]
+            memory = ", memory kept" if "malloc" in row else ""
+            shown = f"{ratio:.2f} at batch {row['batch']}{memory}"
+            yield goal(text, shown, round(ratio, 2) >= least)
     tiny = of(rows, "step", config="quickstart", platform="cpu")
     for key, text, most in (
         ("compile_cpu_seconds", "a tiny step compiles in 3 s", 3.0),
@@ -252,7 +256,18 @@ def lever_rows(rows):
         before, after = (found[-1]["ratio_cpu_seconds"][0] for found in chosen)
         return (
             f"theirs / ours in CPU-seconds, MAE-S at batch 8, eager: {before:.2f}"
-            f" before, {after:.2f} after"
+            f" before, {after:.2f} with the next two lines"
+        )
+
+    def kept():
+        found = of(rows, "against_torch", size="S", batch=8, theirs="eager")
+        by = {"malloc" in row: row["ours_cpu_seconds"] for row in found}
+        if len(by) != 2:
+            return None
+        return (
+            f"a step of MAE-S at batch 8, in one process with torch: {by[False]:.2f}"
+            f" CPU-s as usual, {by[True]:.2f} with memory kept; most of the rest was"
+            " the kernel's, for fresh pages"
         )
 
     casts = of(rows, "casts")
@@ -293,6 +308,17 @@ def lever_rows(rows):
                 "Linears as one product, heads before tokens in attention",
                 products(),
                 "always; flash attention where `config.model.attention` takes it",
+            ),
+            (
+                "a branch for steps that are not finite, not a choice of each array",
+                "the state is not copied: see the line above",
+                "always",
+            ),
+            (
+                "memory kept by glibc from step to step, on a CPU",
+                kept(),
+                "up to you: `GLIBC_TUNABLES=glibc.malloc.mmap_max=0:"
+                "glibc.malloc.trim_threshold=200000000000:glibc.malloc.arena_max=1`",
             ),
             ("persistent compile cache", cached(), "`config.compile_cache`, on"),
             ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),
