@@ -203,6 +203,7 @@ def _points(study: Study, records: Records, score: str) -> Any:
     figure, axes = new_figure(1, 2, width=9.0, height=0.32 * len(rows) + 1.6)
     left, right = axes[0]
     unit = next((r["cost_unit"] for r in records if r.get("cost")), "s")
+    points = []
     for number, row in enumerate(rows):
         values = values_of(records, row.name, score)
         mean, deviation = mean_and_deviation(list(values.values()))
@@ -222,17 +223,18 @@ def _points(study: Study, records: Records, score: str) -> Any:
                 color=colour,
                 capsize=3,
             )
-            right.annotate(
-                row.name,
-                (statistics.fmean(costs), mean),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            points.append((mean, statistics.fmean(costs), row.name, colour))
     left.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     left.invert_yaxis()
     left.set_xlabel(score)
     right.set_xlabel(f"cost of a run, {unit}")
     right.set_ylabel(score)
-    right.margins(x=0.2)
+    # Names to the right of their points, no two at one height.
+    right.margins(x=0.5)
+    low, high = right.get_ylim()
+    height = low
+    for mean, cost, name, colour in sorted(points):
+        height = max(mean, height + (high - low) / 30)
+        text = right.text(cost, height, f"   {name}", fontsize=7, color=colour)
+        text.set_verticalalignment("center")
     return figure
