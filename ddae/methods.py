@@ -135,7 +135,7 @@ class FeatureSettings:
     (`TeacherView`).
     """
 
-    weight: float = 1.0
+    weight: float = 0.1
     ramp: float = 0.25
     target: Literal["same_depth", "last", "mean", "middle"] = "same_depth"
     mean_of: int = 4

@@ -18,6 +18,10 @@ PHASES = {
 
 SMALL_STEPS = 800
 
+FEATURES = 1.0
+"""The weight of DDAE's features that the studies began with; the default is now what
+tries.py made of it."""
+
 
 def small() -> dict:
     """Keys of a run that one CPU core does in a minute or two."""
@@ -51,6 +55,8 @@ def pretraining(scale: str, name: str, *, epochs: int = 100, **changes) -> dict:
             "method.decoder.num_heads": 2,
             "method.decoder.depth": 2 if method == "mae" else 1,
         }
+    if method == "ddae":
+        keys["method.features.weight"] = FEATURES
     if scale == "small" and method == "ddae":
         keys |= {
             "method.taps": (2, 4),
