@@ -412,7 +412,8 @@ def defaults():
         "",
         "The weight of the teacher's features, lambda, was 1 before and is in all rows"
         " that do not say otherwise. Less `ddae`: `features=.1`"
-        f" {weight('features=.1')}; `features=.25` {weight('features=.25')}. So the default is now .1. It is the"
+        f" {weight('features=.1')}; `features=.25` {weight('features=.25')}. So the"
+        " default is now .1. It is the"
         " choice of runs that end before their teacher has learned much; longer ones"
         " have not been tried.",
         "",
