@@ -4,26 +4,33 @@ python -m ddae.study configs/studies/beta.py:scale=small --workdir=runs/study_be
   --set data.name=npz --set data.dir=DIR
 
 beta {far to near, constant 0, near to far} x depth tilt {-.5, 0, +.5}, with blockwise
-and with random masks. DIR as python -m ddae.data.pack makes it; without the two --set,
-TFDS's cifar10.
+and with random masks, and with the teacher at the weight 1 that it once had. DIR as
+python -m ddae.data.pack makes it; without the two --set, TFDS's cifar10.
 """
 
 from configs.studies import common
+
+KINDS = {
+    "block": {"method.mask.kind": "block", "method.features.weight": 0.1},
+    "random": {"method.mask.kind": "random", "method.features.weight": 0.1},
+    "features=1": {"method.mask.kind": "block", "method.features.weight": 1.0},
+}
+"""Of each phase and tilt: masks, and the teacher's weight."""
 
 
 def get_study(text=None):
     chosen = common.arguments(text, scale="full", epochs=100)
     rows = []
-    for mask in ("block", "random"):
+    for kind, keys in KINDS.items():
         for phase in common.PHASES:
             for tilt in (-0.5, 0.0, 0.5):
                 row = common.pretraining(
                     chosen["scale"], "ddae", epochs=chosen["epochs"]
                 )
-                row["set"] |= common.beta(phase, tilt) | {"method.mask.kind": mask}
+                row["set"] |= common.beta(phase, tilt) | keys
                 row |= {
-                    "name": f"{mask},{phase},tilt{tilt:+g}",
-                    "panel": f"{mask} masks",
+                    "name": f"{kind},{phase},tilt{tilt:+g}",
+                    "panel": kind,
                     "x": phase,
                     "series": f"tilt {tilt:+g}",
                 }
