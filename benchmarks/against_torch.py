@@ -2,12 +2,14 @@
 
 python benchmarks/against_torch.py --model=S --batch=16 [--output=FILE.jsonl]
 
-Both begin with equal weights, which go through the name table of ddae.interop, and see
-the same uint8 images; before anything is timed, the masks are asserted to be equal and
-the losses to agree. Then rounds of steps in turn: ours is the step of a run (masks,
-metrics, the guard against non-finite steps included), theirs standardises, draws its
-masks, and takes an AdamW step. On a CPU theirs is float32, with eager attention and
-with SDPA; on a GPU bfloat16 autocast, eager, and with SDPA and torch.compile.
+Each has a process of its own, as its users run it: in one process the memory that each
+takes and gives back makes both slower, ours by half. Both begin with equal weights,
+which go through the name table of ddae.interop, and see the same uint8 images; before
+anything is timed, the masks are asserted to be equal and the losses to agree. Then
+rounds of steps in turn: ours is the step of a run (masks, metrics, the guard against
+non-finite steps included), theirs standardises, draws its masks, and takes an AdamW
+step. On a CPU theirs is float32, with eager attention and with SDPA; on a GPU bfloat16
+autocast, eager, and with SDPA and torch.compile.
 
 Figures are medians over the rounds; a ratio is the median of theirs over ours within a
 round, above 1 where ours is faster, in parentheses its range. On a shared machine
@@ -16,11 +18,13 @@ CPU-seconds, and the best round of each, say more than the clock.
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import tempfile
 import time
+import traceback
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 # Threads of torch that wait must not count as work, least of all beside other programs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -81,15 +85,47 @@ def their_model(config, attention):
     return model.to("cuda" if CUDA else "cpu").train()
 
 
-def our_params(model):
-    """The same weights in our tree, by the files that transformers writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = os.path.join(folder, "theirs"), os.path.join(folder, "ours")
-        model.save_pretrained(theirs)
-        command = ["import", theirs, f"--workdir={ours}"]
-        if huggingface.main(command):
-            raise SystemExit("the weights could not be read")
-        return jax.tree.map(jnp.asarray, load_params(ours)[0])
+class Side:
+    """A contender in a process of its own. make, args: what builds it there."""
+
+    def __init__(self, name, make, *args):
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        context.Process(target=serve, args=(there, make, args), daemon=True).start()
+        there.close()
+
+    def ask(self, method, *args):
+        """What the contender's method gives."""
+        try:
+            self.pipe.send((method, args))
+            fine, result = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            raise SystemExit(f"the process of {self.name} has died") from None
+        if not fine:
+            raise SystemExit(f"{self.name}: {result}")
+        return result
+
+
+def serve(pipe, make, args):
+    """Builds a contender and answers what is asked of it, until nobody asks."""
+    contender = None
+    while True:
+        try:
+            method, given = pipe.recv()
+        except EOFError:
+            return
+        try:
+            contender = contender or make(*args)
+            if method == "time":
+                wall, cpu = time.perf_counter(), time.process_time()
+                contender.steps(*given)
+                result = time.perf_counter() - wall, time.process_time() - cpu
+            else:
+                result = getattr(contender, method)(*given)
+            pipe.send((True, result))
+        except (Exception, SystemExit):
+            pipe.send((False, traceback.format_exc()))
 
 
 class Theirs:
@@ -114,6 +150,13 @@ class Theirs:
         half = config["dtype"] == "bfloat16"
         self.cast = torch.autocast(device, dtype=torch.bfloat16, enabled=half)
 
+    def check(self, noise):
+        """(loss, mask) of the masks that `noise` [b, n] gives, nothing learned."""
+        device = self.mean.device
+        with torch.no_grad():
+            loss, mask = self.loss(torch.from_numpy(noise).float().to(device))
+        return float(loss), mask.cpu().numpy().astype(bool)
+
     def loss(self, noise=None):
         """The loss, and the mask, 1 where a patch is hidden."""
         pixels = (self.images.float() / 255.0 - self.mean) / self.std
@@ -132,15 +175,18 @@ class Theirs:
 
 
 class Ours:
-    """The step of a run."""
+    """The step of a run. folder: weights that transformers wrote."""
 
-    def __init__(self, work, params):
-        self.work = work
-        self.batch = work.batch()
+    def __init__(self, config, batch, folder):
+        self.work = measure.make_work(config, batch, jax.devices()[:1])
+        self.batch = self.work.batch()
         self.root = jax.random.key(0)
-        self.params = params
+        with tempfile.TemporaryDirectory() as ours:
+            if huggingface.main(["import", folder, f"--workdir={ours}/run"]):
+                raise SystemExit("the weights could not be read")
+            self.params = jax.tree.map(jnp.asarray, load_params(f"{ours}/run")[0])
         self.begin()
-        self.run = work.step.lower(self.state, self.batch, self.root).compile()
+        self.run = self.work.step.lower(self.state, self.batch, self.root).compile()
 
     def begin(self):
         """A state at step 0 with the given weights."""
@@ -150,6 +196,10 @@ class Ours:
         params = jax.tree.map(jax.device_put, params, self.work.shardings.params)
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, state.params)
         self.state = dataclasses.replace(state, params=params)
+
+    def images(self):
+        """uint8 [b, h, w, 3] of every step."""
+        return np.asarray(self.batch["image"])
 
     def mask(self):
         """What the next step hides: bool [b, n]."""
@@ -169,31 +219,27 @@ class Ours:
 
 def check(ours, theirs, dtype):
     """Asserts equal masks, and losses that agree; their relative difference."""
-    ours.begin()
-    hidden = ours.mask()
+    ours.ask("begin")
+    hidden = ours.ask("mask")
     # Ascending within the visible and the hidden ones, as ours are.
-    noise = hidden + np.arange(hidden.shape[1]) * 1e-6
-    with torch.no_grad():
-        loss, mask = theirs.loss(torch.from_numpy(noise).float().to(theirs.mean.device))
-    np.testing.assert_array_equal(mask.cpu().numpy().astype(bool), hidden)
-    own = ours.steps(1)
+    loss, mask = theirs.ask("check", hidden + np.arange(hidden.shape[1]) * 1e-6)
+    np.testing.assert_array_equal(mask, hidden)
+    own = ours.ask("steps", 1)
     bound = 1e-4 if dtype == "float32" else 1e-2
-    difference = abs(own - float(loss)) / float(loss)
-    assert difference < bound, f"loss {own} of ours, {float(loss)} of theirs"
+    difference = abs(own - loss) / loss
+    assert difference < bound, f"loss {own} of ours, {loss} of theirs"
     return difference
 
 
-def measure_rounds(contenders, rounds, steps):
+def measure_rounds(sides, rounds, steps):
     """{name: [(seconds, CPU-seconds) a step, of each round]}."""
-    found = {name: [] for name in contenders}
-    for contender in contenders.values():
-        contender.steps(1 if not CUDA else 10)
+    found = {side.name: [] for side in sides}
+    for side in sides:
+        side.ask("steps", 1 if not CUDA else 10)
     for _ in track(range(rounds), "rounds"):
-        for name, contender in contenders.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            contender.steps(steps)
-            spent = time.perf_counter() - wall, time.process_time() - cpu
-            found[name].append(tuple(s / steps for s in spent))
+        for side in sides:
+            spent = side.ask("time", steps)
+            found[side.name].append(tuple(s / steps for s in spent))
     return found
 
 
@@ -216,15 +262,18 @@ def main():
     dtype = "bfloat16" if CUDA else "float32"
     changes = [f"dtype={dtype}", *args.set]
     config = measure.read_config(f"mae_in1k:model={args.model}", changes)
-    work = measure.make_work(config, args.batch, jax.devices()[:1])
-    images = np.asarray(work.batch()["image"])
-    params = our_params(their_model(config, "eager"))
-    contenders = {"ours": Ours(work, params)}
-    differences = {}
-    for name, options in VARIANTS.items():
-        contenders[name] = Theirs(config, images, **options)
-        differences[name] = check(contenders["ours"], contenders[name], config["dtype"])
-    found = measure_rounds(contenders, args.rounds, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = os.path.join(folder, "theirs")
+        ours = Side("ours", Ours, config, args.batch, weights)
+        their_model(config, "eager").save_pretrained(weights)
+        images = ours.ask("images")
+        sides = [ours]
+        differences = {}
+        for name, options in VARIANTS.items():
+            theirs = Side(name, Theirs, config, images, *options.values())
+            differences[name] = check(ours, theirs, config["dtype"])
+            sides.append(theirs)
+        found = measure_rounds(sides, args.rounds, args.steps)
     rows = []
     for name in VARIANTS:
         row = {
