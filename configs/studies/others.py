@@ -4,8 +4,8 @@ python -m ddae.study configs/studies/others.py:scale=small \\
   --workdir=runs/study_others --set data.name=npz --set data.dir=DIR
 
 Each with and without `:dds`; `dds,beta=0` has the taps and no weights. BEiT-v2 wants a
-tokenizer: `tokenizer=RUN`, a run of configs/vqkd_cifar10.py, and is left out without.
-DIR as in configs/studies/beta.py.
+tokenizer: `tokenizer=RUN`, a run of configs/vqkd_cifar10.py with `codes=` codes, and is
+left out without. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -13,7 +13,13 @@ from configs.studies import common
 
 def get_study(text=None):
     chosen = common.arguments(
-        text, scale="full", epochs=100, beta="near-far", tilt=-0.5, tokenizer=""
+        text,
+        scale="full",
+        epochs=100,
+        beta="near-far",
+        tilt=-0.5,
+        tokenizer="",
+        codes=512,
     )
     beta = common.beta(chosen["beta"], chosen["tilt"], "method.dds.beta")
     even = common.beta("constant", 0.0, "method.dds.beta")
@@ -29,7 +35,10 @@ def get_study(text=None):
             )
             row["set"] |= changes
             if method == "beit_v2":
-                row["set"] |= {"method.tokenizer.workdir": chosen["tokenizer"]}
+                row["set"] |= {
+                    "method.tokenizer.workdir": chosen["tokenizer"],
+                    "method.tokenizer.codes": chosen["codes"],
+                }
             rows.append({"name": name} | row)
     return {
         "about": "deep dynamic supervision on other methods",
