@@ -178,7 +178,7 @@ class Ours:
     """The step of a run. folder: weights that transformers wrote."""
 
     def __init__(self, config, batch, folder):
-        self.work = measure.make_work(config, batch, jax.devices()[:1])
+        self.work = measure.make_work(config, batch, 1)
         self.batch = self.work.batch()
         self.root = jax.random.key(0)
         with tempfile.TemporaryDirectory() as ours:

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from ddae.train.sharding import (
     state_sharding,
     to_devices,
 )
+from ddae.train.speed import keep_memory
 from ddae.train.state import make_init
 from ddae.train.step import jit_step
 
@@ -128,12 +130,13 @@ class Work:
 
 
 def make_work(config, batch_size, devices=None):
-    """The step of `config`, at another batch size, on some devices or all."""
+    """The step of `config`, at another batch size, on the first `devices` or all."""
+    keep_memory()
     config = {**config, "batch_size": batch_size}
     task = tasks.from_config(config)
     chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
     over = settings.build(MeshSettings, config["mesh"], "mesh.")
-    mesh = make_mesh(over, batch_size, chosen.accumulate, devices)
+    mesh = make_mesh(over, batch_size, chosen.accumulate, jax.devices()[:devices])
     optimizer = make_optimizer(chosen, batch_size, TOTAL_STEPS // 10, TOTAL_STEPS)
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
     shardings = state_sharding(shapes, mesh)
@@ -264,7 +267,7 @@ def machine():
     """What the figures were taken on: processors, accelerator, versions."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        where = f"{os.cpu_count()} {platform.machine()} cores, shared"
+        where = f"{os.cpu_count()} {platform.machine()} cores{_processor()}, shared"
     else:
         where = f"{jax.device_count()} x {device.device_kind}"
     # glibc's settings for memory change what a step on a CPU costs.
@@ -276,6 +279,15 @@ def machine():
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
+
+
+def _processor():
+    """ " of MODEL, AVX-512 or not", where /proc tells."""
+    path = pathlib.Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    wide = "AVX-512" if " avx512f " in text else "no AVX-512"
+    return f" of {model[1].strip()}, {wide}" if model else ""
 
 
 def command():

@@ -57,7 +57,7 @@ def collectives(hlo):
 
 def compiled_step(config, batch, devices):
     """(work, executable, seconds to compile by CPU) on the first `devices`."""
-    work = measure.make_work(config, batch, jax.devices()[:devices])
+    work = measure.make_work(config, batch, devices)
     with measure.compile_cache():
         lowered = work.lower()
         compiled, _, cpu = measure.timed(lowered.compile)
@@ -124,7 +124,7 @@ def shown_remat(row):
 def casts_row(size):
     """How often the step, as traced in bfloat16, casts matrices of parameters."""
     config = {**settings(size, 224), "dtype": "bfloat16"}
-    work = measure.make_work(config, 8, jax.devices()[:1])
+    work = measure.make_work(config, 8, 1)
     cast = re.findall(
         r"stablehlo.convert .*tensor<(\d+x\d+)xf32>\) -> tensor<\1xbf16>",
         work.lower().as_text(),

@@ -46,7 +46,7 @@ from ddae.train.sharding import (
     state_sharding,
     to_devices,
 )
-from ddae.train.speed import Profile, keep_compiled, parse_profile
+from ddae.train.speed import Profile, keep_compiled, keep_memory, parse_profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import OnDevices, jit_step
 
@@ -137,6 +137,7 @@ class Job:
 
 def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    keep_memory()
     signals = signals or Signals()
     sections = SECTIONS + tasks.sections(config)
     for name in sections:

@@ -1,5 +1,6 @@
-"""Compiled programs that are kept from run to run, and profiles of steps."""
+"""Programs kept from run to run, memory kept from step to step, profiles of steps."""
 
+import ctypes
 import os
 import platform
 import re
@@ -14,6 +15,9 @@ from ddae.settings import UserError
 
 KEPT_BYTES = 4 * 2**30
 """Compiled programs beyond these go, those first that were not used for longest."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's malloc.h."""
 
 
 def keep_compiled(folder: str) -> None:
@@ -71,6 +75,25 @@ def _kind_of_machine() -> str:
             )
         found += "".join(sorted(set(lines)))
     return f"cpu-{zlib.crc32(found.encode()):08x}"
+
+
+def keep_memory() -> None:
+    """Has a run on a CPU keep what it allocates, for the next step; before anything
+    else asks jax for devices.
+
+    glibc gives large buffers back to the kernel at once and waits, a step later, for
+    fresh pages: most of the cost of a large batch (docs/performance.md). It keeps those
+    of the main thread alone, which therefore runs the programs itself. Where
+    GLIBC_TUNABLES is set, in another C library and on an accelerator nothing is done.
+    """
+    if not jax.distributed.is_initialized():
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    tuned = "GLIBC_TUNABLES" in os.environ
+    if tuned or platform.libc_ver()[0] != "glibc" or jax.default_backend() != "cpu":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 class Profile:
