@@ -317,10 +317,9 @@ def lever_rows(rows):
                 "always",
             ),
             (
-                "memory kept by glibc from step to step, on a CPU",
+                "memory kept from step to step, on a CPU",
                 kept(),
-                "up to you: `GLIBC_TUNABLES=glibc.malloc.mmap_max=0:"
-                "glibc.malloc.trim_threshold=200000000000:glibc.malloc.arena_max=1`",
+                "always, where the C library is glibc",
             ),
             ("persistent compile cache", cached(), "`config.compile_cache`, on"),
             ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),

@@ -11,8 +11,8 @@ python -m ddae.data.pack makes it; without the two --set, TFDS's cifar10.
 from configs.studies import common
 
 KINDS = {
-    "block": {"method.mask.kind": "block", "method.features.weight": 0.1},
-    "random": {"method.mask.kind": "random", "method.features.weight": 0.1},
+    "block": {"method.mask.kind": "block"},
+    "random": {"method.mask.kind": "random"},
     "features=1": {"method.mask.kind": "block", "method.features.weight": 1.0},
 }
 """Of each phase and tilt: masks, and the teacher's weight."""

@@ -2,7 +2,8 @@
 
 `scale=full` is what the studies are meant for, a GPU: ViT-Ti, patch 4, a hundred epochs
 or more, kNN on all images, linear probe and fine-tuning. `scale=small` is what two CPU
-cores bear: 4 blocks of width 64, half an epoch, kNN and a logistic regression.
+cores bear: 4 blocks of width 64, half an epoch, kNN and a logistic regression, and in
+parts.py half an epoch of fine-tuning.
 """
 
 from configs.common import arguments
@@ -17,10 +18,6 @@ PHASES = {
 """beta over training, before the tilt of depth: what a schedule is called here."""
 
 SMALL_STEPS = 800
-
-FEATURES = 1.0
-"""The weight of DDAE's features that the studies began with; the default is now what
-tries.py made of it."""
 
 
 def small() -> dict:
@@ -55,8 +52,6 @@ def pretraining(scale: str, name: str, *, epochs: int = 100, **changes) -> dict:
             "method.decoder.num_heads": 2,
             "method.decoder.depth": 2 if method == "mae" else 1,
         }
-    if method == "ddae":
-        keys["method.features.weight"] = FEATURES
     if scale == "small" and method == "ddae":
         keys |= {
             "method.taps": (2, 4),
@@ -89,6 +84,22 @@ def scores(scale: str) -> dict:
     return {
         "knn": knn | ({"num_train": 5000} if scale == "small" else {}),
         "locality": {"num_held_out": 512},
+    }
+
+
+def finetuning() -> dict:
+    """Half an epoch of fine-tuning of what `small` has pretrained, with crops and flips
+    alone."""
+    keys = small() | {"batch_size": 64, "total_steps": 400, "optimizer.base_lr": 1.6e-2}
+    keys |= {"eval_every_steps": 0, "data.augment.rand_augment": 0}
+    keys |= {"model.drop_path": 0.0}
+    keys |= {f"mixing.{key}": 0.0 for key in ("mixup", "cutmix", "erasing")}
+    return {
+        "finetune": {
+            "config": "configs/finetune_cifar10.py:size=Pico,epochs=50",
+            "set": keys,
+            "score": "eval/top1",
+        }
     }
 
 

@@ -4,8 +4,7 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 3200 steps of both. `features=`: the weight of DDAE's teacher. DIR as
-in configs/studies/beta.py.
+small scale 200 to 3200 steps of both. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -16,7 +15,7 @@ STEPS = {"mae": (200, 400, 800, 1600, 3200), "ddae": (200, 400, 800, 1600, 3200)
 
 def get_study(text=None):
     chosen = common.arguments(
-        text, scale="full", beta="near-far", tilt=-0.5, mask="block", features=0.1
+        text, scale="full", beta="near-far", tilt=-0.5, mask="block"
     )
     small = chosen["scale"] == "small"
     rows = []
@@ -27,7 +26,6 @@ def get_study(text=None):
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
                 row["set"] |= common.beta(chosen["beta"], chosen["tilt"])
-                row["set"] |= {"method.features.weight": chosen["features"]}
             if small:
                 row["set"] |= {"total_steps": length}
             row |= {"name": f"{method},{length}", "series": method, "x": length}

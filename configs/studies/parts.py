@@ -44,6 +44,6 @@ def get_study(text=None):
         "rows": rows,
         "seeds": (0, 1, 2),
         "scores": common.scores(scale),
-        "follow_ups": common.follow_ups(scale),
+        "follow_ups": common.follow_ups(scale) or common.finetuning(),
         "control": "mae",
     }

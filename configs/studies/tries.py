@@ -24,8 +24,9 @@ def get_study(text=None):
             for key, value in beta.items()
             if key.endswith(("start", "end"))
         },
+        "features=1": {"method.features.weight": 1.0},
         "features=.25": {"method.features.weight": 0.25},
-        "features=.1": {"method.features.weight": 0.1},
+        "features=.025": {"method.features.weight": 0.025},
         "no-ramp": {"method.features.ramp": 0.01},
         "ramp=1": {"method.features.ramp": 1.0},
         "target=last": {"method.features.target": "last"},
