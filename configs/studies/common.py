@@ -2,8 +2,8 @@
 
 `scale=full` is what the studies are meant for, a GPU: ViT-Ti, patch 4, a hundred epochs
 or more, kNN on all images, linear probe and fine-tuning. `scale=small` is what two CPU
-cores bear: 4 blocks of width 64, half an epoch, kNN and a logistic regression, and in
-parts.py half an epoch of fine-tuning.
+cores bear: 4 blocks of width 64, half an epoch, kNN and a logistic regression, and for
+some rows of parts.py half an epoch of fine-tuning.
 """
 
 from configs.common import arguments
@@ -87,9 +87,9 @@ def scores(scale: str) -> dict:
     }
 
 
-def finetuning() -> dict:
-    """Half an epoch of fine-tuning of what `small` has pretrained, with crops and flips
-    alone."""
+def finetuning(rows: tuple[str, ...]) -> dict:
+    """Half an epoch of fine-tuning of what `rows` have pretrained at small scale, with
+    crops and flips alone."""
     keys = small() | {"batch_size": 64, "total_steps": 400, "optimizer.base_lr": 1.6e-2}
     keys |= {"eval_every_steps": 0, "data.augment.rand_augment": 0}
     keys |= {"model.drop_path": 0.0}
@@ -98,6 +98,7 @@ def finetuning() -> dict:
         "finetune": {
             "config": "configs/finetune_cifar10.py:size=Pico,epochs=50",
             "set": keys,
+            "rows": rows,
             "score": "eval/top1",
         }
     }

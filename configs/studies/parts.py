@@ -4,9 +4,10 @@ python -m ddae.study configs/studies/parts.py:scale=small --workdir=runs/study_p
   --set data.name=npz --set data.dir=DIR
 
 pixels: one decoder on the last block, as in MAE (whose own is deeper). taps: pixels at
-several blocks, all patches alike. weights: those weighed by distance. teacher: DDAE,
-with feature self-distillation too. The schedule of beta is `beta=`, `tilt=`; masks are
-blockwise, with one MAE under its own random masks. DIR as in configs/studies/beta.py.
+several blocks, all patches alike. weights: those weighed by distance. ddae: all of it,
+feature self-distillation too; features=1: that weighs as much as the pixels, as it once
+did. The schedule of beta is `beta=`, `tilt=`; masks are blockwise, with MAE and DDAE
+under MAE's own random masks too. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -21,6 +22,8 @@ def get_study(text=None):
     beta = common.beta(chosen["beta"], chosen["tilt"])
     even = common.beta("constant", 0.0)
     without = {"method.features.weight": 0.0}
+    whole = {"method.features.weight": 1.0}
+    random = {"method.mask.kind": "random"}
 
     def row(name, method, **changes):
         made = common.pretraining(scale, method, epochs=epochs)
@@ -35,8 +38,11 @@ def get_study(text=None):
         row("taps", "ddae", **even, **without),
         row("pixels", "ddae", **even, **without, **{"method.taps": (last,)}),
         {"name": "mae,cost-of-ddae", "repeats": "mae", "at_cost_of": "ddae"},
-        row("mae,random-masks", "mae", **{"method.mask.kind": "random"}),
-        row("ddae,random-masks", "ddae", **beta, **{"method.mask.kind": "random"}),
+        row("mae,random-masks", "mae", **random),
+        row("ddae,random-masks", "ddae", **beta, **random),
+        row("ddae,features=1", "ddae", **beta, **whole),
+        row("ddae,features=1,beta=0", "ddae", **even, **whole),
+        row("ddae,features=1,random-masks", "ddae", **beta, **whole, **random),
         row("untrained", "mae", total_steps=0),
     ]
     return {
@@ -44,6 +50,7 @@ def get_study(text=None):
         "rows": rows,
         "seeds": (0, 1, 2),
         "scores": common.scores(scale),
-        "follow_ups": common.follow_ups(scale) or common.finetuning(),
+        "follow_ups": common.follow_ups(scale)
+        or common.finetuning(("mae", "ddae", "taps+weights", "untrained")),
         "control": "mae",
     }

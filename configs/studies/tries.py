@@ -4,10 +4,14 @@ python -m ddae.study configs/studies/tries.py:scale=small --workdir=runs/study_t
   --set data.name=npz --set data.dir=DIR
 
 Masking ratio, taps, decoder depth, the features' weight, ramp and target, the teacher's
-momentum, the range of beta. DIR as in configs/studies/beta.py.
+momentum, the range of beta; some of them with the teacher at the weight 1 that it once
+had, too. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
+
+AT_ONE = ("ratio=.5", "ramp=1", "target=last", "tap-weight=1", "all-taps")
+"""Changes that are made to a DDAE whose features weigh 1, too."""
 
 
 def get_study(text=None):
@@ -39,6 +43,8 @@ def get_study(text=None):
         "all-taps": {"method.taps": (1, 2, 3, 4) if small else (3, 6, 9, 12)},
         "decoder-twice": {"method.decoder.depth": 2 if small else 4},
     }
+    whole = changes["features=1"]
+    changes |= {f"features=1,{name}": whole | changes[name] for name in AT_ONE}
     rows = []
     for name, changed in changes.items():
         row = common.pretraining(chosen["scale"], "ddae", epochs=chosen["epochs"])
