@@ -1,9 +1,12 @@
 """docs/results.md and the README's table are what the committed numbers give."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
+
+from ddae.study.table import Run, config_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,12 +35,48 @@ def test_the_readme_has_the_pages_table(results):
     [
         (None, "not run"),
         ((1.0, float("nan"), 1), "no verdict"),
-        ((1.0, 0.51, 3), "no difference is shown"),
-        ((1.0, 0.49, 3), "ahead by more than two"),
-        ((-1.0, 0.49, 8), "behind by more than two"),
+        ((1.0, 0.24, 3), "no difference shown"),  # t of 2 degrees of freedom: 4.303
+        ((1.0, 0.23, 3), "**ahead**"),
+        ((-1.0, 0.42, 8), "**behind**"),  # of 7: 2.365
+        ((-1.0, 0.43, 8), "no difference shown"),
     ],
 )
-def test_nothing_within_two_standard_errors_is_called_a_difference(
+def test_nothing_that_a_t_test_does_not_show_is_called_a_difference(
     results, found, words
 ):
     assert words in results.verdict(found)
+
+
+@pytest.mark.parametrize("name", ["beta", "epochs", "others", "parts", "tries"])
+def test_every_kept_run_has_the_config_of_the_row_it_is_named_after(results, name):
+    found = results.study(name)
+    assert not {r["row"] for r in found.records} - {r.name for r in found.study.rows}
+    logs = {path.stem: path for path in (results.KEPT / name / "logs").glob("*.jsonl")}
+    assert set(logs) == {f"{r['row']}.seed{r['seed']}" for r in found.records}
+    for record in found.records:
+        row, seed = found.study.row(record["row"]), record["seed"]
+        text = logs[f"{row.name}.seed{seed}"].read_text()
+        kept = json.loads(text.splitlines()[0])["config"]
+        says = config_of(found.study, Run(row, seed), "", {"data.name": "npz"})
+        says = json.loads(json.dumps(says))
+        for config in (kept, says):  # where things lay, and how long one is by cost
+            config["data"]["dir"] = ""
+            config["method"].get("tokenizer", {})["workdir"] = ""
+            if row.repeats:
+                config["total_steps"] = None
+        assert differences(kept, says) == []
+
+
+def differences(kept, says, where=""):
+    """Keys in which a kept config is not what the study says; what an older run did not
+    have yet is none."""
+    found = []
+    for key, value in kept.items():
+        if isinstance(value, dict) and isinstance(says.get(key), dict):
+            found += differences(value, says[key], f"{where}{key}.")
+        elif isinstance(value, float):
+            if says.get(key) != pytest.approx(value, rel=1e-4):
+                found.append(where + key)
+        elif key not in says or says[key] != value:
+            found.append(where + key)
+    return found
