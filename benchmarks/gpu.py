@@ -10,7 +10,8 @@ taken again: the same command goes on where it was stopped. Then
 1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
 3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
-4. The step's matrix: attention, remat, scan, batch, a cheaper teacher.
+4. The step's matrix: attention, remat, scan, batch, a cheaper teacher; small images,
+   one step and many at once.
 5. Two steps of every file of configs/ on noise.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
@@ -62,6 +63,11 @@ def parts():
     for change in ("share=0.25", "shrink=2", "target=middle"):
         change = f"method.features.{change}"
         found.append((f"ddae B {change}", step(ddae.format("B"), 512, change), 150))
+    for dispatch in (1, 25):
+        command = step(
+            "ddae_cifar10", 512, f"steps_per_dispatch={dispatch}", steps=400, warmup=50
+        )
+        found.append((f"ddae cifar10, {dispatch} at once", command, 120))
     found.append(("torch S", ["against_torch.py", "--model=S", "--batch=512"], 200))
     return found + smoke_configs(size=None, batch=16)
 

@@ -30,6 +30,7 @@ from ddae.train.sharding import (
     MeshSettings,
     batch_sharding,
     make_mesh,
+    stacked_sharding,
     state_sharding,
     to_devices,
 )
@@ -90,6 +91,11 @@ class Work:
         """Over all devices."""
         return self.config["batch_size"]
 
+    @property
+    def dispatch(self):
+        """Steps at once."""
+        return self.config.get("steps_per_dispatch", 1)
+
     def state(self):
         """Fresh, on the devices."""
         init = make_init(self.task, self.optimizer)
@@ -97,7 +103,8 @@ class Work:
         return init(jax.random.key(0))
 
     def batch(self):
-        """Noise, uint8, on the devices; with labels where the task reads them."""
+        """Noise, uint8, on the devices; with labels where the task reads them; stacked
+        where several steps are taken at once."""
         random = np.random.default_rng(0)
         shape = (self.batch_size, *self.task.image_shape)
         batch = {"image": random.integers(0, 255, shape).astype(np.uint8)}
@@ -109,7 +116,15 @@ class Work:
             batch["label"] = random.integers(
                 0, self.task.num_classes, shape[:3]
             ).astype(np.int32)
-        return to_devices(batch, batch_sharding(self.mesh))
+        if self.dispatch == 1:
+            return to_devices(batch, batch_sharding(self.mesh))
+        batch = {name: np.stack([x] * self.dispatch) for name, x in batch.items()}
+        return to_devices(batch, stacked_sharding(self.mesh))
+
+    def operands(self):
+        """What the step takes after the state."""
+        count = () if self.dispatch == 1 else (np.int32(self.dispatch),)
+        return (self.batch(), *count, jax.random.key(0))
 
     def lower(self):
         """The step as traced: nothing is compiled or computed."""
@@ -118,7 +133,7 @@ class Work:
             self.shapes,
             self.shardings,
         )
-        return self.step.lower(shapes, self.batch(), jax.random.key(0))
+        return self.step.lower(shapes, *self.operands())
 
     def flops(self):
         """An image, forward and backward; None for a task that is not counted."""
@@ -140,7 +155,10 @@ def make_work(config, batch_size, devices=None):
     optimizer = make_optimizer(chosen, batch_size, TOTAL_STEPS // 10, TOTAL_STEPS)
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
     shardings = state_sharding(shapes, mesh)
-    step = jit_step(task, optimizer, mesh, TOTAL_STEPS, chosen.accumulate, shardings)
+    step = jit_step(
+        *(task, optimizer, mesh, TOTAL_STEPS, chosen.accumulate, shardings),
+        several=config.get("steps_per_dispatch", 1) > 1,
+    )
     return Work(config, task, mesh, optimizer, shapes, shardings, step)
 
 
@@ -193,15 +211,14 @@ def timed(function):
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def step_seconds(take_step, state, batch, steps, warmup, lag=2):
-    """Wall seconds of each of `steps` steps after `warmup`, and CPU-seconds of all.
+def step_seconds(take_step, state, operands, steps, warmup, lag=2):
+    """Wall seconds of each of `steps` calls after `warmup`, and CPU-seconds of one.
 
     As a run does, it looks at a step's outcome `lag` steps later and never waits.
     """
-    root = jax.random.key(0)
     pending, stamps, cpu = collections.deque(), [], 0.0
     for number in range(warmup + steps + 1):
-        state, metrics = take_step(state, batch, root)
+        state, metrics = take_step(state, *operands)
         pending.append(metrics["loss"][0])
         while len(pending) > (lag if number < warmup + steps else 0):
             jax.block_until_ready(pending.popleft())

@@ -4,6 +4,8 @@ python benchmarks/step.py --method=ddae --model=B --batch=512 [--output=FILE.jso
 python benchmarks/step.py --config=quickstart --batch=64
 python benchmarks/step.py --config=mae_in1k:model=L --batch=256 \\
   --set model.remat=dots --set mesh.fsdp=4
+python benchmarks/step.py --config=ddae_cifar10 --batch=512 \\
+  --set steps_per_dispatch=20
 
 Any method and any file of configs/, on CPU, GPU or TPU. It is the very step of a run:
 `ddae.train.step.jit_step`, state donated and laid out over the mesh, uint8 images on
@@ -25,8 +27,9 @@ def run(config, batch, steps, warmup):
     work = measure.make_work(config, batch)
     compiled, compiling = measure.compile_times(work)
     state = work.state()
-    seconds, cpu = measure.step_seconds(compiled, state, work.batch(), steps, warmup)
-    step = measure.median(seconds)
+    calls = [max(1, -(-number // work.dispatch)) for number in (steps, warmup)]
+    seconds, cpu = measure.step_seconds(compiled, state, work.operands(), *calls)
+    step, cpu = measure.median(seconds) / work.dispatch, cpu / work.dispatch
     memory, source = measure.peak_bytes(compiled)
     devices = work.mesh.size
     found = {
@@ -39,6 +42,7 @@ def run(config, batch, steps, warmup):
         "batch": batch,
         "devices": devices,
         "steps": steps,
+        "steps_per_dispatch": work.dispatch,
         **compiling,
         "step_seconds": step,
         "step_cpu_seconds": cpu,
@@ -71,6 +75,7 @@ def shown(found):
         "batch": found["batch"],
         "dtype": found["dtype"],
         "remat": found["remat"],
+        "at once": found.get("steps_per_dispatch", 1),
         "trace / compile / from cache, CPU-s": " / ".join(
             f"{found[f'{key}_cpu_seconds']:.2f}"
             for key in ("trace", "compile", "compile_cached")

@@ -28,6 +28,7 @@ def training() -> ConfigDict:
     config.watchdog_seconds = 1800.0
     config.compile_cache = "auto"
     config.profile = ""
+    config.steps_per_dispatch = 1
 
     # A workdir whose encoder this run begins with; "" begins fresh.
     config.init = ConfigDict()
@@ -43,6 +44,7 @@ def training() -> ConfigDict:
     config.data.eval_crop = 0.875
     config.data.on_error = "raise"
     config.data.max_bad = 100
+    config.data.on_device = False
     config.data.mean = IMAGENET_MEAN
     config.data.std = IMAGENET_STD
     config.data.augment = ConfigDict()

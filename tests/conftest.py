@@ -12,12 +12,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Many tests compile the same small step; each program is compiled once a session.
+# Many tests compile the same small step; each program is compiled once a session. Not
+# the thousands of small ones: for each jax would read the ages of all others.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
     CACHE = tempfile.TemporaryDirectory(prefix="ddae-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
     os.environ["XDG_CACHE_HOME"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # With a bound jax locks what the workers share.
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(8 * 2**30)

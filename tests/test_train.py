@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
 
 from ddae.settings import UserError
 from ddae.train import loop
+from ddae.train.checkpoint import load_params
+from ddae.train.feed import cut
 from ddae.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,6 +71,11 @@ WRONG = [
     ({"total_steps": -1}, "total_steps=-1 must not be negative"),
     ({"epochs": 0}, "epochs=0 must be positive"),
     ({"profile": "9:3"}, "config.profile='9:3' is not FIRST:LAST"),
+    ({"steps_per_dispatch": 0}, "steps_per_dispatch=0 must be positive"),
+    (
+        {"data__on_device": True, "data__augment": {"flip": True}},
+        "set config.data.augment.on_device=True too",
+    ),
 ]
 
 
@@ -182,6 +191,46 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_pat
     trained = [row["step"] for row in rows if "train/loss" in row]
     assert trained == list(range(5, 61, 5))
     assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 60
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "most", "every", "spans"),
+    [
+        (0, 3, 1, (2, 0), [[1], [2], [3]]),
+        (0, 7, 3, (5, 0), [[1, 2, 3], [4, 5], [6, 7]]),
+        (4, 12, 8, (6, 5), [[5], [6], [7, 8, 9, 10], [11, 12]]),
+        (3, 3, 8, (2,), []),
+    ],
+)
+def test_spans_of_steps_end_where_something_is_due(first, last, most, every, spans):
+    assert [list(span) for span in cut(first, last, most, every)] == spans
+
+
+@pytest.mark.parametrize("fsdp", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_steps_a_dispatch_are_those_steps(tmp_path, fsdp):
+    """Images on the devices too: 7 steps as 3, 2 and 2 beside one by one."""
+    crops = {"crop": "shift", "pad": 1, "flip": True, "on_device": True}
+    same = {"total_steps": 7, "log_every_steps": 5, "checkpoint_every_steps": 5}
+    same |= {"data__augment": crops, "mesh__fsdp": fsdp}
+    found = []
+    for name, changes in (
+        ("one", {}),
+        ("three", {"steps_per_dispatch": 3, "data__on_device": True}),
+    ):
+        loop.run(tiny_config(**same, **changes), str(tmp_path / name))
+        saved = {path.name for path in (tmp_path / name / "checkpoints").iterdir()}
+        assert saved == {"5", "7"}
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        found.append((rows, load_params(str(tmp_path / name))[0]))
+    (one, params), (three, others) = found
+    assert [row["step"] for row in one] == [row["step"] for row in three] == [5, 7]
+    for a, b in zip(one, three, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"step"}:
+            if "second" not in key and "wait" not in key:  # times differ
+                assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

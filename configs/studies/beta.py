@@ -5,7 +5,7 @@ python -m ddae.study configs/studies/beta.py:scale=small --workdir=runs/study_be
 
 beta {far to near, constant 0, near to far} x depth tilt {-.5, 0, +.5}, with blockwise
 and with random masks, and with the teacher at the weight 1 that it once had. DIR as
-python -m ddae.data.pack makes it; without the two --set, TFDS's cifar10.
+python -m ddae.data.pack makes it.
 """
 
 from configs.studies import common

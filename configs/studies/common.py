@@ -34,8 +34,14 @@ def small() -> dict:
 
 
 def full() -> dict:
-    """Keys of a run at the scale that is meant."""
-    return {"keep_checkpoints": 1}
+    """Keys of a run at the scale that is meant: images, crops and many steps at once
+    on the device, which a small network would otherwise wait for."""
+    return {
+        "keep_checkpoints": 1,
+        "data.on_device": True,
+        "data.augment.on_device": True,
+        "steps_per_dispatch": 25,
+    }
 
 
 def pretraining(scale: str, name: str, *, epochs: int = 100, **changes) -> dict:

@@ -65,7 +65,8 @@ class DataSettings:
     folder. mean, std: by channel, in [0, 1]. eval_crop: side of the centre that is
     kept of a held-out image, .875 in MAE's recipe. on_error: what a record that cannot
     be decoded does to the run; max_bad: how many may be skipped. scenes: of sets with
-    a label for every pixel.
+    a label for every pixel. on_device: all training images, of a set in memory, lie on
+    every device; the host sends their indices.
     """
 
     name: str
@@ -79,6 +80,7 @@ class DataSettings:
     max_bad: int = 100
     augment: Augment = Augment()
     scenes: SceneSettings | None = None
+    on_device: bool = False
 
     def __post_init__(self):
         if min(self.std) <= 0:
@@ -91,16 +93,30 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The training set, the held-out set, and how training images are augmented."""
+    """The training set, the held-out set, and how training images are augmented.
+
+    images: all of the training set, where they are to lie on the devices.
+    """
 
     train: Source
     held_out: Source
     augment: Augment
+    images: np.ndarray | None = None
 
     @property
     def num_bad(self) -> int:
         """Records that this process has left out so far."""
         return len(self.train.bad) + len(self.held_out.bad)
+
+    def train_batches(
+        self, order: Order, first_step: int, rows: Rows
+    ) -> Iterator[Batch]:
+        """Endless batches from `first_step` on: these rows of each. Where the images
+        lie on the devices, `index` stands for `image`."""
+        if self.images is None:
+            return self.train.train_batches(order, first_step, rows, self.augment)
+        assert isinstance(self.train, ArraySource)
+        return self.train.index_batches(order, first_step, rows)
 
 
 SourceBuilder = Callable[[DataSettings, tuple[int, int, int]], tuple[Source, Source]]
@@ -133,9 +149,20 @@ def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Spli
             f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"
         )
     train, held_out = SOURCES[kind](data, image_shape)
-    if data.augment.on_device and not isinstance(train, ArraySource):
+    for key, on in (
+        ("augment.on_device", data.augment.on_device),
+        ("on_device", data.on_device),
+    ):
+        if on and not isinstance(train, ArraySource):
+            raise UserError(
+                f"config.data.{key}=True is for images in memory, not for"
+                f" config.data.name={data.name}; use npz files"
+            )
+    if not data.on_device:
+        return Splits(train, held_out, data.augment)
+    if data.augment.on_host:
         raise UserError(
-            "config.data.augment.on_device=True is for images in memory, not for"
-            f" config.data.name={data.name}; use npz files"
+            "config.data.on_device=True leaves crops and flips to the device; set"
+            " config.data.augment.on_device=True too"
         )
-    return Splits(train, held_out, data.augment)
+    return Splits(train, held_out, data.augment, train.images)

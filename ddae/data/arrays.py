@@ -56,6 +56,14 @@ class ArraySource:
             images = of_arrays(self.images[indices], positions, order.seed, augment)
             yield {"image": images, "label": self.labels[indices]}
 
+    def index_batches(
+        self, order: Order, first_step: int, rows: Rows
+    ) -> Iterator[Batch]:
+        """`train_batches` with the `index` of every image in its place."""
+        for step in itertools.count(first_step):
+            indices = order.batch(step)[1][rows].astype(np.int32)
+            yield {"index": indices, "label": self.labels[indices]}
+
     def batches(
         self, indices: Int[np.ndarray, " k"], batch_size: int
     ) -> Iterator[Batch]:

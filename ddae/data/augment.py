@@ -60,6 +60,11 @@ class Augment:
             raise ValueError(f"magnitude={self.magnitude} is not between 0 and 10")
 
     @property
+    def on_host(self) -> bool:
+        """Whether images in memory are cut or flipped before they go to the devices."""
+        return not self.on_device and (self.crop != "none" or self.flip)
+
+    @property
     def colours(self) -> bool:
         """Whether the values of pixels change, which wants RGB."""
         return bool(self.rand_augment or self.color_jitter)
@@ -140,7 +145,7 @@ def of_arrays(
     Random-resized crops are Pillow's bicubic with antialias, a channel at a time;
     what changes colours is left out. Nothing is done here where the step does it.
     """
-    if augment.on_device or (augment.crop == "none" and not augment.flip):
+    if not augment.on_host:
         return images
     pad = augment.pad if augment.crop == "shift" else 0
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

@@ -3,9 +3,10 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -28,6 +29,7 @@ from ddae.train.cluster import (
     check_together,
     forget_failure,
 )
+from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, progress_line
 from ddae.train.optimizer import (
     Optimizer,
@@ -38,17 +40,14 @@ from ddae.train.optimizer import (
 from ddae.train.partial import InitSettings, load_frozen, load_pretrained
 from ddae.train.sharding import (
     MeshSettings,
-    batch_sharding,
     bytes_a_device,
     flag_devices,
-    host_rows,
     make_mesh,
     state_sharding,
-    to_devices,
 )
 from ddae.train.speed import Profile, keep_compiled, keep_memory, parse_profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
-from ddae.train.step import OnDevices, jit_step
+from ddae.train.step import OnDevices, first_of, jit_step, rows_of
 
 SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
 """Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
@@ -66,6 +65,9 @@ class RunSettings:
     keep_checkpoints: how many of the newest stay; of the others every
     keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
+    steps_per_dispatch: how many steps a device is given at once, for steps of a few
+    milliseconds; logs, saves and evaluations stay at their steps, and bad steps are
+    looked for once a dispatch.
     total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
     compile_cache: folder of compiled programs, "auto" or "" for none. profile: of steps
     "FIRST:LAST", "" for none; both as in `ddae.train.speed`.
@@ -86,6 +88,7 @@ class RunSettings:
     keep_best: str = ""
     max_nonfinite_steps: int = 10
     watchdog_seconds: float = 1800.0
+    steps_per_dispatch: int = 1
     compile_cache: str = "auto"
     profile: str = ""
     init: InitSettings = InitSettings()
@@ -96,6 +99,7 @@ class RunSettings:
             "epochs",
             "log_every_steps",
             "checkpoint_every_steps",
+            "steps_per_dispatch",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -315,38 +319,27 @@ def train(
 ) -> None:
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
-    take_step = jit_step(
-        job.task,
-        job.optimizer,
-        job.mesh,
-        last_step,
-        job.accumulate,
-        job.shardings,
-        job.splits.augment,
-    )
-    sharding = batch_sharding(job.mesh)
-    batches = job.splits.train.train_batches(
-        job.order,
-        first_step,
-        host_rows(options.batch_size, sharding),
-        job.splits.augment,
-    )
-    batches = _prefetch(batches, sharding)
-    root = jax.random.key(options.seed)
+    take_steps = _steps_taker(job)
+    every = (options.log_every_steps, options.checkpoint_every_steps)
+    every += (options.eval_every_steps,)
+    most = options.steps_per_dispatch
+    spans = functools.partial(cut, first_step, last_step, most, every)
+    batches = feed(job.splits, job.order, first_step, spans(), most, job.mesh)
     meter = Meter()
     outcomes: collections.deque[tuple[int, Any]] = collections.deque()
-    for step in range(first_step + 1, last_step + 1):
+    for steps in spans():
         waiting = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - waiting
-        if step == 1:
+        if steps.start == 1:
             state = _begun(job, state, batch)
         batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
-        profile.before(step)
-        state, metrics = take_step(state, batch, root)
-        profile.after(step, metrics)
+        profile.before(steps)
+        state, metrics = take_steps(state, batch, len(steps))
+        profile.after(steps, metrics)
+        step = steps[-1]
         stop, _ = metrics.pop("stop")
-        meter.add(metrics, waited)
+        meter.add(metrics, waited, len(steps))
         outcomes.append((step, (metrics["nonfinite_in_row"][0], stop)))
         last = step == last_step
         saves = step % options.checkpoint_every_steps == 0 or last
@@ -376,19 +369,30 @@ def train(
         meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
 
 
+def _steps_taker(job: Job) -> Callable[[TrainState, Any, int], tuple[TrainState, Any]]:
+    """(state, what `feed` gives, number of steps) -> (state, summed metrics)."""
+    several = job.options.steps_per_dispatch > 1
+    take = jit_step(
+        job.task,
+        job.optimizer,
+        job.mesh,
+        job.total_steps,
+        job.accumulate,
+        job.shardings,
+        job.splits.augment,
+        several,
+    )
+    root = jax.random.key(job.options.seed)
+    if several:
+        return lambda state, batch, count: take(state, batch, count, root)
+    return lambda state, batch, _: take(state, batch, root)
+
+
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:
     """The state after the task has seen the first batch."""
     begin = jax.jit(job.task.begin, out_shardings=job.shardings.params)
-    return dataclasses.replace(state, params=begin(state.params, batch))
-
-
-def _prefetch(batches: Iterator[Any], sharding: Any) -> Iterator[Any]:
-    """Batches on the devices, two ahead of the step that reads them."""
-    queue: collections.deque[Any] = collections.deque()
-    while True:
-        while len(queue) < 2:
-            queue.append(to_devices(next(batches), sharding))
-        yield queue.popleft()
+    first = batch if job.options.steps_per_dispatch == 1 else first_of(batch)
+    return dataclasses.replace(state, params=begin(state.params, rows_of(first)))
 
 
 def check_finite(

@@ -91,10 +91,10 @@ class Meter:
         self._steps, self._waited, self._start = 0, 0.0, time.monotonic()
         self._cpu_start = time.process_time()
 
-    def add(self, metrics: Metrics, waited: float) -> None:
-        """One step's metrics, and the seconds the loop waited for its batch."""
+    def add(self, metrics: Metrics, waited: float, steps: int = 1) -> None:
+        """Metrics of `steps` steps, and the seconds the loop waited for batches."""
         self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
-        self._steps, self._waited = self._steps + 1, self._waited + waited
+        self._steps, self._waited = self._steps + steps, self._waited + waited
 
     def skip(self, seconds: float, cpu_seconds: float) -> None:
         """Leaves time spent elsewhere (an evaluation, a save) out of the interval."""

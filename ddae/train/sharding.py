@@ -53,6 +53,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def stacked_sharding(mesh: Mesh) -> NamedSharding:
+    """Of several batches along a new first axis."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

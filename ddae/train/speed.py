@@ -16,6 +16,10 @@ from ddae.settings import UserError
 KEPT_BYTES = 4 * 2**30
 """Compiled programs beyond these go, those first that were not used for longest."""
 
+KEPT_SECONDS = 0.3
+"""What compiles faster is not kept: for each new program jax reads the ages of all, so
+that a thousand small ones, which operations outside of jit are, cost .3 s each."""
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of glibc's malloc.h."""
 
@@ -45,7 +49,7 @@ def keep_compiled(folder: str) -> None:
         print(f"compiled programs are not kept: {folder}: {why}", flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
@@ -108,15 +112,15 @@ class Profile:
         self._first, self._last = parse_profile(text)
         self._running = False
 
-    def before(self, step: int) -> None:
-        """To be called before each step."""
-        if step == self._first:
+    def before(self, steps: range) -> None:
+        """To be called before steps are taken."""
+        if self._first in steps:
             jax.profiler.start_trace(self._workdir)
             self._running = True
 
-    def after(self, step: int, result: Any) -> None:
-        """To be called after each step, with something that it computes."""
-        if self._running and step >= self._last:
+    def after(self, steps: range, result: Any) -> None:
+        """To be called after them, with something that they compute."""
+        if self._running and steps[-1] >= self._last:
             jax.block_until_ready(result)
             self.close()
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Int, Key, Shaped
 
 from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
@@ -34,6 +34,10 @@ Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 CHUNK = 256
 """Images evaluated at a time, over all devices."""
 
+WHOLE = ("stop", "images")
+"""Parts of a batch that are not cut into rows: `images`, of which its `index` names the
+rows, and `stop`, a flag of each device."""
+
 
 def make_step(
     task: Task,
@@ -48,12 +52,13 @@ def make_step(
     Everything that moves (learning rate, momentum, beta) is a function of the traced
     step. A step whose loss or gradient is not finite changes nothing but its counters.
     batch may hold `stop`, a flag of each device; the metric so named is its maximum.
-    augment: done here where it says on_device, else by who made the batch.
+    For `image` it may hold `index`, rows of its `images`. augment: done here where it
+    says on_device, else by who made the batch.
     """
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
         stop = batch.get("stop", jnp.zeros(1))
-        batch = {name: rows for name, rows in batch.items() if name != "stop"}
+        batch = rows_of(batch)
         progress = state.step.astype(jnp.float32) / total_steps
         rngs = jax.random.split(
             jax.random.fold_in(root, state.step), batch["image"].shape[0]
@@ -127,6 +132,51 @@ def make_step(
     return step
 
 
+def rows_of(batch: Batch) -> Batch:
+    """What a batch has of each example, its image looked up where it has an index."""
+    rows = {name: array for name, array in batch.items() if name not in WHOLE}
+    if "index" in rows:
+        rows["image"] = batch["images"][rows.pop("index")]
+    return rows
+
+
+def first_of(batches: Batch) -> Batch:
+    """The first of several batches, as `make_steps` takes them."""
+    return {name: x if name in WHOLE else x[0] for name, x in batches.items()}
+
+
+def make_steps(step: Step) -> Callable[..., tuple[TrainState, Metrics]]:
+    """(state, batches, count, root key) -> (state, metrics): `count` steps at once.
+
+    batches: stacked along a new first axis, but for what is WHOLE; the first `count`
+    are taken. Metrics are summed over the steps, `nonfinite_in_row` is the last one's.
+    One program serves any count.
+    """
+
+    def steps(
+        state: TrainState, batches: Batch, count: Int[Array, ""], root: Key[Array, ""]
+    ):
+        whole = {name: batches[name] for name in WHOLE if name in batches}
+        stacked = {name: x for name, x in batches.items() if name not in WHOLE}
+
+        def batch(number: Any) -> Batch:
+            return whole | jax.tree.map(lambda x: x[number], stacked)
+
+        def one(number: Any, carry: Any) -> Any:
+            state, sums = carry
+            state, metrics = step(state, batch(number), root)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        shapes = jax.eval_shape(step, state, batch(0), root)[1]
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        state, metrics = jax.lax.fori_loop(0, count, one, (state, zeros))
+        in_row = state.nonfinite_in_row.astype(jnp.float32)
+        metrics["nonfinite_in_row"] = (in_row, jnp.ones((), jnp.float32))
+        return state, metrics
+
+    return steps
+
+
 def _cropped(batch: Batch, keys: Key[Array, " b"], augment: Augment) -> Batch:
     """The batch with its images cut and flipped as `augment` says."""
     cut = {
@@ -146,10 +196,13 @@ def jit_step(
     accumulate: int,
     shardings: TrainState,
     augment: Augment = Augment(),
+    several: bool = False,
 ) -> Any:
-    """`make_step`, jitted as a run takes it: state donated, laid out as `shardings`."""
+    """`make_step`, or where `several` are taken at once `make_steps`, jitted as a run
+    takes it: state donated, laid out as `shardings`."""
+    step = make_step(task, optimizer, mesh, total_steps, accumulate, augment)
     return jax.jit(
-        make_step(task, optimizer, mesh, total_steps, accumulate, augment),
+        make_steps(step) if several else step,
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
