@@ -123,8 +123,7 @@ class Work:
 
     def operands(self):
         """What the step takes after the state."""
-        count = () if self.dispatch == 1 else (np.int32(self.dispatch),)
-        return (self.batch(), *count, jax.random.key(0))
+        return (self.batch(), jax.random.key(0))
 
     def lower(self):
         """The step as traced: nothing is compiled or computed."""

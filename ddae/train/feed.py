@@ -40,8 +40,8 @@ def feed(
     """What each of `spans`, from `first_step` on, reads: global arrays, two ahead.
 
     most: steps a span may have; above 1 the batches of a span are stacked along a new
-    first axis, always `most` of them, so that one program serves every span. Where the
-    training images are to lie on the devices, all of them are its `images`.
+    first axis. Where the training images are to lie on the devices, all of them are
+    its `images`.
     """
     sharding = (batch_sharding if most == 1 else stacked_sharding)(mesh)
     rows = host_rows(order.batch_size, batch_sharding(mesh))
@@ -52,7 +52,6 @@ def feed(
     queue: collections.deque[Any] = collections.deque()
     for span in spans:
         taken = [next(batches) for _ in span]
-        taken += taken[-1:] * (most - len(taken))  # never read
         batch = taken[0]
         if most > 1:
             batch = {name: np.stack([b[name] for b in taken]) for name in batch}

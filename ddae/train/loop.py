@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -66,8 +66,8 @@ class RunSettings:
     keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
     steps_per_dispatch: how many steps a device is given at once, for steps of a few
-    milliseconds; logs, saves and evaluations stay at their steps, and bad steps are
-    looked for once a dispatch.
+    milliseconds: best a divisor of the *_every_steps, for logs, saves and evaluations
+    stay at their steps. Bad steps in a row are looked for once a dispatch.
     total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
     compile_cache: folder of compiled programs, "auto" or "" for none. profile: of steps
     "FIRST:LAST", "" for none; both as in `ddae.train.speed`.
@@ -319,10 +319,20 @@ def train(
 ) -> None:
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
-    take_steps = _steps_taker(job)
+    most = options.steps_per_dispatch
+    take_steps = jit_step(
+        job.task,
+        job.optimizer,
+        job.mesh,
+        last_step,
+        job.accumulate,
+        job.shardings,
+        job.splits.augment,
+        several=most > 1,
+    )
+    root = jax.random.key(options.seed)
     every = (options.log_every_steps, options.checkpoint_every_steps)
     every += (options.eval_every_steps,)
-    most = options.steps_per_dispatch
     spans = functools.partial(cut, first_step, last_step, most, every)
     batches = feed(job.splits, job.order, first_step, spans(), most, job.mesh)
     meter = Meter()
@@ -335,7 +345,7 @@ def train(
             state = _begun(job, state, batch)
         batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
         profile.before(steps)
-        state, metrics = take_steps(state, batch, len(steps))
+        state, metrics = take_steps(state, batch, root)
         profile.after(steps, metrics)
         step = steps[-1]
         stop, _ = metrics.pop("stop")
@@ -367,25 +377,6 @@ def train(
         if saves:
             checkpoints.save(state, step, job.config, job.data_state, found)
         meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
-
-
-def _steps_taker(job: Job) -> Callable[[TrainState, Any, int], tuple[TrainState, Any]]:
-    """(state, what `feed` gives, number of steps) -> (state, summed metrics)."""
-    several = job.options.steps_per_dispatch > 1
-    take = jit_step(
-        job.task,
-        job.optimizer,
-        job.mesh,
-        job.total_steps,
-        job.accumulate,
-        job.shardings,
-        job.splits.augment,
-        several,
-    )
-    root = jax.random.key(job.options.seed)
-    if several:
-        return lambda state, batch, count: take(state, batch, count, root)
-    return lambda state, batch, _: take(state, batch, root)
 
 
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:

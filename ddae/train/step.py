@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key, Shaped
+from jaxtyping import Array, Key, Shaped
 
 from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
@@ -145,34 +145,24 @@ def first_of(batches: Batch) -> Batch:
     return {name: x if name in WHOLE else x[0] for name, x in batches.items()}
 
 
-def make_steps(step: Step) -> Callable[..., tuple[TrainState, Metrics]]:
-    """(state, batches, count, root key) -> (state, metrics): `count` steps at once.
+def make_steps(step: Step) -> Step:
+    """`step` for as many batches as are stacked along a new first axis of all that is
+    not WHOLE. Metrics are summed over the steps; `nonfinite_in_row` is the last one's.
 
-    batches: stacked along a new first axis, but for what is WHOLE; the first `count`
-    are taken. Metrics are summed over the steps, `nonfinite_in_row` is the last one's.
-    One program serves any count.
+    Their number is known to XLA, so that a GPU need not ask the host between steps.
     """
 
-    def steps(
-        state: TrainState, batches: Batch, count: Int[Array, ""], root: Key[Array, ""]
-    ):
+    def steps(state: TrainState, batches: Batch, root: Key[Array, ""]):
         whole = {name: batches[name] for name in WHOLE if name in batches}
         stacked = {name: x for name, x in batches.items() if name not in WHOLE}
 
-        def batch(number: Any) -> Batch:
-            return whole | jax.tree.map(lambda x: x[number], stacked)
+        def one(state: TrainState, batch: Batch):
+            return step(state, {**batch, **whole}, root)
 
-        def one(number: Any, carry: Any) -> Any:
-            state, sums = carry
-            state, metrics = step(state, batch(number), root)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        shapes = jax.eval_shape(step, state, batch(0), root)[1]
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        state, metrics = jax.lax.fori_loop(0, count, one, (state, zeros))
-        in_row = state.nonfinite_in_row.astype(jnp.float32)
-        metrics["nonfinite_in_row"] = (in_row, jnp.ones((), jnp.float32))
-        return state, metrics
+        state, each = jax.lax.scan(one, state, stacked)
+        metrics = jax.tree.map(lambda x: x.sum(axis=0), each)
+        last = jax.tree.map(lambda x: x[-1], each["nonfinite_in_row"])
+        return state, metrics | {"nonfinite_in_row": last}
 
     return steps
 
