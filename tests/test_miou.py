@@ -151,7 +151,7 @@ def test_miou_is_the_same_on_two_processes(root, tmp_path):
         for number in range(processes)
     ]
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        said = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

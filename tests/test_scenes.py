@@ -335,7 +335,9 @@ def test_wrong_input_is_named_and_exits_with_2(fault, tmp_path, capfd, monkeypat
     # Neither evaluation nor steps compile: what is wrong is in the data.
     monkeypatch.setattr(loop, "evaluate", lambda *_: {})
     monkeypatch.setattr(
-        loop, "jit_step", lambda *_: lambda state, *_: (_ for _ in ()).throw(KeyError)
+        loop,
+        "jit_step",
+        lambda *_, **__: lambda state, *_: (_ for _ in ()).throw(KeyError),
     )
     config = scenes.config(root, batch_size=4, eval_every_steps=0)
     code = cluster.run_to_end(loop.run, config, str(tmp_path / "run"))

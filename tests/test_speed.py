@@ -38,7 +38,7 @@ def test_a_step_on_a_cpu_finds_its_memory_where_the_last_one_left_it():
         env = {k: v for k, v in os.environ.items() if k not in unset}
         script = STEPS.replace("KEEP", "keep_memory()" if keep else "")
         command = [sys.executable, "-c", script]
-        return int(subprocess.check_output(command, env=env, timeout=300))
+        return int(subprocess.check_output(command, env=env, timeout=600))
 
     own = 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert pages(keep=False) > own / 2

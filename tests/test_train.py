@@ -27,7 +27,7 @@ def train(*arguments, program=("train.py",)):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -186,7 +186,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_every_step_once(tmp_pat
                     break
                 time.sleep(0.05)
     assert kills >= 1
-    assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, timeout=600).returncode == 0
     rows = read_metrics(str(tmp_path / "metrics.jsonl"))
     trained = [row["step"] for row in rows if "train/loss" in row]
     assert trained == list(range(5, 61, 5))
