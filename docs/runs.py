@@ -57,8 +57,8 @@ COMMANDS = {
     "vqkd_digits": "python train.py --config=configs/vqkd_digits.py"
     " --config.tokenizer.teacher.workdir=runs/quickstart --workdir=runs/vqkd_digits",
     "vqkd_cifar10": "python train.py --config=configs/vqkd_cifar10.py:size=Pico"
-    " --config.tokenizer.teacher.workdir=runs/mae_cifar10"
-    " --config.tokenizer.teacher.model.size=Nano --config.tokenizer.codes=64"
+    " '--config.tokenizer.teacher.workdir=runs/study_epochs/runs/mae,3200/seed0'"
+    " --config.tokenizer.teacher.model.size=Pico --config.tokenizer.codes=64"
     " --config.data.name=npz --config.data.dir=data/cifar10_arrays"
     " --config.dtype=float32 --config.batch_size=64 --config.total_steps=800"
     " --config.optimizer.base_lr=8e-3 --config.log_every_steps=25"

@@ -16,7 +16,7 @@ def run(*arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
 
 
