@@ -180,6 +180,13 @@ def test_a_study_runs_skips_and_reports(study_file, tmp_path, capsys):
     taken = Runner(study, str(tmp_path / "w2"), {}).result(Run(study.row("a"), 1))
     assert taken == runner.result(Run(study.row("a"), 1))
 
+    # A key that an older version did not have yet is no other config.
+    done = workdir / "runs/a/seed0/done.json"
+    older = json.loads(done.read_text())
+    del older["config"]["log_every_steps"]
+    done.write_text(json.dumps(older))
+    assert main([study_file, "--workdir", str(workdir)]) == 0
+
     text = pathlib.Path(study_file).read_text().replace("0.5", "0.75")
     pathlib.Path(study_file).write_text(text)
     assert main([study_file, "--workdir", str(workdir)]) == 2

@@ -223,18 +223,19 @@ def _points(study: Study, records: Records, score: str) -> Any:
                 color=colour,
                 capsize=3,
             )
-            points.append((mean, statistics.fmean(costs), row.name, colour))
-    left.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+            points.append((mean, statistics.fmean(costs), number + 1, colour))
+    names = [f"{row.name}  {number}" for number, row in enumerate(rows, start=1)]
+    left.set_yticks(range(len(rows)), names, fontsize=8)
     left.invert_yaxis()
     left.set_xlabel(score)
     right.set_xlabel(f"cost of a run, {unit}")
     right.set_ylabel(score)
-    # Names to the right of their points, no two at one height.
-    right.margins(x=0.5)
+    # The numbers of their rows to the right of points, no two at one height.
+    right.margins(x=0.15)
     low, high = right.get_ylim()
     height = low
-    for mean, cost, name, colour in sorted(points):
-        height = max(mean, height + (high - low) / 30)
-        text = right.text(cost, height, f"   {name}", fontsize=7, color=colour)
+    for mean, cost, number, colour in sorted(points):
+        height = max(mean, height + (high - low) / 25)
+        text = right.text(cost, height, f"   {number}", fontsize=8, color=colour)
         text.set_verticalalignment("center")
     return figure

@@ -91,7 +91,7 @@ class Runner:
                 seen |= {run.row.name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
-        config = json.loads(json.dumps(self.config(run)))
+        config = _known(json.loads(json.dumps(self.config(run))), result["config"])
         if config != result["config"]:
             key = _difference(config, result["config"])
             raise UserError(
@@ -130,17 +130,18 @@ class Runner:
         """Takes over what another study's workdir has done with the same config, seed
         included: its log, its weights where they were kept, and its scores, those that
         it lacks given anew. Yields a line for each run."""
-        done: dict[str, str] = {}
+        done: list[tuple[Any, str]] = []
         for path in sorted(glob.glob(os.path.join(folder, "runs/*/seed*", DONE))):
             with open(path) as file:
                 result = json.load(file)
             if "failed" not in result:
-                done[json.dumps(result["config"], sort_keys=True)] = path
+                done.append((result["config"], path))
         for run in runs:
             if self.result(run) is not None or run.follow_up or run.row.repeats:
                 continue
             config = json.loads(json.dumps(self.config(run)))
-            path = done.get(json.dumps(config, sort_keys=True))
+            same = (path for other, path in done if _known(config, other) == other)
+            path = next(same, None)
             with self.claimed(run) as mine:
                 if path is None or not mine:
                     continue
@@ -287,6 +288,14 @@ def score_workdir(
     for evaluator in built.values():
         found |= evaluator(params, 0)
     return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def _known(config: Any, older: Any) -> Any:
+    """`config` without keys that `older` lacks: a key that is new since is there to
+    leave things as they were."""
+    if not isinstance(config, dict) or not isinstance(older, dict):
+        return config
+    return {k: _known(v, older[k]) for k, v in config.items() if k in older}
 
 
 def _difference(a: Any, b: Any, where: str = "") -> str:
