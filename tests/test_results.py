@@ -35,6 +35,8 @@ def test_the_readme_has_the_pages_table(results):
     [
         (None, "not run"),
         ((1.0, float("nan"), 1), "no verdict"),
+        ((1.0, 0.08, 2), "no verdict"),  # t of one degree of freedom: 12.71
+        ((1.0, 0.07, 2), "**ahead**"),
         ((1.0, 0.24, 3), "no difference shown"),  # t of 2 degrees of freedom: 4.303
         ((1.0, 0.23, 3), "**ahead**"),
         ((-1.0, 0.42, 8), "**behind**"),  # of 7: 2.365
