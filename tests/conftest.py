@@ -6,9 +6,8 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
-    # Tests compile more than they compute: the older emitters of fusions take a third
-    # less for it.
-    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    # Tests compile more than they compute.
+    + " --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -71,9 +71,7 @@ class Run:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         flags = f"--xla_force_host_platform_device_count={devices}"
-        flags += (
-            " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-        )
+        flags += " --xla_backend_optimization_level=0"
         self.started = []
         for number in range(processes):
             command = [sys.executable, str(WORKER), str(path), str(self.workdir), fault]
