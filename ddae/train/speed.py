@@ -16,9 +16,9 @@ from ddae.settings import UserError
 KEPT_BYTES = 4 * 2**30
 """Compiled programs beyond these go, those first that were not used for longest."""
 
-KEPT_SECONDS = 0.3
-"""What compiles faster is not kept: for each new program jax reads the ages of all, so
-that a thousand small ones, which operations outside of jit are, cost .3 s each."""
+KEPT_SECONDS = 0.1
+"""What compiles faster is not kept, as operations outside of jit do: for each new
+program jax reads the ages of all, which takes .3 s where a thousand are kept."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of glibc's malloc.h."""
