@@ -16,7 +16,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # the thousands of small ones: for each jax would read the ages of all others.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
     CACHE = tempfile.TemporaryDirectory(prefix="ddae-compiled-")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+    kept = os.environ.get("DDAE_TEST_CACHE", CACHE.name)  # .ci/run's, between its parts
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = kept
     os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
