@@ -94,7 +94,7 @@ class Work:
     @property
     def dispatch(self):
         """Steps at once."""
-        return self.config.get("steps_per_dispatch", 1)
+        return self.config["steps_per_dispatch"]
 
     def state(self):
         """Fresh, on the devices."""
@@ -155,8 +155,13 @@ def make_work(config, batch_size, devices=None):
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
     shardings = state_sharding(shapes, mesh)
     step = jit_step(
-        *(task, optimizer, mesh, TOTAL_STEPS, chosen.accumulate, shardings),
-        several=config.get("steps_per_dispatch", 1) > 1,
+        task,
+        optimizer,
+        mesh,
+        TOTAL_STEPS,
+        chosen.accumulate,
+        shardings,
+        several=config["steps_per_dispatch"] > 1,
     )
     return Work(config, task, mesh, optimizer, shapes, shardings, step)
 

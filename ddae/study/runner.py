@@ -91,7 +91,7 @@ class Runner:
                 seen |= {run.row.name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
-        config = _known(json.loads(json.dumps(self.config(run))), result["config"])
+        config = known_to(json.loads(json.dumps(self.config(run))), result["config"])
         if config != result["config"]:
             key = _difference(config, result["config"])
             raise UserError(
@@ -140,7 +140,7 @@ class Runner:
             if self.result(run) is not None or run.follow_up or run.row.repeats:
                 continue
             config = json.loads(json.dumps(self.config(run)))
-            same = (path for other, path in done if _known(config, other) == other)
+            same = (path for other, path in done if known_to(config, other) == other)
             path = next(same, None)
             with self.claimed(run) as mine:
                 if path is None or not mine:
@@ -290,12 +290,12 @@ def score_workdir(
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def _known(config: Any, older: Any) -> Any:
-    """`config` without keys that `older` lacks: a key that is new since is there to
-    leave things as they were."""
+def known_to(config: Any, older: Any) -> Any:
+    """`config` without keys that the config of an `older` run lacks: one that is new
+    since leaves things, at its default, as they were."""
     if not isinstance(config, dict) or not isinstance(older, dict):
         return config
-    return {k: _known(v, older[k]) for k, v in config.items() if k in older}
+    return {k: known_to(v, older[k]) for k, v in config.items() if k in older}
 
 
 def _difference(a: Any, b: Any, where: str = "") -> str:
