@@ -146,7 +146,7 @@ class Work:
 def make_work(config, batch_size, devices=None):
     """The step of `config`, at another batch size, on the first `devices` or all."""
     keep_memory()
-    config = {**config, "batch_size": batch_size}
+    config = {"steps_per_dispatch": 1, **config, "batch_size": batch_size}
     task = tasks.from_config(config)
     chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
     over = settings.build(MeshSettings, config["mesh"], "mesh.")
