@@ -37,7 +37,7 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import unit_range
 from ddae.tasks.pretrain import Pretrain
 from ddae.train.checkpoint import describe, load_state
-from ddae.train.loop import Job, plan
+from ddae.train.plan import Job, plan
 from ddae.train.step import OnDevices
 
 BETAS = np.linspace(-2.0, 2.0, 17)

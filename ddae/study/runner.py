@@ -20,6 +20,7 @@ from ddae.study.table import Run, Study, config_of, runs_of
 from ddae.train import loop
 from ddae.train.checkpoint import load_params
 from ddae.train.metrics import duration, read_metrics
+from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.state import NonFiniteError
 from ddae.train.step import OnDevices
@@ -87,7 +88,7 @@ class Runner:
                 config = self.config(run)
                 tasks.from_config(config)
                 if run.row.config not in seen:
-                    loop.plan(config)
+                    plan(config)
                 seen |= {run.row.name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:

@@ -14,13 +14,9 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from ddae import data, eval, settings, tasks
-from ddae.data.order import Order
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
-from ddae.tasks import Task
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
     PreemptedError,
@@ -32,154 +28,20 @@ from ddae.train.cluster import (
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, progress_line
 from ddae.train.optimizer import (
-    Optimizer,
-    OptimizerSettings,
-    make_optimizer,
     rule_table,
 )
-from ddae.train.partial import InitSettings, load_frozen, load_pretrained
+from ddae.train.partial import load_frozen, load_pretrained
+from ddae.train.plan import Job, plan
 from ddae.train.sharding import (
-    MeshSettings,
     bytes_a_device,
     flag_devices,
-    make_mesh,
-    state_sharding,
 )
-from ddae.train.speed import Profile, keep_compiled, keep_memory, parse_profile
+from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
-from ddae.train.step import OnDevices, first_of, jit_step, rows_of
-
-SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
-"""Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
-and `task` by the task."""
+from ddae.train.step import first_of, jit_step, rows_of
 
 LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The config's plain keys. `total_steps` wins over `epochs` when it is set.
-
-    max_nonfinite_steps: how many in a row are skipped before the run stops.
-    keep_checkpoints: how many of the newest stay; of the others every
-    keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
-    watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
-    steps_per_dispatch: how many steps a device is given at once, for steps of a few
-    milliseconds: best a divisor of the *_every_steps, for logs, saves and evaluations
-    stay at their steps. Bad steps in a row are looked for once a dispatch.
-    total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
-    compile_cache: folder of compiled programs, "auto" or "" for none. profile: of steps
-    "FIRST:LAST", "" for none; both as in `ddae.train.speed`.
-    """
-
-    task: str
-    image_size: int | tuple[int, int]
-    dtype: str
-    batch_size: int
-    epochs: float
-    seed: int = 0
-    total_steps: int | None = None
-    log_every_steps: int = 50
-    checkpoint_every_steps: int = 1000
-    eval_every_steps: int = 5000
-    keep_checkpoints: int = 3
-    keep_every_steps: int = 0
-    keep_best: str = ""
-    max_nonfinite_steps: int = 10
-    watchdog_seconds: float = 1800.0
-    steps_per_dispatch: int = 1
-    compile_cache: str = "auto"
-    profile: str = ""
-    init: InitSettings = InitSettings()
-
-    def __post_init__(self):
-        for name in (
-            "batch_size",
-            "epochs",
-            "log_every_steps",
-            "checkpoint_every_steps",
-            "steps_per_dispatch",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.total_steps is not None and self.total_steps < 0:
-            raise ValueError(f"total_steps={self.total_steps} must not be negative")
-        parse_profile(self.profile)
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """The length of the run in optimiser steps."""
-        if self.total_steps is not None:
-            return self.total_steps
-        return max(1, round(self.epochs * steps_per_epoch))
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A config, read and checked: all that a run needs, with nothing compiled yet."""
-
-    config: Mapping[str, Any]
-    options: RunSettings
-    task: Task
-    splits: data.Splits
-    mesh: Mesh
-    order: Order
-    data_state: Mapping[str, Any]
-    total_steps: int
-    optimizer: Optimizer
-    accumulate: int
-    signals: Signals
-    evaluators: Mapping[str, eval.Evaluator]
-    shapes: TrainState
-    shardings: TrainState
-
-    def evaluates(self, step: int) -> bool:
-        """Untrained, every eval_every_steps, and at the end."""
-        every = self.options.eval_every_steps
-        return step in (0, self.total_steps) or bool(every and step % every == 0)
-
-
-def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
-    """Reads the whole config. Raises `UserError`, and compiles nothing."""
-    keep_memory()
-    signals = signals or Signals()
-    sections = SECTIONS + tasks.sections(config)
-    for name in sections:
-        if name not in config:
-            raise UserError(f"config.{name} is missing")
-    plain = {key: value for key, value in config.items() if key not in sections}
-    options = settings.build(RunSettings, plain, "")
-    task = tasks.from_config(config)
-    chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
-    mesh = make_mesh(
-        settings.build(MeshSettings, config["mesh"], "mesh."),
-        options.batch_size,
-        chosen.accumulate,
-    )
-    keep_compiled(options.compile_cache)
-    splits = data.from_config(config, task.image_shape)
-    order = Order(len(splits.train), options.batch_size, options.seed)
-    total_steps = options.steps(order.steps_per_epoch)
-    warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
-    optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
-    shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
-    on_devices = OnDevices(mesh, signals)
-    return Job(
-        config=config,
-        options=options,
-        task=task,
-        splits=splits,
-        mesh=mesh,
-        order=order,
-        data_state=_data_state(splits.train, order),
-        total_steps=total_steps,
-        optimizer=optimizer,
-        accumulate=chosen.accumulate,
-        signals=signals,
-        evaluators=eval.from_config(config, task, splits, on_devices),
-        shapes=shapes,
-        shardings=state_sharding(shapes, mesh),
-    )
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
@@ -320,16 +182,7 @@ def train(
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
     most = options.steps_per_dispatch
-    take_steps = jit_step(
-        job.task,
-        job.optimizer,
-        job.mesh,
-        last_step,
-        job.accumulate,
-        job.shardings,
-        job.splits.augment,
-        several=most > 1,
-    )
+    take_steps = _jitted(job)
     root = jax.random.key(options.seed)
     every = (options.log_every_steps, options.checkpoint_every_steps)
     every += (options.eval_every_steps,)
@@ -379,6 +232,20 @@ def train(
         meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
 
 
+def _jitted(job: Job) -> Any:
+    """The job's step, or several of them at once."""
+    return jit_step(
+        job.task,
+        job.optimizer,
+        job.mesh,
+        job.total_steps,
+        job.accumulate,
+        job.shardings,
+        job.splits.augment,
+        several=job.options.steps_per_dispatch > 1,
+    )
+
+
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:
     """The state after the task has seen the first batch."""
     begin = jax.jit(job.task.begin, out_shardings=job.shardings.params)
@@ -424,15 +291,6 @@ def evaluate(
     ]
     report.say(f"step {step}: {', '.join(shown)}")
     return numbers
-
-
-def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
-    """With the step, all that says which example comes next, and how it is cut."""
-    return {
-        **train.identity,
-        "seed": order.seed,
-        "batch_size": order.batch_size,
-    }
 
 
 def _overview(job: Job) -> str:

@@ -75,17 +75,9 @@ def make_step(
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        if accumulate == 1:
-            (_, (metrics, observed)), grads = gradient(trained, batch, rngs)
-        else:
-            micro = _micro_batches((batch, rngs), accumulate, mesh)
-            (metrics, observed), grads = _accumulate(
-                gradient, trained, micro, accumulate
-            )
-        if mesh.shape["fsdp"] > 1:
-            # Each device needs its own part of the sum alone: a reduce-scatter.
-            grads = jax.lax.with_sharding_constraint(grads, state_sharding(grads, mesh))
+        (metrics, observed), grads = _gradient(
+            loss, trained, (batch, rngs), accumulate, mesh
+        )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         momentum = task.momentum(progress)
@@ -113,21 +105,19 @@ def make_step(
             nonfinite_in_row=(state.nonfinite_in_row + 1) * bad,
             nonfinite=state.nonfinite + bad,
         )
-        metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
         one = jnp.ones((), jnp.float32)
-        metrics |= {
-            "learning_rate": (optimizer.schedule(state.step), one),
-            "gradient_norm": (
-                jnp.where(finite, norm, 0.0),
-                jnp.where(finite, one, 0.0),
-            ),
-            "nonfinite_steps": (new_state.nonfinite.astype(jnp.float32), one),
-            "nonfinite_in_row": (new_state.nonfinite_in_row.astype(jnp.float32), one),
-            "stop": (stop.max().astype(jnp.float32), one),
+        counted = metrics | {"gradient_norm": (norm, one)}
+        metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), counted)
+        own = {
+            "learning_rate": optimizer.schedule(state.step),
+            "nonfinite_steps": new_state.nonfinite,
+            "nonfinite_in_row": new_state.nonfinite_in_row,
+            "stop": stop.max(),
         }
         if jax.tree.leaves(state.ema_params):
-            metrics["teacher_momentum"] = (momentum, one)
-        return new_state, metrics
+            own["teacher_momentum"] = momentum
+        own = {name: (value.astype(jnp.float32), one) for name, value in own.items()}
+        return new_state, metrics | own
 
     return step
 
@@ -250,6 +240,22 @@ def _gathered(params: Params, mesh: Mesh) -> Params:
     if mesh.shape["fsdp"] == 1:
         return params
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def _gradient(
+    loss: Any, trained: Params, rows: tuple[Batch, Any], accumulate: int, mesh: Mesh
+) -> tuple[tuple[Metrics, Params], Params]:
+    """((metrics, what was observed), gradient) of `rows`, all at once or by parts."""
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (_, rest), grads = gradient(trained, *rows)
+    else:
+        micro = _micro_batches(rows, accumulate, mesh)
+        rest, grads = _accumulate(gradient, trained, micro, accumulate)
+    if mesh.shape["fsdp"] > 1:
+        # Each device needs its own part of the sum alone: a reduce-scatter.
+        grads = jax.lax.with_sharding_constraint(grads, state_sharding(grads, mesh))
+    return rest, grads
 
 
 def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:

@@ -1,0 +1,158 @@
+"""A config, read and checked as a whole before anything compiles."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ddae import data, eval, settings, tasks
+from ddae.data.order import Order
+from ddae.settings import UserError
+from ddae.tasks import Task
+from ddae.train.cluster import Signals
+from ddae.train.optimizer import Optimizer, OptimizerSettings, make_optimizer
+from ddae.train.partial import InitSettings
+from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
+from ddae.train.speed import keep_compiled, keep_memory, parse_profile
+from ddae.train.state import TrainState, make_init
+from ddae.train.step import OnDevices
+
+SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
+"""Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
+and `task` by the task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The config's plain keys. `total_steps` wins over `epochs` when it is set.
+
+    max_nonfinite_steps: how many in a row are skipped before the run stops.
+    keep_checkpoints: how many of the newest stay; of the others every
+    keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
+    watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
+    steps_per_dispatch: how many steps a device is given at once, for steps of a few
+    milliseconds: best a divisor of the *_every_steps, for logs, saves and evaluations
+    stay at their steps. Bad steps in a row are looked for once a dispatch.
+    total_steps=0 trains nothing: the encoder of `init` is evaluated and saved.
+    compile_cache: folder of compiled programs, "auto" or "" for none. profile: of steps
+    "FIRST:LAST", "" for none; both as in `ddae.train.speed`.
+    """
+
+    task: str
+    image_size: int | tuple[int, int]
+    dtype: str
+    batch_size: int
+    epochs: float
+    seed: int = 0
+    total_steps: int | None = None
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 1000
+    eval_every_steps: int = 5000
+    keep_checkpoints: int = 3
+    keep_every_steps: int = 0
+    keep_best: str = ""
+    max_nonfinite_steps: int = 10
+    watchdog_seconds: float = 1800.0
+    steps_per_dispatch: int = 1
+    compile_cache: str = "auto"
+    profile: str = ""
+    init: InitSettings = InitSettings()
+
+    def __post_init__(self):
+        for name in (
+            "batch_size",
+            "epochs",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "steps_per_dispatch",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.total_steps is not None and self.total_steps < 0:
+            raise ValueError(f"total_steps={self.total_steps} must not be negative")
+        parse_profile(self.profile)
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The length of the run in optimiser steps."""
+        if self.total_steps is not None:
+            return self.total_steps
+        return max(1, round(self.epochs * steps_per_epoch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config, read and checked: all that a run needs, with nothing compiled yet."""
+
+    config: Mapping[str, Any]
+    options: RunSettings
+    task: Task
+    splits: data.Splits
+    mesh: Mesh
+    order: Order
+    data_state: Mapping[str, Any]
+    total_steps: int
+    optimizer: Optimizer
+    accumulate: int
+    signals: Signals
+    evaluators: Mapping[str, eval.Evaluator]
+    shapes: TrainState
+    shardings: TrainState
+
+    def evaluates(self, step: int) -> bool:
+        """Untrained, every eval_every_steps, and at the end."""
+        every = self.options.eval_every_steps
+        return step in (0, self.total_steps) or bool(every and step % every == 0)
+
+
+def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
+    """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    keep_memory()
+    signals = signals or Signals()
+    sections = SECTIONS + tasks.sections(config)
+    for name in sections:
+        if name not in config:
+            raise UserError(f"config.{name} is missing")
+    plain = {key: value for key, value in config.items() if key not in sections}
+    options = settings.build(RunSettings, plain, "")
+    task = tasks.from_config(config)
+    chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+    mesh = make_mesh(
+        settings.build(MeshSettings, config["mesh"], "mesh."),
+        options.batch_size,
+        chosen.accumulate,
+    )
+    keep_compiled(options.compile_cache)
+    splits = data.from_config(config, task.image_shape)
+    order = Order(len(splits.train), options.batch_size, options.seed)
+    total_steps = options.steps(order.steps_per_epoch)
+    warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
+    optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
+    shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    on_devices = OnDevices(mesh, signals)
+    return Job(
+        config=config,
+        options=options,
+        task=task,
+        splits=splits,
+        mesh=mesh,
+        order=order,
+        data_state=_data_state(splits.train, order),
+        total_steps=total_steps,
+        optimizer=optimizer,
+        accumulate=chosen.accumulate,
+        signals=signals,
+        evaluators=eval.from_config(config, task, splits, on_devices),
+        shapes=shapes,
+        shardings=state_sharding(shapes, mesh),
+    )
+
+
+def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
+    """With the step, all that says which example comes next, and how it is cut."""
+    return {
+        **train.identity,
+        "seed": order.seed,
+        "batch_size": order.batch_size,
+    }
