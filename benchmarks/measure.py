@@ -102,37 +102,46 @@ class Work:
         init = jax.jit(init, out_shardings=self.shardings)
         return init(jax.random.key(0))
 
-    def batch(self):
-        """Noise, uint8, on the devices; with labels where the task reads them; stacked
-        where several steps are taken at once."""
-        random = np.random.default_rng(0)
+    def batch_shapes(self):
+        """Images, uint8; labels where the task reads them; stacked where several steps
+        are taken at once."""
         shape = (self.batch_size, *self.task.image_shape)
-        batch = {"image": random.integers(0, 255, shape).astype(np.uint8)}
-        if self.config["task"] == "classify":
-            batch["label"] = random.integers(
-                0, self.task.num_classes, shape[:1]
-            ).astype(np.int32)
-        if self.config["task"] == "segment":
-            batch["label"] = random.integers(
-                0, self.task.num_classes, shape[:3]
-            ).astype(np.int32)
-        if self.dispatch == 1:
-            return to_devices(batch, batch_sharding(self.mesh))
-        batch = {name: np.stack([x] * self.dispatch) for name, x in batch.items()}
-        return to_devices(batch, stacked_sharding(self.mesh))
+        first = () if self.dispatch == 1 else (self.dispatch,)
+        sharding = (batch_sharding if not first else stacked_sharding)(self.mesh)
+        shapes = {"image": (shape, np.uint8)}
+        labels = {"classify": shape[:1], "segment": shape[:3]}
+        if self.config["task"] in labels:
+            shapes["label"] = (labels[self.config["task"]], np.int32)
+        return {
+            name: jax.ShapeDtypeStruct((*first, *size), dtype, sharding=sharding)
+            for name, (size, dtype) in shapes.items()
+        }
+
+    def batch(self):
+        """Noise of `batch_shapes`, on the devices."""
+        random = np.random.default_rng(0)
+        shapes = self.batch_shapes()
+        ends = {"image": 255, "label": getattr(self.task, "num_classes", 0)}
+        batch = {
+            name: random.integers(0, ends[name], x.shape).astype(x.dtype)
+            for name, x in shapes.items()
+        }
+        return to_devices(batch, shapes["image"].sharding)
 
     def operands(self):
         """What the step takes after the state."""
         return (self.batch(), jax.random.key(0))
 
     def lower(self):
-        """The step as traced: nothing is compiled or computed."""
+        """The step as traced, for devices that need not be there: nothing is compiled
+        or computed."""
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             self.shapes,
             self.shardings,
         )
-        return self.step.lower(shapes, *self.operands())
+        key = jax.eval_shape(jax.random.key, 0)
+        return self.step.lower(shapes, self.batch_shapes(), key)
 
     def flops(self):
         """An image, forward and backward; None for a task that is not counted."""
@@ -144,13 +153,16 @@ class Work:
 
 
 def make_work(config, batch_size, devices=None):
-    """The step of `config`, at another batch size, on the first `devices` or all."""
+    """The step of `config`, at another batch size, on `devices`: a list of them, how
+    many of those that are there, or None for all."""
     keep_memory()
     config = {"steps_per_dispatch": 1, **config, "batch_size": batch_size}
     task = tasks.from_config(config)
     chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
     over = settings.build(MeshSettings, config["mesh"], "mesh.")
-    mesh = make_mesh(over, batch_size, chosen.accumulate, jax.devices()[:devices])
+    if not isinstance(devices, list):
+        devices = jax.devices()[:devices]
+    mesh = make_mesh(over, batch_size, chosen.accumulate, devices)
     optimizer = make_optimizer(chosen, batch_size, TOTAL_STEPS // 10, TOTAL_STEPS)
     shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
     shardings = state_sharding(shapes, mesh)

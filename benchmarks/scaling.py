@@ -35,23 +35,31 @@ COLLECTIVES = (
 )
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f16": 2}
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+# What a TPU's compiler makes of a sum of which each device keeps its part: a fusion of
+# this name, of an all-reduce and a slice.
+FUSED = re.compile(r"^%all-reduce-scatter[.\w]* \(.*\) -> (.*) \{")
 
 
 def collectives(hlo):
     """[(kind, shapes of its results, bytes, op_name)] of a program's text."""
-    found = []
+    found, fused = [], None
     for line in hlo.splitlines():
+        if line.endswith("{"):
+            fused = FUSED.match(line)
         match = OPERATION.search(line)
         if match is None:
             continue
+        kind, results = match[2], match[1]
+        if fused:
+            kind, results = "reduce-scatter", fused[1]
         shapes = [
-            (kind, tuple(int(n) for n in sizes.split(",") if n))
-            for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            if kind in WIDTHS
+            (number, tuple(int(n) for n in sizes.split(",") if n))
+            for number, sizes in re.findall(r"(\w+)\[([\d,]*)\]", results)
+            if number in WIDTHS
         ]
-        size = sum(WIDTHS[kind] * math.prod(shape) for kind, shape in shapes)
+        size = sum(WIDTHS[number] * math.prod(shape) for number, shape in shapes)
         name = re.search(r'op_name="([^"]*)"', line)
-        found.append((match[2], shapes, size, name[1] if name else ""))
+        found.append((kind, shapes, size, name[1] if name else ""))
     return found
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import measure  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
+import tpu  # noqa: E402
 
 from ddae import flops, tasks  # noqa: E402
 
@@ -34,7 +35,7 @@ def read(paths):
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
-            if row["benchmark"].startswith(("step", "against_torch")):
+            if row["benchmark"].startswith(("step", "against_torch", "tpu")):
                 named.append(row["command"])
             found[json.dumps([row["benchmark"], *named])] = row
     return list(found.values())
@@ -388,6 +389,14 @@ def sources(rows):
         yield "```\n"
 
 
+TPU_NOTE = """
+
+No TPU was at hand. XLA's compiler for TPUs (libtpu) made these programs on a CPU for
+slices that are not there: they compile, a chip plans so much of its memory, and so much
+goes between chips in a step. A gradient of a matrix that is read in bfloat16 is summed
+over chips in bfloat16 too. How fast any of it is, nobody has seen."""
+
+
 def page(rows):
     """The lines of the page."""
     gpu = [r for r in rows if r.get("platform") == "gpu"]
@@ -433,6 +442,7 @@ GPU's table: `python benchmarks/gpu.py --output=FILE.jsonl`, 25 minutes unattend
         ),
         ("## Scale", of(rows, "scaling"), scaling.shown),
         ("### Memory, on one device", of(rows, "remat"), scaling.shown_remat),
+        (f"## TPU slices{TPU_NOTE}", of(rows, "tpu"), tpu.shown),
     )
     for title, found, shown in parts:
         if found:

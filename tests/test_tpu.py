@@ -1,0 +1,56 @@
+"""The step as XLA compiles it for TPU slices, of which none is here."""
+
+import importlib.util
+import pathlib
+import sys
+
+import jax
+import pytest
+from conftest import tiny_config
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+
+import measure  # noqa: E402
+import scaling  # noqa: E402
+import tpu  # noqa: E402
+
+from ddae.models.vit import VIT_SPECS, ViTSpec  # noqa: E402
+
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu"
+    ),
+]
+
+
+def small_config(fsdp):
+    # Wide enough that its matrices are cut.
+    VIT_SPECS["Wide"] = ViTSpec(128, 2, 2)
+    config = tiny_config(mesh__fsdp=fsdp, model__size="Wide", dtype="bfloat16")
+    config["model"] |= {"remat": "off", "scan": False}
+    config["optimizer"]["accumulate"] = 1
+    return config
+
+
+def test_a_host_of_four_chips_scatters_what_it_sums():
+    row = tpu.plan(small_config(fsdp=4), 64, "v4:2x2x1")
+    assert (row["chips"], row["hosts"]) == (4, 1)
+    assert row["counts"]["all-gather"] > 0 and row["counts"]["reduce-scatter"] > 0
+    assert row["state_bytes"] < row["planned_bytes"] < row["chip_bytes"]
+    assert "| v4:2x2x1 | 4 | 1 | 64 | 4 |" in measure.table([tpu.shown(row)])
+
+
+def test_two_hosts_compile_the_same_step():
+    row = tpu.plan(small_config(fsdp=4), 64, "v4:2x2x2")
+    assert (row["chips"], row["hosts"]) == (8, 2)
+    assert row["counts"]["all-gather"] > 0 and row["counts"]["all-reduce"] > 0
+
+
+def test_data_parallel_sums_its_gradients_at_once():
+    work = measure.make_work(small_config(1), 16, list(tpu.devices_of("v5e:2x2")))
+    found = scaling.collectives(work.lower().compile().as_text())
+    assert {kind for kind, *_ in found} == {"all-reduce"}
+    matrices = {x.shape for x in jax.tree.leaves(work.shapes.params) if x.ndim == 2}
+    summed = [op for op in found if any(shape in matrices for _, shape in op[1])]
+    assert len(summed) == 1
