@@ -393,8 +393,9 @@ TPU_NOTE = """
 
 No TPU was at hand. XLA's compiler for TPUs (libtpu) made these programs on a CPU for
 slices that are not there: they compile, a chip plans so much of its memory, and so much
-goes between chips in a step. A gradient of a matrix that is read in bfloat16 is summed
-over chips in bfloat16 too. How fast any of it is, nobody has seen."""
+goes between chips in a step (where blocks are scanned, what the loop sends counts once,
+not for each block). Gradients of what is read in bfloat16 are summed over chips in
+bfloat16 too. How fast any of it is, nobody has seen."""
 
 
 def page(rows):

@@ -62,7 +62,7 @@ def config_of(photographs, **changes):
 class Run:
     """Processes that train together in one workdir."""
 
-    def __init__(self, folder, config, processes=1, devices=4, fault=""):
+    def __init__(self, folder, config, processes=1, devices=4, fault="", env=None):
         self.workdir = folder / "run"
         folder.mkdir(exist_ok=True, parents=True)
         path = folder / "config.json"
@@ -80,7 +80,7 @@ class Run:
             self.started.append(
                 subprocess.Popen(
                     command,
-                    env=os.environ | {"XLA_FLAGS": flags},
+                    env=os.environ | {"XLA_FLAGS": flags} | (env or {}),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -209,13 +209,15 @@ CHAIN = [(1, 4), (2, 2), (4, 1), (1, 4), (4, 1), (2, 2), (1, 4)]
 
 @pytest.mark.slow
 def test_processes_and_devices_make_no_difference(straight, photographs, tmp_path):
-    """One run of thirty steps, handed on six times by SIGTERM after a few steps."""
+    """One run of thirty steps, handed on six times by SIGTERM after a few steps; where
+    two processes have two devices each, these lie in the mesh as on a pod's torus."""
     config = config_of(photographs, total_steps=30)
     stopped = None
     for number, (processes, devices) in enumerate(CHAIN):
         last = number == len(CHAIN) - 1
         fault = "" if last else f"term:{processes - 1}:1"
-        run = Run(tmp_path, config, processes, devices, fault=fault)
+        env = {"INTERLEAVE": "1"} if processes == devices else {}
+        run = Run(tmp_path, config, processes, devices, fault=fault, env=env)
         assert run.wait() == [0 if last else 75] * processes, run.said
         assert stopped is None or f"resuming at step {stopped}" in run.said[0]
         stopped = newest(run)

@@ -15,6 +15,7 @@ import scaling  # noqa: E402
 import tpu  # noqa: E402
 
 from ddae.models.vit import VIT_SPECS, ViTSpec  # noqa: E402
+from ddae.train.sharding import MeshSettings, make_mesh  # noqa: E402
 
 pytestmark = [
     pytest.mark.tpu,
@@ -45,6 +46,15 @@ def test_two_hosts_compile_the_same_step():
     row = tpu.plan(small_config(fsdp=4), 64, "v4:2x2x2")
     assert (row["chips"], row["hosts"]) == (8, 2)
     assert row["counts"]["all-gather"] > 0 and row["counts"]["all-reduce"] > 0
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8, 64])
+def test_any_divisor_of_a_pod_is_a_mesh(fsdp):
+    """Its torus is 4 x 4 x 4: to cut over 2, 8 or 32 chips splits an axis."""
+    chips = list(tpu.devices_of("v4:4x4x4"))
+    mesh = make_mesh(MeshSettings(fsdp=fsdp), 4096, 1, chips)
+    assert mesh.devices.shape == (64 // fsdp, fsdp)
+    assert len(set(mesh.devices.flat)) == 64
 
 
 def test_data_parallel_sums_its_gradients_at_once():

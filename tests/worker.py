@@ -4,6 +4,7 @@ python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a clust
 
 FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. term: SIGTERM there;
 term-eval, term-compile: SIGTERM in the evaluation at STEP, or while the step is traced.
+With INTERLEAVE in the environment neighbours in the mesh are of different processes.
 """
 
 import json
@@ -16,9 +17,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import jax
+import numpy as np
 import tiny  # noqa: F401  the network named Two
 
-from ddae.train import cluster, loop
+from ddae.train import cluster, loop, sharding
 from ddae.train import step as train_step
 
 
@@ -74,9 +76,18 @@ def prepare(fault):
         loop.Meter.add = add
 
 
+def interleaved(shape, devices, **options):
+    """As the torus of a TPU pod has it: the second chip is another host's."""
+    of = [[d for d in devices if d.process_index == p] for p in range(8)]
+    rounds = zip(*filter(None, of), strict=True)
+    return np.array([d for one in rounds for d in one]).reshape(shape)
+
+
 def main(config, workdir, fault="", coordinator=None, count=None, process=None):
     if fault:
         prepare(fault)
+    if "INTERLEAVE" in os.environ:
+        sharding.mesh_utils.create_device_mesh = interleaved
     number = None if count is None else int(count)
     index = None if process is None else int(process)
     cluster.start("auto", coordinator, number, index, 60)

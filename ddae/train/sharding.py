@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -32,7 +33,8 @@ def make_mesh(
 
     Raises `UserError` where sizes do not divide.
     """
-    devices = len(chosen or jax.devices())
+    chosen = chosen or jax.devices()
+    devices = len(chosen)
     if settings.fsdp < 1 or devices % settings.fsdp:
         raise UserError(
             f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices"
@@ -43,9 +45,11 @@ def make_mesh(
             f" times config.optimizer.accumulate={accumulate}"
         )
     shape = (devices // settings.fsdp, settings.fsdp)
-    return jax.make_mesh(
-        shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=chosen
+    # jax.make_mesh would not split an axis of a pod's torus: fsdp=8 of 4 x 4 x 4 chips.
+    placed = mesh_utils.create_device_mesh(
+        shape, chosen, allow_split_physical_axes=True
     )
+    return Mesh(placed, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -84,7 +88,10 @@ def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def to_devices(
     batch: dict[str, np.ndarray], sharding: NamedSharding
 ) -> dict[str, jax.Array]:
-    """This host's rows of a global batch as global arrays."""
+    """This host's rows of a global batch as global arrays.
+
+    In order, though its devices may lie apart in the mesh, as those of a pod do.
+    """
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
