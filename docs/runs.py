@@ -160,9 +160,7 @@ def main():
         " typed by hand. Machine:"
         f" {os.cpu_count()} shared {platform.machine()} CPU cores, no accelerator;"
         f" Python {platform.python_version()}, jax {jax.__version__}, flax"
-        f" {flax.__version__}. Other work shared the cores: compare no speeds."
-        " `vqkd_digits` had an earlier quickstart's encoder for a teacher, whose"
-        " features weighed 1 and not .1.\n"
+        f" {flax.__version__}. Other work shared the cores: compare no speeds.\n"
     )
     written = DOCS / "runs.md"
     before = written.read_text() if written.exists() else ""
