@@ -102,13 +102,17 @@ def scale_goals(rows):
     yield goal(
         "data parallel: one combined all-reduce of the gradients", shown, combined
     )
-    kinds = sorted({kind for r in fsdp for kind in r["counts"]})
+    cut = [r for r in of(rows, "tpu") if r["fsdp"] > 1 and "counts" in r]
+    where = [("CPU", {kind for r in fsdp for kind in r["counts"]})] if fsdp else []
+    where += [
+        (f"{r['slice']}, {r['method']}-{r['size']}", set(r["counts"])) for r in cut
+    ]
     yield goal(
         "FSDP: all-gather and reduce-scatter",
-        f"{', '.join(kinds)}: XLA leaves an all-reduce and a slice on CPU"
-        if fsdp
+        "; ".join(f"{', '.join(sorted(kinds))} ({name})" for name, kinds in where),
+        all({"all-gather", "reduce-scatter"} <= kinds for _, kinds in where)
+        if where
         else None,
-        {"all-gather", "reduce-scatter"} <= set(kinds) if fsdp else None,
     )
     worst = max(
         (

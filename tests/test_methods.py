@@ -206,6 +206,8 @@ def test_nearest_code_is_the_brute_one_in_parts_too(monkeypatch):
     np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
     monkeypatch.setattr(tokenizer, "SCORED", 32)
     np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
+    # On a TPU and a GPU too.
+    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(nearest)(z, codes))
 
 
 def test_the_codebook_follows_its_latents_and_dead_codes_stay():

@@ -145,7 +145,8 @@ def make_votes(
         bank: Float[Array, "n d"],
         labels: Int[Array, " n"],
     ) -> tuple[Float[Array, "q c"], Int[Array, "q c"]]:
-        similarity = queries @ bank.T
+        # In float32 throughout: a TPU would multiply in bfloat16, a GPU in TF32.
+        similarity = jnp.matmul(queries, bank.T, precision="highest")
         similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
         found, at = jax.lax.top_k(similarity, local)
         gather = {"axis_name": axes, "axis": 1, "tiled": True}

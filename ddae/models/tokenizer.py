@@ -84,13 +84,18 @@ def unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
 
 
 def nearest(z: Float[Array, "n c"], codebook: Float[Array, "k c"]) -> Int[Array, " n"]:
-    """The code of largest cosine; never more than SCORED rows are compared at once."""
+    """The code of largest cosine, in float32 on every device (a TPU left to itself
+    multiplies in bfloat16); never more than SCORED rows are compared at once."""
+
+    def best(rows: Float[Array, "m c"]) -> Int[Array, " m"]:
+        cosine = jnp.matmul(rows, codebook.T, precision="highest")
+        return cosine.argmax(axis=-1).astype(jnp.int32)
+
     if len(z) <= SCORED:
-        return (z @ codebook.T).argmax(axis=-1).astype(jnp.int32)
+        return best(z)
     padded = jnp.pad(z, ((0, -len(z) % SCORED), (0, 0)))
-    rows = padded.reshape(-1, SCORED, z.shape[-1])
-    ids = jax.lax.map(lambda part: (part @ codebook.T).argmax(axis=-1), rows)
-    return ids.reshape(-1)[: len(z)].astype(jnp.int32)
+    ids = jax.lax.map(best, padded.reshape(-1, SCORED, z.shape[-1]))
+    return ids.reshape(-1)[: len(z)]
 
 
 def sums_of(
