@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
 
@@ -14,8 +15,14 @@ import measure  # noqa: E402
 import scaling  # noqa: E402
 import tpu  # noqa: E402
 
+from ddae.eval.knn import make_votes  # noqa: E402
 from ddae.models.vit import VIT_SPECS, ViTSpec  # noqa: E402
-from ddae.train.sharding import MeshSettings, make_mesh  # noqa: E402
+from ddae.train.sharding import (  # noqa: E402
+    MeshSettings,
+    batch_sharding,
+    make_mesh,
+    replicated,
+)
 
 pytestmark = [
     pytest.mark.tpu,
@@ -64,3 +71,16 @@ def test_data_parallel_sums_its_gradients_at_once():
     matrices = {x.shape for x in jax.tree.leaves(work.shapes.params) if x.ndim == 2}
     summed = [op for op in found if any(shape in matrices for _, shape in op[1])]
     assert len(summed) == 1
+
+
+def test_nearest_neighbours_compile_and_stay_in_float32():
+    chips = list(tpu.devices_of("v4:2x2x2"))
+    mesh = make_mesh(MeshSettings(), 8, 1, chips)
+    votes = make_votes(mesh, (10, 20), 0.07, 10, size=4096)
+    rows = batch_sharding(mesh)
+    compiled = votes.lower(
+        jax.ShapeDtypeStruct((64, 128), np.float32, sharding=replicated(mesh)),
+        jax.ShapeDtypeStruct((4096, 128), np.float32, sharding=rows),
+        jax.ShapeDtypeStruct((4096,), np.int32, sharding=rows),
+    ).compile()
+    assert "operand_precision={highest,highest}" in compiled.as_text()
