@@ -91,8 +91,8 @@ def difference(
 
 def markdown(study: Study, records: Records, scores: Sequence[str]) -> str:
     """The table: mean ± sample standard deviation (seeds), and against the control."""
-    unit = next((r["cost_unit"] for r in records if r.get("cost")), "s")
-    heads = ["row", "steps", f"cost, {unit}", *scores]
+    unit = next((r["cost_unit"] for r in records if r.get("cost")), None)
+    heads = ["row", "steps", *([f"cost, {unit}"] if unit else []), *scores]
     if study.control and scores:
         heads.append(f"{scores[0]} against {study.control}")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -104,7 +104,8 @@ def markdown(study: Study, records: Records, scores: Sequence[str]) -> str:
         steps = sorted({r["steps"] for r in own if "steps" in r})
         cost = [r["cost"] for r in own if "cost" in r]
         cells = [row.name, " to ".join(map(str, dict.fromkeys(steps[:1] + steps[-1:])))]
-        cells.append(f"{statistics.fmean(cost):.0f}" if cost else "")
+        if unit:
+            cells.append(f"{statistics.fmean(cost):.0f}" if cost else "")
         cells += [cell(list(values_of(records, row.name, s).values())) for s in scores]
         if failed:
             cells[-1] += f" failed: {failed}"
@@ -155,8 +156,9 @@ def write_report(runner: Any) -> None:
 def draw(study: Study, records: Records, score: str) -> np.ndarray:
     """The study's plot of a score, uint8 [height, width, 3].
 
-    Lines over x where rows have one, a panel for each `panel`; and all rows as means
-    with their seeds beside their cost. Bars of error are one sample standard deviation.
+    Lines over x where rows have one, a panel for each `panel`; else all rows as means
+    with their seeds, beside their cost where it is known. Bars of error are one sample
+    standard deviation.
     """
     if any(row.x is not None for row in study.rows):
         return to_array(_lines(study, records, score))
@@ -200,42 +202,44 @@ def _lines(study: Study, records: Records, score: str) -> Any:
 
 def _points(study: Study, records: Records, score: str) -> Any:
     rows = [r for r in study.rows if values_of(records, r.name, score)]
-    figure, axes = new_figure(1, 2, width=9.0, height=0.32 * len(rows) + 1.6)
-    left, right = axes[0]
-    unit = next((r["cost_unit"] for r in records if r.get("cost")), "s")
-    points = []
+    unit = next((r["cost_unit"] for r in records if r.get("cost")), None)
+    panels = 2 if unit else 1
+    figure, axes = new_figure(
+        1, panels, width=0.5 + 4.25 * panels, height=0.32 * len(rows) + 1.6
+    )
+    left, points = axes[0, 0], []
     for number, row in enumerate(rows):
-        values = values_of(records, row.name, score)
-        mean, deviation = mean_and_deviation(list(values.values()))
+        values = list(values_of(records, row.name, score).values())
+        mean, deviation = mean_and_deviation(values)
         bar = np.nan_to_num(deviation)
         colour = f"C{number % 10}"
         left.errorbar(mean, number, xerr=bar, fmt="o", color=colour, capsize=3)
-        left.plot(
-            list(values.values()), [number] * len(values), "|", color=colour, alpha=0.7
-        )
+        left.plot(values, [number] * len(values), "|", color=colour, alpha=0.7)
         costs = [r["cost"] for r in records if r["row"] == row.name and r.get("cost")]
         if costs:
-            right.errorbar(
-                statistics.fmean(costs),
-                mean,
-                yerr=bar,
-                fmt="o",
-                color=colour,
-                capsize=3,
-            )
-            points.append((mean, statistics.fmean(costs), number + 1, colour))
-    names = [f"{row.name}  {number}" for number, row in enumerate(rows, start=1)]
+            cost = statistics.fmean(costs)
+            points.append((mean, bar, cost, number + 1, colour))
+    numbers = [f"  {n}" if unit else "" for n in range(1, len(rows) + 1)]
+    names = [row.name + number for row, number in zip(rows, numbers, strict=True)]
     left.set_yticks(range(len(rows)), names, fontsize=8)
     left.invert_yaxis()
     left.set_xlabel(score)
-    right.set_xlabel(f"cost of a run, {unit}")
-    right.set_ylabel(score)
-    # The numbers of their rows to the right of points, no two at one height.
-    right.margins(x=0.15)
-    low, high = right.get_ylim()
-    height = low
-    for mean, cost, number, colour in sorted(points):
-        height = max(mean, height + (high - low) / 25)
-        text = right.text(cost, height, f"   {number}", fontsize=8, color=colour)
-        text.set_verticalalignment("center")
+    if unit:
+        _costs(axes[0, 1], points, unit, score)
     return figure
+
+
+def _costs(axis: Any, points: list[Any], unit: str, score: str) -> None:
+    """(mean, bar, cost, number, colour) of every row, its number to the right of its
+    point, no two at one height."""
+    for mean, bar, cost, _, colour in points:
+        axis.errorbar(cost, mean, yerr=bar, fmt="o", color=colour, capsize=3)
+    axis.set_xlabel(f"cost of a run, {unit}")
+    axis.set_ylabel(score)
+    axis.margins(x=0.15)
+    low, high = axis.get_ylim()
+    height = low
+    for mean, _, cost, number, colour in sorted(points):
+        height = max(mean, height + (high - low) / 25)
+        text = axis.text(cost, height, f"   {number}", fontsize=8, color=colour)
+        text.set_verticalalignment("center")
