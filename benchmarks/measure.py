@@ -47,9 +47,7 @@ DATASHEET = {
     "TPU v4": 275,
     "TPU v5 lite": 197,
     "TPU v5e": 197,
-    "TPU v5p": 459,
     "TPU v5": 459,
-    "TPU v6e": 918,
     "TPU v6": 918,
 }
 

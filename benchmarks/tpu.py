@@ -5,8 +5,8 @@ python benchmarks/tpu.py --config=ddae_in1k:model=B --batch=4096 --slice=v4:4x4x
 
 XLA's own compiler for TPUs makes the program here, on a CPU, with nothing to run it on:
 `pip install "jax[tpu]"` brings it. It shows whether a config compiles for a slice,
-whether it fits a chip's memory, what goes between the chips, and XLA's own estimate of
-a step at its best: its model of a chip, which counts no waiting. Nothing is measured.
+whether it fits a chip's memory, and what goes between the chips; not how fast it is:
+XLA's own estimate of seconds comes out negative for steps of this size.
 --slice is a generation and its chips, v4:4x4x4 for gcloud's v4-128 (which counts
 cores), v5p:2x2x2, v5e:4x8, v6e:4x4. Exit code 1 where the step does not fit.
 """
@@ -83,9 +83,6 @@ def plan(config, batch, name):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return found | {"too_large": str(error).splitlines()[0][:300]}
-    if not config["model"]["scan"]:  # of a loop XLA's estimate counts one round
-        seconds_of = compiled.cost_analysis()["optimal_seconds"]
-        found |= {"estimated_seconds": seconds_of, "flops_per_image": work.flops()}
     counts, moved = collections.Counter(), collections.Counter()
     for kind, _, size, _ in collectives(compiled.as_text()):
         counts[kind] += 1
@@ -124,20 +121,8 @@ def shown(row):
         "planned, GiB": "too large" if "too_large" in row else gib("planned_bytes"),
         "of": f"{row['chip_bytes'] / 2**30:.0f}",
         "collectives and their results": "; ".join(moved) or "-",
-        "images/s at the best": _at_best(row),
         "compile, CPU-s": f"{row.get('compile_cpu_seconds', float('nan')):.0f}",
     }
-
-
-def _at_best(row):
-    """By XLA's own estimate of a step, with the share of the chips' peak."""
-    if "estimated_seconds" not in row:
-        return "-"
-    rate = row["batch"] / row["estimated_seconds"]
-    generation = row["slice"].partition(":")[0]
-    peak = measure.DATASHEET[f"TPU {generation}"] * 1e12 * row["chips"]
-    share = rate * row["flops_per_image"] / peak
-    return f"{rate:,.0f} ({100 * share:.0f} % MFU)"
 
 
 def main():
