@@ -4,13 +4,18 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 3200 steps of both. DIR as in configs/studies/beta.py.
+small scale 200 to 3200 steps of both, and the longest without DDAE's teacher
+(taps+weights). DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
 
 EPOCHS = {"mae": (50, 100, 200, 400, 800), "ddae": (50, 100, 200)}
-STEPS = {"mae": (200, 400, 800, 1600, 3200), "ddae": (200, 400, 800, 1600, 3200)}
+STEPS = {
+    "mae": (200, 400, 800, 1600, 3200),
+    "ddae": (200, 400, 800, 1600, 3200),
+    "taps+weights": (3200,),
+}
 
 
 def get_study(text=None):
@@ -19,16 +24,19 @@ def get_study(text=None):
     )
     small = chosen["scale"] == "small"
     rows = []
-    for method, lengths in (STEPS if small else EPOCHS).items():
+    for series, lengths in (STEPS if small else EPOCHS).items():
+        method = "mae" if series == "mae" else "ddae"
         for length in lengths:
             epochs = 100 if small else length
             row = common.pretraining(chosen["scale"], method, epochs=epochs)
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
                 row["set"] |= common.beta(chosen["beta"], chosen["tilt"])
+            if series == "taps+weights":
+                row["set"] |= {"method.features.weight": 0.0}
             if small:
                 row["set"] |= {"total_steps": length}
-            row |= {"name": f"{method},{length}", "series": method, "x": length}
+            row |= {"name": f"{series},{length}", "series": series, "x": length}
             row["panel"] = "steps" if small else "epochs"
             rows.append(row)
     return {
