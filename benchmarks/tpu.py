@@ -4,7 +4,7 @@ python benchmarks/tpu.py --config=ddae_in1k:model=B --batch=4096 --slice=v4:4x4x
   [--set mesh.fsdp=4] [--output=FILE.jsonl]
 
 XLA's own compiler for TPUs makes the program here, on a CPU, with nothing to run it on:
-`pip install "jax[tpu]"` brings it. It shows whether a config compiles for a slice,
+`pip install -e ".[tpu]"` brings it. It shows whether a config compiles for a slice,
 whether it fits a chip's memory, and what goes between the chips; not how fast it is:
 XLA's own estimate of seconds comes out negative for steps of this size.
 --slice is a generation and its chips, v4:4x4x4 for gcloud's v4-128 (which counts
@@ -13,7 +13,9 @@ cores), v5p:2x2x2, v5e:4x8, v6e:4x4. Exit code 1 where the step does not fit.
 
 import argparse
 import collections
+import importlib.util
 import os
+import re
 import sys
 
 # There is no cloud to ask what this is, and no chip for one process alone to hold.
@@ -30,6 +32,7 @@ import measure
 from jax.experimental import topologies
 from scaling import collectives
 
+from ddae.settings import UserError
 from ddae.train.sharding import bytes_a_device
 
 # Name of the generation for libtpu, cores that act as one device, GiB of a chip.
@@ -138,9 +141,14 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", help="append a line of JSON here")
     args = parser.parse_args()
-    if args.slice.partition(":")[0] not in CHIPS:
-        parser.error(f"--slice={args.slice}: the generation is one of {sorted(CHIPS)}")
-    row = plan(measure.read_config(args.config, args.set), args.batch, args.slice)
+    if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", args.slice):
+        parser.error(f"--slice={args.slice} is not like v4:4x4x4, of {sorted(CHIPS)}")
+    if importlib.util.find_spec("libtpu") is None:
+        parser.error('libtpu is not installed: pip install -e ".[tpu]"')
+    try:
+        row = plan(measure.read_config(args.config, args.set), args.batch, args.slice)
+    except UserError as error:
+        parser.error(str(error))
     measure.write({"benchmark": "tpu", **row}, args.output)
     print(measure.table([shown(row)]))
     return int(row.get("planned_bytes", float("inf")) > row["chip_bytes"])
