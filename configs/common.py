@@ -259,8 +259,9 @@ def dds(on: bool) -> ConfigDict | None:
 def beta() -> ConfigDict:
     """The exponent over phase and depth; its defaults are ours and provisional.
 
-    Kept after study 1 (docs/results.md): with one seed, deeper taps that look nearer
-    (depth_tilt < 0) came out ahead in every pair; no direction over training did.
+    Kept after study 1 (docs/results.md), one seed: near to far came out ahead of far to
+    near, and deeper taps that look nearer (depth_tilt < 0) ahead of those that look
+    farther, at each of three values of the other.
     """
     return ConfigDict(
         {"start": -1.0, "end": 1.0, "phase": "linear", "depth_tilt": -0.5}
