@@ -63,6 +63,23 @@ def collectives(hlo):
     return found
 
 
+def totals(found):
+    """What `collectives` found, of each kind: how many, and their bytes."""
+    counts, moved = collections.Counter(), collections.Counter()
+    for kind, _, size, _ in found:
+        counts[kind] += 1
+        moved[kind] += size
+    return {"counts": dict(counts), "bytes": dict(moved)}
+
+
+def said(row):
+    """`totals` of a row in words."""
+    return "; ".join(
+        f"{count} {kind}, {row['bytes'][kind] / 2**20:,.1f} MiB"
+        for kind, count in sorted(row["counts"].items())
+    )
+
+
 def compiled_step(config, batch, devices):
     """(work, executable, seconds to compile by CPU) on the first `devices`."""
     work = measure.make_work(config, batch, devices)
@@ -77,17 +94,12 @@ def scale_row(size, config, batch, devices, fsdp):
     config = {**config, "mesh": {"fsdp": devices if fsdp else 1}}
     work, compiled, cpu = compiled_step(config, batch, devices)
     found = collectives(compiled.as_text())
-    counts = collections.Counter(kind for kind, *_ in found)
-    moved = collections.Counter()
-    for kind, _, size_in_bytes, _ in found:
-        moved[kind] += size_in_bytes
     shard, whole = bytes_a_device(work.shapes, work.shardings)
     return {
         "size": size,
         "devices": devices,
         "mesh": "FSDP" if fsdp else "data parallel",
-        "counts": dict(counts),
-        "bytes": dict(moved),
+        **totals(found),
         # (bytes, arrays) of each; XLA combines 256 arrays at most.
         "all_reduces": sorted(
             ((b, len(shapes)) for kind, shapes, b, _ in found if kind == "all-reduce"),
@@ -156,16 +168,12 @@ def settings(size, image_size, method="ddae"):
 
 def shown(row):
     """A row of the first table."""
-    moved = [
-        f"{count} {kind}, {row['bytes'][kind] / 2**20:,.1f} MiB"
-        for kind, count in sorted(row["counts"].items())
-    ]
     share = row["state_bytes"] / (row["state_bytes_whole"] / row["devices"])
     return {
         "size": row["size"],
         "devices": row["devices"],
         "mesh": row["mesh"],
-        "collectives and their results": "; ".join(moved) or "none",
+        "collectives and their results": said(row) or "none",
         "state a device, MiB": f"{row['state_bytes'] / 2**20:,.1f}",
         "of total / n": f"{share:.3f}" if row["mesh"] == "FSDP" else "-",
         "compile, CPU-s": f"{row['compile_cpu_seconds']:.1f}",

@@ -12,7 +12,6 @@ cores), v5p:2x2x2, v5e:4x8, v6e:4x4. Exit code 1 where the step does not fit.
 """
 
 import argparse
-import collections
 import importlib.util
 import os
 import re
@@ -30,7 +29,7 @@ if __name__ == "__main__":
 import jax
 import measure
 from jax.experimental import topologies
-from scaling import collectives
+from scaling import collectives, said, totals
 
 from ddae.settings import UserError
 from ddae.train.sharding import bytes_a_device
@@ -86,17 +85,12 @@ def plan(config, batch, name):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return found | {"too_large": str(error).splitlines()[0][:300]}
-    counts, moved = collections.Counter(), collections.Counter()
-    for kind, _, size, _ in collectives(compiled.as_text()):
-        counts[kind] += 1
-        moved[kind] += size
     return found | {
         "compile_seconds": seconds,
         "compile_cpu_seconds": cpu,
         "planned_bytes": measure.planned_bytes(compiled),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "counts": dict(counts),
-        "bytes": dict(moved),
+        **totals(collectives(compiled.as_text())),
     }
 
 
@@ -106,10 +100,6 @@ def shown(row):
     def gib(key):
         return f"{row[key] / 2**30:.2f}" if key in row else "-"
 
-    moved = [
-        f"{count} {kind}, {row['bytes'][kind] / 2**20:,.1f} MiB"
-        for kind, count in sorted(row.get("counts", {}).items())
-    ]
     return {
         "method": row["method"] + (" + DDS" if row["dds"] else ""),
         "size": row["size"],
@@ -123,7 +113,7 @@ def shown(row):
         "state a chip, GiB": gib("state_bytes"),
         "planned, GiB": "too large" if "too_large" in row else gib("planned_bytes"),
         "of": f"{row['chip_bytes'] / 2**30:.0f}",
-        "collectives and their results": "; ".join(moved) or "-",
+        "collectives and their results": said(row) if row.get("counts") else "-",
         "compile, CPU-s": f"{row.get('compile_cpu_seconds', float('nan')):.0f}",
     }
 

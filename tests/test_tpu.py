@@ -1,6 +1,5 @@
 """The step as XLA compiles it for TPU slices, of which none is here."""
 
-import importlib.util
 import pathlib
 import sys
 
@@ -24,12 +23,7 @@ from ddae.train.sharding import (  # noqa: E402
     replicated,
 )
 
-pytestmark = [
-    pytest.mark.tpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu"
-    ),
-]
+pytestmark = pytest.mark.tpu
 
 
 def small_config(fsdp):
