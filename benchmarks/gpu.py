@@ -1,27 +1,30 @@
 """Fills the table of one GPU unattended, in 25 minutes: goals 1 to 3, and their levers.
 
-python benchmarks/gpu.py --output=FILE.jsonl [--minutes=25] [--smoke]
+python benchmarks/gpu.py --output=FILE.jsonl [--minutes=25] [--only=REGEX] [--smoke]
 
-Parts, in order of worth; each is a process of its own, ended at its time or when the
-minutes are over, and writes lines of JSON as it goes. What FILE holds already is not
-taken again: the same command goes on where it was stopped. Then
-`python docs/performance.py FILE.jsonl ...` writes the page.
+First the steps of all parts are compiled, as many at once as there are cores, into
+FILE.programs. Then the parts, in order of worth; each is a process of its own, alone on
+the machine, ended at its time or when the minutes are over, and writes lines of JSON as
+it goes. What FILE holds already is not taken again: the same command goes on where it
+was stopped. Then `python docs/performance.py FILE.jsonl ...` writes the page.
 
 1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
 3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
 4. The step's matrix: attention, remat, scan, batch, a cheaper teacher; small images,
    one step and many at once.
-5. Two steps of every file of configs/ on noise.
+5. Two steps of every file of configs/ on noise, several files at once.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
 ml_collections, jaxtyping, psutil, etils, rich; torch and transformers for part 2.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -44,18 +47,16 @@ def step(config, batch, *changes, steps=50, warmup=10):
 def parts():
     """[(name, command, seconds it may take)], the most wanted first."""
     mae, ddae = "mae_in1k:model={}", "ddae_in1k:model={}"
-    found = [
-        ("mae B", step(mae.format("B"), 512), 150),
-        ("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240),
-        ("mae B cudnn", step(mae.format("B"), 512, "model.attention=cudnn"), 150),
-        ("ddae B", step(ddae.format("B"), 512), 150),
-        ("attention", ["attention.py"], 120),
-        ("mae L", step(mae.format("L"), 512), 200),
-        ("mae L cudnn", step(mae.format("L"), 512, "model.attention=cudnn"), 200),
-        ("mae S", step(mae.format("S"), 1024), 150),
-        ("mae S cudnn", step(mae.format("S"), 1024, "model.attention=cudnn"), 150),
-        ("ddae B cudnn", step(ddae.format("B"), 512, "model.attention=cudnn"), 150),
-    ]
+    found = [("mae B", step(mae.format("B"), 512), 150)]
+    found.append(("ddae B", step(ddae.format("B"), 512), 150))
+    found.append(("mae L", step(mae.format("L"), 512), 200))
+    found.append(("mae S", step(mae.format("S"), 1024), 150))
+    found.append(("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240))
+    found.append(("attention", ["attention.py"], 120))
+    for kernel in ("xla", "cudnn"):
+        change = f"model.attention={kernel}"
+        found.append((f"mae B {kernel}", step(mae.format("B"), 512, change), 150))
+        found.append((f"ddae B {kernel}", step(ddae.format("B"), 512, change), 150))
     for change in ("remat=dots", "remat=full", "scan=true"):
         command = step(mae.format("B"), 512, f"model.{change}")
         found.append((f"mae B {change}", command, 150))
@@ -73,12 +74,13 @@ def parts():
 
 
 def smoke_configs(size, batch):
-    """Two steps of every config; at another size where one is given."""
+    """Two steps of every config, not timed; at another size where one is given."""
     found = []
+    few = {"beit_v2_in1k": "method.early=3", "data2vec_in1k": "method.mean_of=3"}
     for name in CONFIGS:
         changes = [f"model.size={size}"] if size else []
-        if size and name == "beit_v2_in1k":
-            changes.append("method.early=3")
+        if size and name in few:  # of blocks, where the size has four
+            changes.append(few[name])
         command = step(name, batch, *changes, steps=2, warmup=0)
         found.append((f"config {name}", command, 90))
     return found
@@ -104,25 +106,68 @@ def done(output):
     return {row["part"] for row in rows if row.get("part") and row["ok"]}
 
 
-def run(name, command, seconds, output):
-    """Runs one part; its outcome is a line of `output`."""
-    script, *arguments = command
-    line = [sys.executable, str(HERE / script), *arguments, f"--output={output}"]
-    start = time.monotonic()
+def call(command, seconds, *arguments):
+    """(whether it ended well, its last line otherwise) of a script beside this one."""
+    script, *given = command
+    # One on its own may have the GPU's memory; several share it, and torch its half.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    alone = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+    timed = script == "step.py" and "--compile_only" not in arguments
+    environment = {**(alone if timed else shared), **os.environ}
     try:
         result = subprocess.run(
-            line, capture_output=True, text=True, timeout=seconds, cwd=HERE.parent
+            [sys.executable, str(HERE / script), *given, *arguments],
+            **{"capture_output": True, "text": True, "timeout": seconds},
+            **{"cwd": HERE.parent, "env": environment},
         )
-        ok, said = result.returncode == 0, result.stderr.strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
-        ok, said = False, [f"longer than {seconds:.0f} s"]
-    row = {"benchmark": "part", "part": name, "ok": ok}
-    row |= {"seconds": time.monotonic() - start, "said": "" if ok else " ".join(said)}
+        return False, f"longer than {seconds:.0f} s"
+    said = "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1:]
+    return result.returncode == 0, "".join(said)
+
+
+def write(name, outcome, seconds, output):
+    """A part's outcome, as a line of `output` and for who looks on."""
+    ok, said = outcome
+    row = {"benchmark": "part", "part": name, "ok": ok, "seconds": seconds}
     with output.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(
-        f"{name}: {'done' if ok else row['said']}, {row['seconds']:.0f} s", flush=True
-    )
+        file.write(json.dumps(row | {"said": said}) + "\n")
+    print(f"{name}: {'done' if ok else said}, {seconds:.0f} s", flush=True)
+
+
+def run(name, command, seconds, output):
+    """One part; a step's program is taken from where `ahead` has put it."""
+    start = time.monotonic()
+    programs = [f"--programs={programs_of(output)}"] * (command[0] == "step.py")
+    outcome = call(command, seconds, *programs, f"--output={output}")
+    write(name, outcome, time.monotonic() - start, output)
+
+
+def programs_of(output):
+    """Where compiled programs are kept."""
+    return output.with_suffix(".programs")
+
+
+def ahead(chosen, jobs, end, output):
+    """Compiles the steps of the parts, `jobs` at once; those of configs run, too."""
+
+    def one(part):
+        name, command, seconds = part
+        start = time.monotonic()
+        seconds = min(2 * seconds, end - start)
+        if seconds < 5:
+            return
+        programs = f"--programs={programs_of(output)}"
+        if name.startswith("config "):
+            outcome = call(command, seconds, programs)
+            write(name, outcome, time.monotonic() - start, output)
+        else:
+            ok, said = call(command, seconds, programs, "--compile_only")
+            taken = f"{time.monotonic() - start:.0f} s"
+            print(f"{name}: {'compiled' if ok else said}, {taken}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, chosen))
 
 
 def main():
@@ -130,26 +175,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True)
     parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--jobs", type=int, default=max(1, 3 * os.cpu_count() // 4))
+    parser.add_argument("--only", default="", metavar="REGEX", help="names of parts")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--no_configs", action="store_true")
     args = parser.parse_args()
     output = pathlib.Path(args.output).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     finished = done(output)
     chosen = smoke_parts(not args.no_configs) if args.smoke else parts()
-    for name, command, seconds in chosen:
-        left = end - time.monotonic()
+    chosen = [part for part in chosen if re.search(args.only, part[0])]
+    for name, _, _ in chosen:
         if name in finished:
             print(f"{name}: in {output.name} already")
-        elif left < 5:
+    left = [part for part in chosen if part[0] not in finished]
+    ahead([p for p in left if p[1][0] == "step.py"], args.jobs, end, output)
+    for name, command, seconds in left:
+        if name.startswith("config "):
+            continue
+        if end - time.monotonic() < 5:
             print(f"{name}: no time left; run the same command again")
         else:
-            if command[0] == "against_torch.py":  # torch wants its half
-                os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45"
-            run(name, command, min(seconds, left), output)
-            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.9"
+            run(name, command, min(seconds, end - time.monotonic()), output)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,20 @@ class Work:
         return self.config["steps_per_dispatch"]
 
     def state(self):
-        """Fresh, on the devices."""
-        init = make_init(self.task, self.optimizer)
-        init = jax.jit(init, out_shardings=self.shardings)
-        return init(jax.random.key(0))
+        """As a run's first, on the devices, but for its weights: all of deviation .02,
+        from NumPy, since a run's own take longer to compile than the step."""
+        random = np.random.default_rng(0)
+
+        def normal(x):
+            return 0.02 * random.standard_normal(x.shape, np.float32).astype(x.dtype)
+
+        drawn = {
+            name: jax.tree.map(normal, getattr(self.shapes, name))
+            for name in ("params", "ema_params")
+        }
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.shapes)
+        state = dataclasses.replace(zeros, **drawn)
+        return jax.tree.map(jax.device_put, state, self.shardings)
 
     def batch_shapes(self):
         """Images, uint8; labels where the task reads them; stacked where several steps
@@ -228,15 +238,16 @@ def timed(function):
 
 
 def step_seconds(take_step, state, operands, steps, warmup, lag=2):
-    """Wall seconds of each of `steps` calls after `warmup`, and CPU-seconds of one.
+    """The state after it all, wall seconds of each of `steps` calls after `warmup`, and
+    CPU-seconds of one.
 
     As a run does, it looks at a step's outcome `lag` steps later and never waits.
     """
     pending, stamps, cpu = collections.deque(), [], 0.0
-    for number in range(warmup + steps + 1):
+    for _ in range(warmup + steps + 1 + lag):
         state, metrics = take_step(state, *operands)
         pending.append(metrics["loss"][0])
-        while len(pending) > (lag if number < warmup + steps else 0):
+        if len(pending) > lag:
             jax.block_until_ready(pending.popleft())
             stamps.append(time.perf_counter())
         if len(stamps) == warmup + 1 and not cpu:
@@ -244,7 +255,7 @@ def step_seconds(take_step, state, operands, steps, warmup, lag=2):
     seconds = np.diff(stamps)[warmup:]
     spent = time.process_time() - cpu
     assert np.isfinite(float(metrics["loss"][0])), "the loss is not finite"
-    return [float(s) for s in seconds], spent / max(1, len(seconds))
+    return state, [float(s) for s in seconds], spent / max(1, len(seconds))
 
 
 def peak_bytes(compiled):
@@ -326,9 +337,10 @@ def _processor():
 def command():
     """The command that is running, from the root of the repository."""
     script = pathlib.Path(sys.argv[0]).name
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--output")]
-    malloc = os.environ.get("GLIBC_TUNABLES")
-    before = [f"GLIBC_TUNABLES={malloc}"] if malloc else []
+    places = ("--output", "--programs", "--profile")
+    arguments = [a for a in sys.argv[1:] if not a.startswith(places)]
+    named = ("GLIBC_TUNABLES", "XLA_FLAGS")
+    before = [f"{key}='{os.environ[key]}'" for key in named if os.environ.get(key)]
     return " ".join([*before, "python", f"benchmarks/{script}", *arguments])
 
 

@@ -12,25 +12,48 @@ Any method and any file of configs/, on CPU, GPU or TPU. It is the very step of 
 the devices. It needs jax, flax, optax, ml_collections, jaxtyping, psutil and etils; no
 TensorFlow and no clu.
 
+--programs=DIR takes the compiled step from DIR, or keeps it there: no compile times are
+given then; with --compile_only that is all, so that several processes can do it at once
+before one of them measures. --profile=DIR writes a profile of five more steps, as a run
+does with config.profile.
+
+Of a method with deep dynamic supervision, what distances and weights cost alone, and of
+one with a teacher, what its update costs alone, are timed by themselves.
+
 MFU is images/s times `ddae.flops.step_flops` over what a matrix product reached in the
 same run (bf16 on accelerators, of the config's dtype on CPU), and over the datasheet's
 figure where the chip is known. Images/s is the median over steps, after the warm-up.
 """
 
 import argparse
+import time
 
+import jax
 import measure
+import optax
+
+from ddae.difficulty import difficulty_weights, nearest_visible_distance
+from ddae.masking import gather_patches
+from ddae.train import speed
 
 
-def run(config, batch, steps, warmup):
+def run(config, batch, steps, warmup, programs=None, profile=None):
     """Everything measured, as plain numbers."""
     work = measure.make_work(config, batch)
-    compiled, compiling = measure.compile_times(work)
+    if programs:
+        compiled, compiling = work.lower().compile(), {}
+    else:
+        compiled, compiling = measure.compile_times(work)
     state = work.state()
     calls = [max(1, -(-number // work.dispatch)) for number in (steps, warmup)]
-    seconds, cpu = measure.step_seconds(compiled, state, work.operands(), *calls)
+    operands = work.operands()
+    state, seconds, cpu = measure.step_seconds(compiled, state, operands, *calls)
     step, cpu = measure.median(seconds) / work.dispatch, cpu / work.dispatch
     memory, source = measure.peak_bytes(compiled)
+    alone = shares(work, state)
+    if profile:
+        with jax.profiler.trace(profile):
+            measure.step_seconds(compiled, state, operands, 5, 0)
     devices = work.mesh.size
     found = {
         "method": config.get("method", {}).get("name", config["task"]),
@@ -44,6 +67,7 @@ def run(config, batch, steps, warmup):
         "steps": steps,
         "steps_per_dispatch": work.dispatch,
         **compiling,
+        **alone,
         "step_seconds": step,
         "step_cpu_seconds": cpu,
         "images_per_second": batch / step,
@@ -62,6 +86,55 @@ def run(config, batch, steps, warmup):
     return found
 
 
+def shares(work, state, repeats=20):
+    """Seconds of a step's distances and weights, and of the teacher's update, alone."""
+    method = getattr(work.task, "method", None)
+    found = {}
+    if method and any(term.difficulty for term in method.terms):
+
+        @jax.jit
+        def weights(keys, t):
+            mask = method.masking.draw(keys, method.encoder.grid)
+            return mask, all_weights(mask, t)
+
+        def all_weights(mask, t):
+            hidden = [term.difficulty for term in method.terms if term.difficulty]
+            return [weights_of(d, mask, method.encoder.grid, t) for d in hidden]
+
+        keys = jax.random.split(jax.random.key(0), work.batch_size)
+        mask, _ = weights(keys, 0.5)
+        found["weights_seconds"] = seconds_of(
+            jax.jit(all_weights), (mask, 0.5), repeats
+        )
+    if jax.tree.leaves(state.ema_params):
+        params = work.task.ema_of(state.params)
+        update = jax.jit(optax.incremental_update)
+        found["ema_seconds"] = seconds_of(
+            update, (params, state.ema_params, 0.01), repeats
+        )
+    return found
+
+
+def weights_of(difficulty, mask, grid, t):
+    """Of the hidden patches under one Term, as the loss takes them."""
+    distance = nearest_visible_distance(mask, grid, difficulty.metric)
+    beta = difficulty.beta(t, difficulty.depth)
+    return difficulty_weights(gather_patches(distance, mask.ids_masked), beta)
+
+
+def seconds_of(function, operands, repeats):
+    """The median of `repeats` calls in a row, ten a time."""
+    jax.block_until_ready(function(*operands))
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(10):
+            found = function(*operands)
+        jax.block_until_ready(found)
+        taken.append((time.perf_counter() - start) / 10)
+    return measure.median(taken)
+
+
 def shown(found):
     """The row that is printed."""
 
@@ -75,17 +148,20 @@ def shown(found):
         "batch": found["batch"],
         "dtype": found["dtype"],
         "remat": found["remat"],
+        "attention": found.get("attention", "auto"),
         "at once": found.get("steps_per_dispatch", 1),
         "trace / compile / from cache, CPU-s": " / ".join(
             f"{found[f'{key}_cpu_seconds']:.2f}"
             for key in ("trace", "compile", "compile_cached")
-        ),
+            if f"{key}_cpu_seconds" in found
+        )
+        or "-",
         "images/s": f"{found['images_per_second']:,.1f}",
         "ms a step": f"{1e3 * found['step_seconds']:,.1f}",
         "GFLOP an image": f"{flops / 1e9:.2f}" if flops else "-",
         "MFU of GEMM": percent("mfu_gemm"),
         "of datasheet": percent("mfu_datasheet"),
-        f"memory, MiB ({found['peak_source']})": f"{found['peak_bytes'] / 2**20:,.0f}",
+        "memory, MiB": f"{found['peak_bytes'] / 2**20:,.0f} {found['peak_source']}",
     }
 
 
@@ -100,13 +176,25 @@ def main():
     parser.add_argument("--batch", type=int, required=True, help="over all devices")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--programs", metavar="DIR", help="of compiled programs")
+    parser.add_argument("--compile_only", action="store_true", help="into --programs")
+    parser.add_argument("--profile", metavar="DIR", help="of five more steps")
     parser.add_argument("--output", help="append a line of JSON here")
     args = parser.parse_args()
+    if args.compile_only and not args.programs:
+        parser.error("--compile_only wants --programs=DIR")
+    if args.programs:
+        speed.keep_compiled(args.programs)
     name = args.config
     if name is None:
         name = f"{args.method}_in1k:model={args.model}" + (",dds=1" * args.dds)
     config = measure.read_config(name, args.set)
-    found = run(config, args.batch, args.steps, args.warmup)
+    if args.compile_only:
+        work = measure.make_work(config, args.batch)
+        work.lower().compile()
+        return
+    given = (args.steps, args.warmup, args.programs, args.profile)
+    found = run(config, args.batch, *given)
     measure.write({"benchmark": "step", "config": name, **found}, args.output)
     print(measure.table([shown(found)]))
 

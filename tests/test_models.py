@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from ddae.masking import Masking
 from ddae.models import vit
@@ -188,3 +189,48 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
     monkeypatch.setattr(vit.jax, "devices", lambda: [Gpu()])
     monkeypatch.setattr(vit, "FLASH_FROM", 128)
     assert vit.attention_kernel(**asked) == kernel
+
+
+@pytest.mark.parametrize("tokens", [50, 197])
+def test_flash_attention_is_attention(tokens):
+    """Output and gradients, of an odd number of tokens too; needs a GPU."""
+    shape = (8, tokens, 4, 32)
+    q, k, v, weights = (
+        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(4)
+    )
+    kernel = vit.attention_kernel("cudnn", tokens, 32, jnp.bfloat16, False)
+    if kernel != "cudnn":
+        pytest.skip("no GPU that can")
+    for found, wanted in zip(
+        with_gradients(vit.flash, q, k, v, weights),
+        with_gradients(vit.attend, q, k, v, weights),
+        strict=True,
+    ):
+        largest = np.abs(wanted).max()
+        np.testing.assert_allclose(found, wanted, atol=0.02 * largest)
+
+
+def with_gradients(function, *operands):
+    """What `function` gives of all but the last, and its gradients by the last."""
+    *given, weights = operands
+    out, gradients = jax.vjp(function, *given)
+    return [np.asarray(x, np.float32) for x in (out, *gradients(weights))]
+
+
+def test_gelu_is_exact_and_so_is_its_gradient():
+    x = np.linspace(-9.0, 9.0, 2001)
+    cdf = scipy.stats.norm.cdf(x)
+    slope = cdf + x * scipy.stats.norm.pdf(x)
+    narrow = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(vit.gelu(narrow), x * cdf, atol=1e-6)
+    (gradient,) = jax.vjp(vit.gelu, narrow)[1](jnp.ones_like(narrow))
+    np.testing.assert_allclose(gradient, slope, atol=1e-6)
+    half = narrow.astype(jnp.bfloat16)
+    found, pull = jax.vjp(vit.gelu, half)
+    (gradient,) = pull(jnp.ones_like(half))
+    assert found.dtype == gradient.dtype == jnp.bfloat16
+    # One rounding at the end alone.
+    exact = np.asarray(half, np.float64)
+    exact = exact * scipy.stats.norm.cdf(exact)
+    found = np.asarray(found, np.float64)
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddae.models.heads import BatchNorm
-from ddae.models.vit import Dense, Features
+from ddae.models.vit import Dense, Features, gelu
 from ddae.patches import Grid
 
 Observed = dict[str, Any]
@@ -160,7 +160,7 @@ class Rescale(nn.Module):
             if finer > 2:
                 x, seen = BatchNorm2d(self.dtype, name="batch_norm")(x, training)
                 observed = {"batch_norm": seen} if seen else {}
-                x = nn.gelu(x, approximate=False)
+                x = gelu(x)
                 x = Deconv(self.dtype, name="deconv_again")(x)
             return x, observed
         side = self.stride // self.patch_size

@@ -68,9 +68,9 @@ Kernel = Literal["auto", "xla", "cudnn"]
 """What computes attention. xla: everywhere. cudnn: its flash attention wherever it can
 run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on."""
 
-FLASH_FROM: int | None = None
-"""Tokens from which flash attention was measured to be faster on a GPU; None: it has
-not been measured yet, and auto is xla (benchmarks/gpu.py prints the table)."""
+FLASH_FROM = 50
+"""Tokens from which flash attention is no slower on an H100 (docs/performance.md);
+fewer were not measured."""
 
 
 def flat_dot(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Array:
@@ -90,6 +90,35 @@ Dense = functools.partial(
     nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dot_general=flat_dot
 )
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """x times the normal distribution's function at x, in float32 within.
+
+    By erf, as PyTorch has it, and its gradient is computed from x alone: jax.nn.gelu
+    takes erfc, which costs a GPU three times as much, and keeps it for the gradient.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _normal_cdf(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype), x
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2.0 * math.pi)
+    slope = _normal_cdf(wide) + wide * density
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 token_init = nn.initializers.normal(0.02)
 
 
@@ -114,12 +143,29 @@ class Attention(nn.Module):
         kernel = attention_kernel(
             self.kernel, t, q.shape[-1], q.dtype, bias is not None
         )
-        if kernel == "cudnn":
-            x = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-        else:
-            x = attend(q, k, v, bias)
+        x = flash(q, k, v) if kernel == "cudnn" else attend(q, k, v, bias)
         x = x.reshape(b, t, d)
         return Dense(d, dtype=self.dtype, name="out")(x)
+
+
+def flash(
+    q: Float[Array, "b t heads k"],
+    k: Float[Array, "b t heads k"],
+    v: Float[Array, "b t heads k"],
+) -> Float[Array, "b t heads k"]:
+    """softmax(q k' / sqrt(width)) v by cuDNN's flash attention, on a GPU.
+
+    jax takes its gradient of an even number of tokens alone: an odd one gets one more,
+    which nobody looks at.
+    """
+    b, t, _, _ = q.shape
+    lengths = None
+    if t % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = jnp.full((b,), t, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )[:, :t]
 
 
 def attend(
@@ -153,9 +199,7 @@ def attention_kernel(
     """
     if chosen not in typing.get_args(Kernel):
         raise ValueError(f"attention {chosen!r} is not auto, xla or cudnn")
-    wanted = chosen == "cudnn" or (
-        chosen == "auto" and FLASH_FROM is not None and tokens >= FLASH_FROM
-    )
+    wanted = chosen == "cudnn" or (chosen == "auto" and tokens >= FLASH_FROM)
     half = dtype in (jnp.bfloat16, jnp.float16)
     if not wanted or biased or not half or head_width % 8 or head_width > 128:
         return "xla"
@@ -193,7 +237,7 @@ class Mlp(nn.Module):
         d = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
         quick = self.style == "clip"
-        x = x * nn.sigmoid(1.702 * x) if quick else nn.gelu(x, approximate=False)
+        x = x * nn.sigmoid(1.702 * x) if quick else gelu(x)
         return Dense(d, dtype=self.dtype, name="down")(x)
 
 
