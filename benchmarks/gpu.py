@@ -2,25 +2,25 @@
 
 python benchmarks/gpu.py --output=FILE.jsonl [--minutes=25] [--only=REGEX] [--smoke]
 
-First the steps of all parts are compiled, as many at once as there are cores, into
-FILE.programs. Then the parts, in order of worth; each is a process of its own, alone on
-the machine, ended at its time or when the minutes are over, and writes lines of JSON as
-it goes. What FILE holds already is not taken again: the same command goes on where it
-was stopped. Then `python docs/performance.py FILE.jsonl ...` writes the page.
+Parts, in order of worth; each is a process of its own, ended at its time or when the
+minutes are over, and writes lines of JSON as it goes. What FILE holds already is not
+taken again, and what was compiled is kept in FILE.programs: the same command goes on
+where it was stopped. Then `python docs/performance.py FILE.jsonl ...` writes the page.
+One at a time: XLA tries its kernels on the GPU while it compiles, and two at once took
+as long as one after the other.
 
 1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
 3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
 4. The step's matrix: attention, remat, scan, batch, a cheaper teacher; small images,
    one step and many at once.
-5. Two steps of every file of configs/ on noise, several files at once.
+5. Two steps of every file of configs/ on noise.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
 ml_collections, jaxtyping, psutil, etils, rich; torch and transformers for part 2.
 """
 
 import argparse
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -74,7 +74,7 @@ def parts():
 
 
 def smoke_configs(size, batch):
-    """Two steps of every config, not timed; at another size where one is given."""
+    """Two steps of every config; at another size where one is given."""
     found = []
     few = {"beit_v2_in1k": "method.early=3", "data2vec_in1k": "method.mean_of=3"}
     for name in CONFIGS:
@@ -106,68 +106,30 @@ def done(output):
     return {row["part"] for row in rows if row.get("part") and row["ok"]}
 
 
-def call(command, seconds, *arguments):
-    """(whether it ended well, its last line otherwise) of a script beside this one."""
-    script, *given = command
-    # One on its own may have the GPU's memory; several share it, and torch its half.
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    alone = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
-    timed = script == "step.py" and "--compile_only" not in arguments
-    environment = {**(alone if timed else shared), **os.environ}
+def run(name, command, seconds, output):
+    """Runs one part; its outcome is a line of `output`."""
+    script, *arguments = command
+    line = [sys.executable, str(HERE / script), *arguments, f"--output={output}"]
+    if script == "step.py":
+        line.append(f"--programs={output.with_suffix('.programs')}")
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", **os.environ}
+    start = time.monotonic()
     try:
         result = subprocess.run(
-            [sys.executable, str(HERE / script), *given, *arguments],
+            line,
             **{"capture_output": True, "text": True, "timeout": seconds},
             **{"cwd": HERE.parent, "env": environment},
         )
+        ok, said = result.returncode == 0, result.stderr.strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
-        return False, f"longer than {seconds:.0f} s"
-    said = "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1:]
-    return result.returncode == 0, "".join(said)
-
-
-def write(name, outcome, seconds, output):
-    """A part's outcome, as a line of `output` and for who looks on."""
-    ok, said = outcome
-    row = {"benchmark": "part", "part": name, "ok": ok, "seconds": seconds}
+        ok, said = False, [f"longer than {seconds:.0f} s"]
+    row = {"benchmark": "part", "part": name, "ok": ok}
+    row |= {"seconds": time.monotonic() - start, "said": "" if ok else " ".join(said)}
     with output.open("a") as file:
-        file.write(json.dumps(row | {"said": said}) + "\n")
-    print(f"{name}: {'done' if ok else said}, {seconds:.0f} s", flush=True)
-
-
-def run(name, command, seconds, output):
-    """One part; a step's program is taken from where `ahead` has put it."""
-    start = time.monotonic()
-    programs = [f"--programs={programs_of(output)}"] * (command[0] == "step.py")
-    outcome = call(command, seconds, *programs, f"--output={output}")
-    write(name, outcome, time.monotonic() - start, output)
-
-
-def programs_of(output):
-    """Where compiled programs are kept."""
-    return output.with_suffix(".programs")
-
-
-def ahead(chosen, jobs, end, output):
-    """Compiles the steps of the parts, `jobs` at once; those of configs run, too."""
-
-    def one(part):
-        name, command, seconds = part
-        start = time.monotonic()
-        seconds = min(2 * seconds, end - start)
-        if seconds < 5:
-            return
-        programs = f"--programs={programs_of(output)}"
-        if name.startswith("config "):
-            outcome = call(command, seconds, programs)
-            write(name, outcome, time.monotonic() - start, output)
-        else:
-            ok, said = call(command, seconds, programs, "--compile_only")
-            taken = f"{time.monotonic() - start:.0f} s"
-            print(f"{name}: {'compiled' if ok else said}, {taken}", flush=True)
-
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, chosen))
+        file.write(json.dumps(row) + "\n")
+    print(
+        f"{name}: {'done' if ok else row['said']}, {row['seconds']:.0f} s", flush=True
+    )
 
 
 def main():
@@ -175,7 +137,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True)
     parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--jobs", type=int, default=max(1, 3 * os.cpu_count() // 4))
     parser.add_argument("--only", default="", metavar="REGEX", help="names of parts")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--no_configs", action="store_true")
@@ -186,18 +147,14 @@ def main():
     finished = done(output)
     chosen = smoke_parts(not args.no_configs) if args.smoke else parts()
     chosen = [part for part in chosen if re.search(args.only, part[0])]
-    for name, _, _ in chosen:
+    for name, command, seconds in chosen:
+        left = end - time.monotonic()
         if name in finished:
             print(f"{name}: in {output.name} already")
-    left = [part for part in chosen if part[0] not in finished]
-    ahead([p for p in left if p[1][0] == "step.py"], args.jobs, end, output)
-    for name, command, seconds in left:
-        if name.startswith("config "):
-            continue
-        if end - time.monotonic() < 5:
+        elif left < 5:
             print(f"{name}: no time left; run the same command again")
         else:
-            run(name, command, min(seconds, end - time.monotonic()), output)
+            run(name, command, min(seconds, left), output)
 
 
 if __name__ == "__main__":

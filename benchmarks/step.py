@@ -13,9 +13,8 @@ the devices. It needs jax, flax, optax, ml_collections, jaxtyping, psutil and et
 TensorFlow and no clu.
 
 --programs=DIR takes the compiled step from DIR, or keeps it there: no compile times are
-given then; with --compile_only that is all, so that several processes can do it at once
-before one of them measures. --profile=DIR writes a profile of five more steps, as a run
-does with config.profile.
+given then. --profile=DIR writes a profile of five more steps, as a run does with
+config.profile.
 
 Of a method with deep dynamic supervision, what distances and weights cost alone, and of
 one with a teacher, what its update costs alone, are timed by themselves.
@@ -29,12 +28,16 @@ import argparse
 import time
 
 import jax
+import jax.numpy as jnp
 import measure
 import optax
 
 from ddae.difficulty import difficulty_weights, nearest_visible_distance
 from ddae.masking import gather_patches
 from ddae.train import speed
+
+REPEATS = 20
+"""Of what is timed by itself."""
 
 
 def run(config, batch, steps, warmup, programs=None, profile=None):
@@ -86,32 +89,29 @@ def run(config, batch, steps, warmup, programs=None, profile=None):
     return found
 
 
-def shares(work, state, repeats=20):
+def shares(work, state):
     """Seconds of a step's distances and weights, and of the teacher's update, alone."""
     method = getattr(work.task, "method", None)
     found = {}
-    if method and any(term.difficulty for term in method.terms):
-
-        @jax.jit
-        def weights(keys, t):
-            mask = method.masking.draw(keys, method.encoder.grid)
-            return mask, all_weights(mask, t)
-
-        def all_weights(mask, t):
-            hidden = [term.difficulty for term in method.terms if term.difficulty]
-            return [weights_of(d, mask, method.encoder.grid, t) for d in hidden]
-
+    hidden = [t.difficulty for t in method.terms if t.difficulty] if method else []
+    if hidden:
         keys = jax.random.split(jax.random.key(0), work.batch_size)
-        mask, _ = weights(keys, 0.5)
-        found["weights_seconds"] = seconds_of(
-            jax.jit(all_weights), (mask, 0.5), repeats
-        )
+        mask = jax.jit(lambda k: method.masking.draw(k, method.encoder.grid))(keys)
+
+        def weights(number, total, mask):
+            t = number / REPEATS
+            each = [weights_of(d, mask, method.encoder.grid, t) for d in hidden]
+            return total + sum(each)
+
+        zeros = jnp.zeros(mask.ids_masked.shape)
+        found["weights_seconds"] = seconds_of(weights, zeros, mask)
     if jax.tree.leaves(state.ema_params):
+
+        def update(number, ema, params):
+            return optax.incremental_update(params, ema, 0.01)
+
         params = work.task.ema_of(state.params)
-        update = jax.jit(optax.incremental_update)
-        found["ema_seconds"] = seconds_of(
-            update, (params, state.ema_params, 0.01), repeats
-        )
+        found["ema_seconds"] = seconds_of(update, state.ema_params, params)
     return found
 
 
@@ -122,16 +122,20 @@ def weights_of(difficulty, mask, grid, t):
     return difficulty_weights(gather_patches(distance, mask.ids_masked), beta)
 
 
-def seconds_of(function, operands, repeats):
-    """The median of `repeats` calls in a row, ten a time."""
-    jax.block_until_ready(function(*operands))
+def seconds_of(function, first, given, rounds=10):
+    """The median of one call of function(number, carry, given), of REPEATS in a loop of
+    one program, where no launch from the host counts."""
+    loop = jax.jit(
+        lambda carry, given: jax.lax.fori_loop(
+            0, REPEATS, lambda i, carry: function(i, carry, given), carry
+        )
+    )
+    jax.block_until_ready(loop(first, given))
     taken = []
-    for _ in range(repeats):
+    for _ in range(rounds):
         start = time.perf_counter()
-        for _ in range(10):
-            found = function(*operands)
-        jax.block_until_ready(found)
-        taken.append((time.perf_counter() - start) / 10)
+        jax.block_until_ready(loop(first, given))
+        taken.append((time.perf_counter() - start) / REPEATS)
     return measure.median(taken)
 
 
@@ -177,22 +181,15 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--programs", metavar="DIR", help="of compiled programs")
-    parser.add_argument("--compile_only", action="store_true", help="into --programs")
     parser.add_argument("--profile", metavar="DIR", help="of five more steps")
     parser.add_argument("--output", help="append a line of JSON here")
     args = parser.parse_args()
-    if args.compile_only and not args.programs:
-        parser.error("--compile_only wants --programs=DIR")
     if args.programs:
         speed.keep_compiled(args.programs)
     name = args.config
     if name is None:
         name = f"{args.method}_in1k:model={args.model}" + (",dds=1" * args.dds)
     config = measure.read_config(name, args.set)
-    if args.compile_only:
-        work = measure.make_work(config, args.batch)
-        work.lower().compile()
-        return
     given = (args.steps, args.warmup, args.programs, args.profile)
     found = run(config, args.batch, *given)
     measure.write({"benchmark": "step", "config": name, **found}, args.output)
