@@ -193,14 +193,15 @@ def main():
     parser.add_argument("--output", help="append lines of JSON here")
     args = parser.parse_args()
     rows = []
-    for size in args.sizes.split(","):
+    for size in filter(None, args.sizes.split(",")):
         for devices in map(int, args.devices.split(",")):
             for fsdp in (False, True)[: 1 + (devices > 1)]:
                 config = settings(size, args.image_size)
                 batch = devices * args.batch
                 rows.append(scale_row(size, config, batch, devices, fsdp))
                 measure.write({"benchmark": "scaling", **rows[-1]}, args.output)
-    print(measure.table([shown(row) for row in rows]), "\n")
+    if rows:
+        print(measure.table([shown(row) for row in rows]), "\n")
     rows = []
     for size in filter(None, args.remat.split(",")):
         row = casts_row(size)
