@@ -339,8 +339,11 @@ def command():
     script = pathlib.Path(sys.argv[0]).name
     places = ("--output", "--programs", "--profile")
     arguments = [a for a in sys.argv[1:] if not a.startswith(places)]
-    named = ("GLIBC_TUNABLES", "XLA_FLAGS")
-    before = [f"{key}='{os.environ[key]}'" for key in named if os.environ.get(key)]
+    named = {key: os.environ.get(key, "") for key in ("GLIBC_TUNABLES", "XLA_FLAGS")}
+    # Which scaling.py sets for itself.
+    own = r"\s*--xla_force_host_platform_device_count=\d+"
+    named["XLA_FLAGS"] = re.sub(own, "", named["XLA_FLAGS"])
+    before = [f"{key}='{value}'" for key, value in named.items() if value]
     return " ".join([*before, "python", f"benchmarks/{script}", *arguments])
 
 

@@ -4,7 +4,7 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 3200 steps of both, and the longest without DDAE's teacher
+small scale 200 to 6400 steps of both, and 3200 without DDAE's teacher
 (taps+weights). DIR as in configs/studies/beta.py.
 """
 
@@ -12,11 +12,13 @@ from configs.studies import common
 
 EPOCHS = {"mae": (50, 100, 200, 400, 800), "ddae": (50, 100, 200)}
 STEPS = {
-    "mae": (200, 400, 800, 1600, 3200),
-    "ddae": (200, 400, 800, 1600, 3200),
+    "mae": (200, 400, 800, 1600, 3200, 6400),
+    "ddae": (200, 400, 800, 1600, 3200, 6400),
     "taps+weights": (3200,),
 }
-CLAIMS = ("mae,1600", "mae,3200", "ddae,400", "ddae,1600", "ddae,3200")
+CLAIMS = tuple(f"mae,{n}" for n in (1600, 3200, 6400)) + tuple(
+    f"ddae,{n}" for n in (400, 1600, 3200, 6400)
+)
 """Rows of small scale that the claims compare: five seeds."""
 
 
