@@ -194,6 +194,14 @@ EIGHTH = tuple((f"ddae,{n}", f"mae,{8 * n}") for n in (200, 400, 800))
 """Of study 3: DDAE for an eighth of MAE's steps, as 100 epochs are of 800."""
 
 
+def teacher_adds(epochs):
+    """DDAE less its weights and taps alone, at each length of study 3."""
+    return "; ".join(
+        f"of {n} steps {verdict(epochs.difference(f'ddae,{n}', f'taps+weights,{n}'))}"
+        for n in (3200, 6400)
+    )
+
+
 def claim_a():
     """As much in fewer epochs than MAE."""
     parts, epochs = study("parts"), study("epochs")
@@ -225,9 +233,8 @@ def claim_a():
         lines.append("")
     return [
         *lines,
-        "Of 3200 steps, what DDAE's teacher adds to deep dynamic supervision alone"
-        " (`ddae,3200`, `taps+weights,3200`):"
-        f" {verdict(epochs.difference('ddae,3200', 'taps+weights,3200'))}.",
+        "What DDAE's teacher adds to deep dynamic supervision alone (`ddae,STEPS` less"
+        f" `taps+weights,STEPS`): {teacher_adds(epochs)}.",
         "",
         "And in study 2, kNN:",
         "",
@@ -373,22 +380,15 @@ def direction():
             lines.append(f"- {what}: not run.")
             continue
         lines.append(f"- {what}; kNN, first less second, over what they share:")
-        for first, second, axis in (
-            ("near-far", "far-near", "phase"),
-            ("near-far", "constant", "phase"),
-            ("far-near", "constant", "phase"),
-            ("tilt-0.5", "tilt+0.5", "tilt"),
-            ("tilt-0.5", "tilt+0", "tilt"),
-            ("tilt+0.5", "tilt+0", "tilt"),
+        for first, second in (
+            ("near-far", "far-near"),
+            ("near-far", "constant"),
+            ("far-near", "constant"),
+            ("tilt-0.5", "tilt+0.5"),
+            ("tilt-0.5", "tilt+0"),
+            ("tilt+0.5", "tilt+0"),
         ):
-            part = first if axis == "phase" else f",{first}"
-            pairs = [
-                (name, other)
-                for name in own
-                if name.endswith(part) or f",{first}," in name
-                if (other := name.replace(first, second)) in have and other != name
-            ]
-            found = pooled_verdict(beta, pairs)
+            found = over_shared(beta, own, first, second)
             lines.append(f"  - {first} less {second}: {found}.")
         knn = [
             list(report.values_of(beta.records, n, "knn20_top1").values()) for n in own
@@ -425,6 +425,18 @@ def tried():
     return [*lines, ""]
 
 
+def over_shared(beta, own, first, second):
+    """Of the rows `own`, those of the phase or tilt `first` less those of `second`,
+    where all else is alike."""
+    pairs = [
+        (name, other)
+        for name in own
+        if first in name.split(",")
+        if (other := name.replace(first, second)) in own
+    ]
+    return pooled_verdict(beta, pairs)
+
+
 def defaults():
     """What the studies say about the preset of beta and the teacher's weight."""
     beta, parts = study("beta"), study("parts")
@@ -436,6 +448,9 @@ def defaults():
         name for name, each in found.items() if verdict(each).endswith("**behind**")
     ]
 
+    def shared(first, second):
+        return over_shared(beta, own | {preset}, first, second)
+
     def weight(row):
         return verdict(study("tries").difference(row, "ddae"))
 
@@ -446,7 +461,11 @@ def defaults():
         "## Defaults of `ddae`",
         "",
         "The preset of `configs/common.py` and `BetaSchedule` (b from -1 to +1, linear,"
-        f" c = -.5) was chosen before these studies; {said}. Against beta = 0 at every"
+        f" c = -.5) was chosen before these studies; {said}. In study 1 near to far"
+        f" less constant has {shared('near-far', 'constant')}, less far to near"
+        f" {shared('near-far', 'far-near')}; c = -.5 less 0"
+        f" {shared('tilt-0.5', 'tilt+0')}, less +.5"
+        f" {shared('tilt-0.5', 'tilt+0.5')}. Against beta = 0 at every"
         f" tap, in study 2: {verdict(parts.difference('ddae', 'ddae,beta=0'))}; with"
         " the teacher's weight 1:"
         f" {verdict(parts.difference(*AT_ONE))}. Where that is no verdict the preset"
@@ -457,9 +476,8 @@ def defaults():
         " studies. Of `tries`, less `ddae`: `features=1`"
         f" {weight('features=1')}; `features=.25` {weight('features=.25')};"
         f" `features=.025` {weight('features=.025')}. It is the"
-        " choice of runs that end before their teacher has learned much. Of 3200 steps,"
-        " with it less without (`taps+weights,3200`):"
-        f" {verdict(study('epochs').difference('ddae,3200', 'taps+weights,3200'))}.",
+        " choice of runs that end before their teacher has learned much. With it less"
+        f" without (`taps+weights`): {teacher_adds(study('epochs'))}.",
         "",
     ]
 

@@ -4,7 +4,7 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 6400 steps of both, and 3200 without DDAE's teacher
+small scale 200 to 6400 steps of both, and the longest without DDAE's teacher
 (taps+weights). DIR as in configs/studies/beta.py.
 """
 
@@ -14,7 +14,7 @@ EPOCHS = {"mae": (50, 100, 200, 400, 800), "ddae": (50, 100, 200)}
 STEPS = {
     "mae": (200, 400, 800, 1600, 3200, 6400),
     "ddae": (200, 400, 800, 1600, 3200, 6400),
-    "taps+weights": (3200,),
+    "taps+weights": (3200, 6400),
 }
 CLAIMS = tuple(f"mae,{n}" for n in (1600, 3200, 6400)) + tuple(
     f"ddae,{n}" for n in (400, 1600, 3200, 6400)
