@@ -2,7 +2,7 @@
 
 python benchmarks/attention.py [--batch=256] [--output=FILE.jsonl]
 
-The table behind `ddae.models.vit.FLASH_FROM`. xla is `ddae.models.vit.attend`. Where
+The table behind `ddae.models.kernels.FLASH_FROM`. xla is its `attend`. Where
 cuDNN cannot run, "-" says so; else outputs and gradients of both are compared:
 the largest difference over the largest value, which bfloat16 leaves near .01.
 """
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from ddae.models.vit import attend, flash
+from ddae.models.kernels import attend, flash
 
 STACKS = {
     "encoder S, visible": (50, 6, 64),

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from ddae.models.kernels import Kernel
 from ddae.models.vit import (
     VIT_SPECS,
     Encoder,
-    Kernel,
     Positions,
     RelativeBias,
     Remat,

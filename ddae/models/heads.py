@@ -10,12 +10,12 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from ddae.masking import Mask, gather_patches
+from ddae.models.kernels import Kernel
 from ddae.models.positions import sincos
 from ddae.models.vit import (
     Dense,
     Encoder,
     Features,
-    Kernel,
     LayerNorm,
     RelativePositionBias,
     Remat,

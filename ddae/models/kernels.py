@@ -1,0 +1,83 @@
+"""What computes attention: XLA everywhere, cuDNN's flash attention on a GPU."""
+
+import math
+import typing
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Kernel = Literal["auto", "xla", "cudnn"]
+"""What computes attention. xla: everywhere. cudnn: its flash attention wherever it can
+run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on."""
+
+FLASH_FROM = 50
+"""Tokens from which flash attention is no slower on an H100 (docs/performance.md);
+fewer were not measured."""
+
+
+def flash(
+    q: Float[Array, "b t heads k"],
+    k: Float[Array, "b t heads k"],
+    v: Float[Array, "b t heads k"],
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> Float[Array, "b t heads k"]:
+    """softmax(q k' / sqrt(width)) v by cuDNN's flash attention, on a GPU; by jax's own
+    elsewhere, for tests.
+
+    jax takes its gradient of an even number of tokens alone: an odd one gets one more,
+    which nobody looks at.
+    """
+    t = q.shape[1]
+    if t % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    # t of each example, but cut over devices as q is: a constant would not be.
+    lengths = jnp.minimum(t, t + (q[:, 0, 0, 0] > 0))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    return jax.nn.dot_product_attention(
+        *(q, k, v),
+        query_seq_lengths=lengths + 1,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )[:, :t]
+
+
+def attend(
+    q: Float[Array, "b t heads k"],
+    k: Float[Array, "b t heads k"],
+    v: Float[Array, "b t heads k"],
+    bias: Float[Array, "1 heads t t"] | None = None,
+) -> Float[Array, "b t heads k"]:
+    """softmax(q k' / sqrt(width) + bias) v, the softmax in float32.
+
+    Heads go before tokens, in memory too: on a CPU a third less time than
+    `jax.nn.dot_product_attention`, which leaves them where they are.
+    """
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    scores = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(q.shape[-1])
+    if bias is not None:
+        scores = scores + bias
+    shares = jax.nn.softmax(scores).astype(v.dtype)
+    return jnp.einsum("bhqt,bhtk->bhqk", shares, v).swapaxes(1, 2)
+
+
+def attention_kernel(
+    chosen: Kernel, tokens: int, head_width: int, dtype: Any, biased: bool
+) -> Literal["xla", "cudnn"]:
+    """What computes attention in a stack on this machine.
+
+    cuDNN's runs on a GPU of compute capability 8 or more, in half precision, with heads
+    of a width divisible by 8 up to 128. A bias that learns would want an even number of
+    tokens there, and ours have a cls token: such stacks stay with XLA.
+    """
+    if chosen not in typing.get_args(Kernel):
+        raise ValueError(f"attention {chosen!r} is not auto, xla or cudnn")
+    wanted = chosen == "cudnn" or (chosen == "auto" and tokens >= FLASH_FROM)
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if not wanted or biased or not half or head_width % 8 or head_width > 128:
+        return "xla"
+    device = jax.devices()[0]
+    capable = float(getattr(device, "compute_capability", 0)) >= 8.0
+    return "cudnn" if device.platform == "gpu" and capable else "xla"
