@@ -26,8 +26,10 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-faults()
-print(sorted(faults() for _ in range(9))[4])
+# What else the process allocates may cut into the first buffers, under load above all:
+# glibc has pages enough after some steps, never at once.
+taken = [faults() for _ in range(30)]
+print(sorted(taken[-9:])[4])
 """
 
 
