@@ -79,6 +79,13 @@ def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+def test_fsdp_in_half_precision_is_the_same_but_for_what_it_sums(digit_images):
+    alone, _ = losses_of(digit_images, dtype="bfloat16")
+    fsdp, state = losses_of(digit_images, devices=4, fsdp=4, dtype="bfloat16")
+    np.testing.assert_allclose(fsdp, alone, rtol=2e-3)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+
+
 @pytest.mark.slow
 def test_crops_in_the_step_do_not_depend_on_how_a_batch_is_cut(digit_images):
     whole = Augment(crop="random_resized", flip=True, on_device=True)
@@ -140,7 +147,12 @@ def test_mae_has_no_teacher():
     assert not jax.tree.leaves(state.ema_params)
 
 
-def test_a_non_finite_batch_changes_only_the_counters(digit_images):
+@pytest.mark.parametrize("branching", [("cpu",), ()], ids=["a branch", "a choice"])
+def test_a_non_finite_batch_changes_only_the_counters(
+    digit_images, monkeypatch, branching
+):
+    """In both ways that a step has of it, one for CPUs and one for the rest."""
+    monkeypatch.setattr("ddae.train.step.BRANCHING", branching)
     state, step, mesh, _ = trainer()
     state, _ = step(state, place(digit_images, mesh), ROOT)
     before = jax.device_get(dataclasses.replace(state))

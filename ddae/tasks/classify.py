@@ -116,6 +116,10 @@ class Classify(Task):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.encoder)
 
+    @property
+    def dtype(self) -> Any:
+        return self.encoder.dtype
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {name: ...}}, float32; all heads begin alike."""
         key_encoder, key_head = jax.random.split(rng)

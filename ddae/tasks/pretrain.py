@@ -63,6 +63,10 @@ class Pretrain(Task):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.method.encoder)
 
+    @property
+    def dtype(self) -> Any:
+        return self.method.encoder.dtype
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {key: ...}}, float32; "frozen" where there are."""
         method = self.method

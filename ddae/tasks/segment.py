@@ -119,6 +119,10 @@ class Segment(Task):
         """That of a crop, and of a window of the evaluation."""
         return image_shape(self.encoder)
 
+    @property
+    def dtype(self) -> Any:
+        return self.encoder.dtype
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {"segmenter": ...}}, float32."""
         key_encoder, key_head = jax.random.split(rng)

@@ -25,6 +25,11 @@ class Task(Protocol):
         """(height, width, channels) of the images that it takes."""
         ...
 
+    @property
+    def dtype(self) -> Any:
+        """What the blocks of its transformers compute in."""
+        return jnp.float32
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """Fresh parameters: nested dicts of float32 arrays."""
         ...

@@ -82,6 +82,10 @@ class Tokenize(Task):
         return image_shape(self.encoder)
 
     @property
+    def dtype(self) -> Any:
+        return self.encoder.dtype
+
+    @property
     def _quantiser(self) -> Quantiser:
         return Quantiser(self.settings.codes, self.settings.code_dim)
 

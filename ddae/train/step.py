@@ -1,6 +1,7 @@
 """The one train step."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,11 @@ WHOLE = ("stop", "images")
 """Parts of a batch that are not cut into rows: `images`, of which its `index` names the
 rows, and `stop`, a flag of each device."""
 
+BRANCHING = ("cpu",)
+"""Where the state is kept by a branch when a step is not finite: XLA writes the new over
+the old there, and would copy it all for a choice between two of each array. For a GPU it
+does the reverse (tests/test_cuda.py), and a branch has the host wait."""
+
 
 def make_step(
     task: Task,
@@ -68,8 +74,8 @@ def make_step(
         trained, frozen = optimizer.split(state.params)
 
         def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
-            params = _gathered(merge(trained, frozen), mesh)
-            ema_params = _gathered(state.ema_params, mesh)
+            params = _gathered(merge(trained, frozen), mesh, task.dtype)
+            ema_params = _gathered(state.ema_params, mesh, task.dtype)
             if augment.on_device:
                 batch = _cropped(batch, stream(rngs, "augment"), augment)
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
@@ -95,9 +101,11 @@ def make_step(
         def unchanged():
             return state.params, state.optimizer, state.ema_params
 
-        # A branch lets XLA write the new state over the old; a choice between two of
-        # each array has it copy them all first.
-        kept = jax.lax.cond(finite, updated, unchanged)
+        if mesh.devices.flat[0].platform in BRANCHING:
+            kept = jax.lax.cond(finite, updated, unchanged)
+        else:
+            choose = functools.partial(jnp.where, finite)
+            kept = jax.tree.map(choose, updated(), unchanged())
         bad = jnp.where(finite, 0, 1)
         new_state = TrainState(
             state.step + 1,
@@ -232,14 +240,34 @@ class OnDevices:
         return over
 
 
-def _gathered(params: Params, mesh: Mesh) -> Params:
-    """`params` whole on every device while a loss reads them (FSDP).
+def _gathered(params: Params, mesh: Mesh, dtype: Any) -> Params:
+    """`params` whole on every device while a loss reads them (FSDP), the kernels of
+    blocks as dtype, which they are read in.
 
-    Left to itself XLA keeps parameters cut and gathers activations, over the batch.
+    Left to itself XLA keeps parameters cut and gathers activations, over the batch. Of
+    their gradient a device needs its own part of the sum alone: a reduce-scatter.
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+    cut = state_sharding(params, mesh)
+    constrain = jax.lax.with_sharding_constraint
+
+    @jax.custom_vjp
+    def gather(params: Params) -> Params:
+        return constrain(params, replicated(mesh))
+
+    gather.defvjp(
+        lambda params: (gather(params), None),
+        lambda _, gradient: (constrain(gradient, cut),),
+    )
+
+    def cast(path: Any, x: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        kernel = re.search(r"/block_\d+/.*/kernel$", f"/{name}")
+        return x.astype(dtype) if kernel else x
+
+    # Cut once more, or XLA casts what it has gathered.
+    return gather(constrain(jax.tree_util.tree_map_with_path(cast, params), cut))
 
 
 def _gradient(
@@ -252,9 +280,6 @@ def _gradient(
     else:
         micro = _micro_batches(rows, accumulate, mesh)
         rest, grads = _accumulate(gradient, trained, micro, accumulate)
-    if mesh.shape["fsdp"] > 1:
-        # Each device needs its own part of the sum alone: a reduce-scatter.
-        grads = jax.lax.with_sharding_constraint(grads, state_sharding(grads, mesh))
     return rest, grads
 
 
