@@ -43,6 +43,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        # The compiler of that alone, for benchmarks/plan.py: no cuDNN, cuBLAS or NCCL.
+        "cuda-plan": ["jax[cuda13-local]>=0.10", "nvidia-cuda-nvcc>=13"],
         # Live parity with transformers; gigabytes, so not part of `test`.
         "torch": ["torch>=2.6", "transformers>=5.0"],
         "test": [

@@ -34,7 +34,8 @@ COLLECTIVES = (
     "collective-permute",
 )
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f16": 2}
-OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+# Of one that is begun and ended, the end: what begins it names its operands too.
+OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
 # What a TPU's compiler makes of a sum of which each device keeps its part: a fusion of
 # this name, of an all-reduce and a slice.
 FUSED = re.compile(r"^%all-reduce-scatter[.\w]* \(.*\) -> (.*) \{")

@@ -6,16 +6,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from tiny import wide_config
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
 import measure  # noqa: E402
+import plan  # noqa: E402
 import scaling  # noqa: E402
-import tpu  # noqa: E402
 
 from ddae.eval.knn import make_votes  # noqa: E402
-from ddae.models.vit import VIT_SPECS, ViTSpec  # noqa: E402
 from ddae.train.sharding import (  # noqa: E402
     MeshSettings,
     batch_sharding,
@@ -26,25 +25,16 @@ from ddae.train.sharding import (  # noqa: E402
 pytestmark = pytest.mark.tpu
 
 
-def small_config(fsdp):
-    # Wide enough that its matrices are cut.
-    VIT_SPECS["Wide"] = ViTSpec(128, 2, 2)
-    config = tiny_config(mesh__fsdp=fsdp, model__size="Wide", dtype="bfloat16")
-    config["model"] |= {"remat": "off", "scan": False}
-    config["optimizer"]["accumulate"] = 1
-    return config
-
-
 def test_a_host_of_four_chips_scatters_what_it_sums():
-    row = tpu.plan(small_config(fsdp=4), 64, "v4:2x2x1")
+    row = plan.plan(wide_config(mesh__fsdp=4), 64, "v4:2x2x1")
     assert (row["chips"], row["hosts"]) == (4, 1)
     assert row["counts"]["all-gather"] > 0 and row["counts"]["reduce-scatter"] > 0
     assert row["state_bytes"] < row["planned_bytes"] < row["chip_bytes"]
-    assert "| v4:2x2x1 | 4 | 1 | 64 | 4 |" in measure.table([tpu.shown(row)])
+    assert "| v4:2x2x1 | 4 | 1 | 64 | 4 |" in measure.table([plan.shown(row)])
 
 
 def test_two_hosts_compile_the_same_step():
-    row = tpu.plan(small_config(fsdp=4), 64, "v4:2x2x2")
+    row = plan.plan(wide_config(mesh__fsdp=4), 64, "v4:2x2x2")
     assert (row["chips"], row["hosts"]) == (8, 2)
     assert row["counts"]["all-gather"] > 0 and row["counts"]["all-reduce"] > 0
 
@@ -52,14 +42,14 @@ def test_two_hosts_compile_the_same_step():
 @pytest.mark.parametrize("fsdp", [1, 2, 8, 64])
 def test_any_divisor_of_a_pod_is_a_mesh(fsdp):
     """Its torus is 4 x 4 x 4: to cut over 2, 8 or 32 chips splits an axis."""
-    chips = list(tpu.devices_of("v4:4x4x4"))
+    chips = list(plan.devices_of("v4:4x4x4"))
     mesh = make_mesh(MeshSettings(fsdp=fsdp), 4096, 1, chips)
     assert mesh.devices.shape == (64 // fsdp, fsdp)
     assert len(set(mesh.devices.flat)) == 64
 
 
 def test_data_parallel_sums_its_gradients_at_once():
-    work = measure.make_work(small_config(1), 16, list(tpu.devices_of("v5e:2x2")))
+    work = measure.make_work(wide_config(), 16, list(plan.devices_of("v5e:2x2")))
     found = scaling.collectives(work.lower().compile().as_text())
     assert {kind for kind, *_ in found} == {"all-reduce"}
     matrices = {x.shape for x in jax.tree.leaves(work.shapes.params) if x.ndim == 2}
@@ -68,7 +58,7 @@ def test_data_parallel_sums_its_gradients_at_once():
 
 
 def test_nearest_neighbours_compile_and_stay_in_float32():
-    chips = list(tpu.devices_of("v4:2x2x2"))
+    chips = list(plan.devices_of("v4:2x2x2"))
     mesh = make_mesh(MeshSettings(), 8, 1, chips)
     votes = make_votes(mesh, (10, 20), 0.07, 10, size=4096)
     rows = batch_sharding(mesh)

@@ -5,6 +5,7 @@ import copy
 from ddae.models.vit import VIT_SPECS, ViTSpec
 
 VIT_SPECS["Two"] = ViTSpec(32, 2, 2)
+VIT_SPECS["Wide"] = ViTSpec(128, 2, 2)
 
 TINY = {
     "task": "pretrain",
@@ -38,4 +39,13 @@ def tiny_config(**changes):
         for part in parts[:-1]:
             section = section.setdefault(part, {})
         section[parts[-1]] = value
+    return config
+
+
+def wide_config(**changes):
+    """One whose matrices FSDP cuts, in half precision, of 64 patches an image."""
+    given = {"model__size": "Wide", "dtype": "bfloat16", "image_size": 16}
+    config = tiny_config(**(given | changes))
+    config["model"] |= {"remat": "off", "scan": False}
+    config["optimizer"]["accumulate"] = 1
     return config

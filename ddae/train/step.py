@@ -40,9 +40,9 @@ WHOLE = ("stop", "images")
 rows, and `stop`, a flag of each device."""
 
 BRANCHING = ("cpu",)
-"""Where the state is kept by a branch when a step is not finite: XLA writes the new over
-the old there, and would copy it all for a choice between two of each array. For a GPU it
-does the reverse (tests/test_cuda.py), and a branch has the host wait."""
+"""Where a branch keeps the state when a step is not finite. There XLA writes the new one
+over the old, and would copy it all for a choice between two of each array; for a GPU it
+is the other way round (tests/test_cuda.py), and the host would wait for the branch."""
 
 
 def make_step(
