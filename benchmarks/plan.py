@@ -43,7 +43,7 @@ import jax
 import measure
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from scaling import collectives, said, totals
+from scaling import collectives, copies, said, totals
 
 from ddae.settings import UserError
 from ddae.train.sharding import bytes_a_device
@@ -190,12 +190,16 @@ def plan(config, batch, name):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return found | {"too_large": str(error).splitlines()[0][:300]}
+    text = compiled.as_text()
+    number, copied = copies(text)
     return found | {
+        "copies": number,
+        "copied_bytes": copied,
         "compile_seconds": seconds,
         "compile_cpu_seconds": cpu,
         "planned_bytes": measure.planned_bytes(compiled),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        **totals(collectives(compiled.as_text())),
+        **totals(collectives(text)),
     }
 
 

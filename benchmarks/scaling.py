@@ -64,6 +64,18 @@ def collectives(hlo):
     return found
 
 
+def copies(hlo):
+    """(how many, their bytes) of the copies in what a program runs one by one."""
+    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", hlo, re.S | re.M)[1]
+    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* copy\(", entry)
+    sizes = [
+        WIDTHS[number] * math.prod(int(n) for n in shape.split(",") if n)
+        for number, shape in found
+        if number in WIDTHS
+    ]
+    return len(sizes), sum(sizes)
+
+
 def totals(found):
     """What `collectives` found, of each kind: how many, and their bytes."""
     counts, moved = collections.Counter(), collections.Counter()

@@ -40,8 +40,8 @@ WHOLE = ("stop", "images")
 rows, and `stop`, a flag of each device."""
 
 BRANCHING = ("cpu",)
-"""Where a branch keeps the state when a step is not finite. There XLA writes the new one
-over the old, and would copy it all for a choice between two of each array; for a GPU it
+"""Where a branch keeps the state when a step is not finite: XLA writes the new one over
+the old there, and would copy it all for a choice between two of each array. On a GPU it
 is the other way round (tests/test_cuda.py), and the host would wait for the branch."""
 
 
