@@ -99,7 +99,7 @@ def devices_of(name):
 
 def _target(kind):
     """A GPU as XLA's compiler wants it described, a protocol buffer's text."""
-    (major, minor), cores, mib, gigabytes, l2, clock, units, threads, shared = GPUS[
+    capability, cores, mib, gigabytes, l2, clock, units, threads, shared = GPUS[kind]
         kind
     ]
     numbers = {
