@@ -100,8 +100,6 @@ def devices_of(name):
 def _target(kind):
     """A GPU as XLA's compiler wants it described, a protocol buffer's text."""
     capability, cores, mib, gigabytes, l2, clock, units, threads, shared = GPUS[kind]
-        kind
-    ]
     numbers = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,
