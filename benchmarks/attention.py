@@ -1,9 +1,10 @@
-"""Attention alone, forward and backward: XLA's against cuDNN's, at every stack's shape.
+"""Attention alone, forward and backward: XLA's, cuDNN's and jax's Triton kernel.
 
 python benchmarks/attention.py [--batch=256] [--output=FILE.jsonl]
 
-The table behind `ddae.models.kernels.FLASH_FROM`. xla is its `attend`. Where
-cuDNN cannot run, "-" says so; else outputs and gradients of both are compared:
+The table behind `ddae.models.kernels.FLASH_FROM`, at every stack's shape. xla and cudnn
+are what a model takes; triton, jax's own in Pallas, it does not: would it be faster?
+Where one cannot run, "-" says so; else outputs and gradients are compared with XLA's:
 the largest difference over the largest value, which bfloat16 leaves near .01.
 """
 
@@ -13,6 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 import measure
+from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
 from ddae.models.kernels import attend, flash
 
@@ -28,7 +30,23 @@ STACKS = {
 }
 
 
-KERNELS = {"xla": attend, "cudnn": flash}
+def triton(q, k, v, interpret=False):
+    """jax's flash attention in Triton, of tokens padded to whole blocks."""
+    b, tokens, _, width = q.shape
+    block = 64 if tokens <= 64 else 32
+    more = -tokens % block
+    q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+    added = (jnp.arange(tokens + more) >= tokens).astype(jnp.int32)
+    out = mha(
+        *(q, k, v, jnp.broadcast_to(added, (b, len(added)))),
+        sm_scale=width**-0.5,
+        block_sizes=BlockSizes(*(block,) * 6),
+        interpret=interpret,
+    )
+    return out[:, :tokens]
+
+
+KERNELS = {"xla": attend, "cudnn": flash, "triton": triton}
 
 
 def measured(kernel, shape, dtype, repeats):
@@ -73,14 +91,17 @@ def shown(row):
     def text(value, form):
         return form.format(value) if value is not None else "-"
 
-    xla, own = row["xla_seconds"], row["cudnn_seconds"]
-    return {
-        **{k: row[k] for k in ("stack", "tokens", "heads", "head_width", "batch")},
-        "xla, ms": f"{1e3 * xla:.2f}",
-        "cudnn, ms": text(own and 1e3 * own, "{:.2f}"),
-        "xla / cudnn": text(own and xla / own, "{:.2f}"),
-        "differ by": text(row.get("difference"), "{:.0e}"),
-    }
+    xla = row["xla_seconds"]
+    found = {k: row[k] for k in ("stack", "tokens", "heads", "head_width", "batch")}
+    found["xla, ms"] = f"{1e3 * xla:.2f}"
+    for name in ("cudnn", "triton"):
+        own = row.get(f"{name}_seconds")
+        found |= {
+            f"{name}, ms": text(own and 1e3 * own, "{:.2f}"),
+            f"xla / {name}": text(own and xla / own, "{:.2f}"),
+            f"{name} differs by": text(row.get(f"{name}_difference"), "{:.0e}"),
+        }
+    return found
 
 
 def main():
@@ -94,12 +115,12 @@ def main():
     for name, (tokens, heads, width) in STACKS.items():
         shape = (args.batch, tokens, heads, width)
         runs = {k: measured(k, shape, jnp.bfloat16, args.repeats) for k in KERNELS}
-        found = {kernel: run and run[0] for kernel, run in runs.items()}
-        own = runs["cudnn"]
-        difference = apart(own[1], runs["xla"][1]) if own else None
         row = {"stack": name, "tokens": tokens, "heads": heads, "head_width": width}
-        row |= {"batch": args.batch, **{f"{k}_seconds": s for k, s in found.items()}}
-        row["difference"] = difference
+        row["batch"] = args.batch
+        for kernel, run in runs.items():
+            row[f"{kernel}_seconds"] = run and run[0]
+            if run and kernel != "xla":
+                row[f"{kernel}_difference"] = apart(run[1], runs["xla"][1])
         measure.write({"benchmark": "attention", **row}, args.output)
         rows.append(shown(row))
     print(measure.table(rows))

@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import attention  # noqa: E402
 import measure  # noqa: E402
+import plan  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
-import tpu  # noqa: E402
 
 from ddae import flops, tasks  # noqa: E402
 
@@ -36,7 +36,7 @@ def read(paths):
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
-            if row["benchmark"].startswith(("step", "against_torch", "tpu")):
+            if row["benchmark"].startswith(("step", "against_torch", "plan")):
                 named.append(row["command"])
             found[json.dumps([row["benchmark"], *named])] = row
     return list(found.values())
@@ -109,18 +109,19 @@ def scale_goals(rows):
     yield goal(
         "data parallel: one combined all-reduce of the gradients", shown, combined
     )
-    cut = [r for r in of(rows, "tpu") if r["fsdp"] > 1 and "counts" in r]
-    where = [("CPU", {kind for r in fsdp for kind in r["counts"]})] if fsdp else []
+    cut = [r for r in of(rows, "plan") if r["fsdp"] > 1 and "counts" in r]
+    where = [("CPUs", {kind for r in fsdp for kind in r["counts"]})] if fsdp else []
     where += [
-        (f"{r['slice']}, {r['method']}-{r['size']}", set(r["counts"])) for r in cut
+        (f"{r['method']}-{r['size']} {r['slice']}", set(r["counts"])) for r in cut
     ]
-    yield goal(
-        "FSDP: all-gather and reduce-scatter",
-        "; ".join(f"{', '.join(sorted(kinds))} ({name})" for name, kinds in where),
-        all({"all-gather", "reduce-scatter"} <= kinds for _, kinds in where)
-        if where
-        else None,
-    )
+    both = {"all-gather", "reduce-scatter"}
+    said = [
+        f"{text}: {', '.join(named)}"
+        for text, held in (("both", True), ("all-reduce and slice", False))
+        if (named := [name for name, kinds in where if (both <= kinds) == held])
+    ]
+    held = all(both <= kinds for _, kinds in where) if where else None
+    yield goal("FSDP: all-gather and reduce-scatter", "; ".join(said), held)
     worst = max(
         (
             abs(r["state_bytes"] * r["devices"] / r["state_bytes_whole"] - 1)
@@ -314,6 +315,17 @@ def lever_rows(rows):
                 said.append(f"{what}: {ratio:.2f} x with {row['steps_per_dispatch']}")
         return "; ".join(said)
 
+    def planned(say, devices):
+        for before in of(rows, "plan_before", chips=devices):
+            now = of(rows, "plan", command=before["command"])
+            if now:
+                what = f"{before['method']}-{before['size']} for {before['slice']}"
+                return f"{what}, as compiled: {say(before)} became {say(now[-1])}"
+        return None
+
+    def copies(row):
+        return f"{row['copies']} copies of {row['copied_bytes'] / 2**30:.2f} GiB a step"
+
     casts = of(rows, "casts")
     cast = casts and (
         f"nothing to gain: {casts[-1]['casts']} casts of {casts[-1]['matrices']}"
@@ -358,9 +370,21 @@ def lever_rows(rows):
                 "always; flash attention where `config.model.attention` takes it",
             ),
             (
-                "a branch for steps that are not finite, not a choice of each array",
+                "on CPUs a branch for steps that are not finite, not a choice of each"
+                " array",
                 "the state is not copied: see the line above",
                 "always",
+            ),
+            (
+                "on GPUs and TPUs that choice, not a branch",
+                planned(copies, 1),
+                "always; not timed",
+            ),
+            (
+                "FSDP's gradients scattered as they are summed, kernels of blocks"
+                " gathered in half precision",
+                planned(scaling.said, 16),
+                "always; not timed",
             ),
             (
                 "memory kept from step to step, on a CPU",
@@ -421,18 +445,36 @@ def sources(rows):
         yield "```\n"
 
 
-TPU_NOTE = """
+PLAN_NOTE = """
 
-No TPU was at hand. XLA's compiler for TPUs (libtpu) made these programs on a CPU for
-slices that are not there: they compile, a chip plans so much of its memory, and so much
-goes between chips in a step (where blocks are scanned, what the loop sends counts once,
-not for each block). Gradients of what is read in bfloat16 are summed over chips in
-bfloat16 too. How fast any of it is, nobody has seen."""
+XLA's compilers for GPUs and TPUs made these programs on a CPU, for devices that are not
+there: they compile, a device plans so much of its memory, and so much goes between
+devices in a step (where blocks are scanned, what the loop sends counts once, not for
+each block). `of`: a chip's memory, and the three quarters of a GPU's that jax takes.
+Gradients of what is read in bfloat16 are summed over devices in bfloat16 too. How fast
+any of it is they do not say."""
+
+
+def planned_notes(rows):
+    """What was measured of a step that was planned, too."""
+    said = []
+    for row in of(rows, "plan", chips=1):
+        keys = ("method", "size", "batch", "dtype")
+        seen = of(rows, "step", platform="gpu", **{key: row[key] for key in keys})
+        for one in seen:
+            if "H100" in one["machine"] and row["slice"] == "h100:1":
+                said.append(
+                    f"{row['method']}-{row['size']} at batch {row['batch']}:"
+                    f" {row['planned_bytes'] / 2**30:.1f} GiB planned,"
+                    f" {one['peak_bytes'] / 2**30:.1f} taken on an H100 (by the step"
+                    " as it was then)"
+                )
+    return f"\nPlanned, and measured: {'; '.join(said)}." if said else ""
 
 
 def where(row):
     """A first column, of rows that know what they were taken on."""
-    if row.get("benchmark") in (None, "scaling", "remat", "tpu"):
+    if row.get("benchmark") in (None, "scaling", "remat", "plan"):
         return {}
     gpu = row["platform"] == "gpu"
     return {"on": row["machine"].removeprefix("1 x NVIDIA ") if gpu else "CPU"}
@@ -443,7 +485,7 @@ HISTORY_NOTE = """
 The step of `mae_in1k:model=B` on one GPU. With LayerNorm's variance in a pass of its
 own XLA makes a Triton kernel of the norm and writes its gradient's products to memory
 in float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the
-command below."""
+command below. The last row is older than two levers below that are not timed yet."""
 
 
 def history_rows(rows):
@@ -452,7 +494,7 @@ def history_rows(rows):
     now = before and of(rows, "step", command=before[0]["command"])
     for row in [*before, *(now or [])]:
         yield {
-            "as": row.get("what", "now"),
+            "as": row.get("what", "with jax's own variance again"),
             "batch": row["batch"],
             "ms a step": f"{1e3 * row['step_seconds']:.1f}",
             "images/s": f"{row['images_per_second']:,.0f}",
@@ -509,7 +551,11 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
         ("## Attention alone", of(rows, "attention"), attention.shown),
         ("## Scale", of(rows, "scaling"), scaling.shown),
         ("### Memory, on one device", of(rows, "remat"), scaling.shown_remat),
-        (f"## TPU slices{TPU_NOTE}", of(rows, "tpu"), tpu.shown),
+        (
+            f"## Devices that were not there{PLAN_NOTE}{planned_notes(rows)}",
+            of(rows, "plan"),
+            plan.shown,
+        ),
     )
     for title, found, shown in parts:
         if found:
