@@ -66,7 +66,7 @@ GPUS = {
 }
 CUDNN = (9, 12, 0)
 
-TRIED_ON_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+UNTRIED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 """XLA's options where there is no GPU to try kernels on."""
 
 
@@ -179,7 +179,7 @@ def plan(config, batch, name):
         "chip_bytes": device_bytes(name),
         "state_bytes": bytes_a_device(work.shapes, work.shardings)[0],
     }
-    options = TRIED_ON_GPU if is_gpu(name) else None
+    options = UNTRIED if is_gpu(name) else None
     try:
         with as_if_there(devices):
             lowered = work.lower()

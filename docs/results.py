@@ -448,8 +448,9 @@ def defaults():
         name for name, each in found.items() if verdict(each).endswith("**behind**")
     ]
 
-    def shared(first, second):
-        return over_shared(beta, own | {preset}, first, second)
+    def shared(first, second, kind="block"):
+        chosen = {row for row in rows | {preset} if row.startswith(f"{kind},")}
+        return over_shared(beta, chosen, first, second)
 
     def weight(row):
         return verdict(study("tries").difference(row, "ddae"))
@@ -468,9 +469,12 @@ def defaults():
         f" {shared('tilt-0.5', 'tilt+0.5')}. Against beta = 0 at every"
         f" tap, in study 2: {verdict(parts.difference('ddae', 'ddae,beta=0'))}; with"
         " the teacher's weight 1:"
-        f" {verdict(parts.difference(*AT_ONE))}. Where that is no verdict the preset"
-        " is kept as it was, and remains provisional: to choose by the largest of nine"
-        " means of a few seeds would be to choose by chance.",
+        f" {verdict(parts.difference(*AT_ONE))}. Under random masks, where few patches"
+        " are far from a visible one, near to far less constant:"
+        f" {shared('near-far', 'constant', 'random')}; c = -.5 less +.5:"
+        f" {shared('tilt-0.5', 'tilt+0.5', 'random')}. Where that is no verdict the"
+        " preset is kept as it was, and remains provisional: to choose by the largest"
+        " of nine means of a few seeds would be to choose by chance.",
         "",
         "The weight of the teacher's features, lambda, is .1; it was 1 before these"
         " studies. Of `tries`, less `ddae`: `features=1`"
