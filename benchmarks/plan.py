@@ -242,10 +242,9 @@ def main():
     if not re.fullmatch(rf"({tpus}):\d+(x\d+)+|({gpus}):(\d+x)?\d+", args.slice):
         kinds = ", ".join([*GPUS, *CHIPS])
         parser.error(f"--slice={args.slice} is not like h100:8 or v4:4x4x4, of {kinds}")
-    extra = "cuda-plan" if is_gpu(args.slice) else "tpu"
-    wanted = "jax_plugins" if is_gpu(args.slice) else "libtpu"
-    if importlib.util.find_spec(wanted) is None:
-        parser.error(f'{wanted} is not installed: pip install -e ".[{extra}]"')
+    wanted = ("jax_plugins", "cuda-plan") if is_gpu(args.slice) else ("libtpu", "tpu")
+    if importlib.util.find_spec(wanted[0]) is None:
+        parser.error(f'no compiler for {args.slice}: pip install -e ".[{wanted[1]}]"')
     try:
         row = plan(measure.read_config(args.config, args.set), args.batch, args.slice)
     except UserError as error:

@@ -42,6 +42,14 @@ def test_a_gpus_table_fills_itself_and_becomes_a_page(tmp_path):
     assert "**No GPU was at hand.**" in page.read_text()
 
 
+@pytest.mark.parametrize("name", ["h100", "v4:2x", "gtx:1", "h100:1x2x3"])
+def test_a_plan_wants_devices_that_it_knows(name):
+    refused = run("benchmarks/plan.py", f"--slice={name}")
+    assert refused.returncode == 2
+    said = refused.stderr.strip().splitlines()[-1]
+    assert f"--slice={name} is not like h100:8 or v4:4x4x4, of a100, " in said
+
+
 @pytest.mark.parametrize("tokens", [10, 70])
 def test_the_triton_contender_is_attention(tokens):
     """Of tokens that fill no block; on a CPU, one operation after the other."""
