@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import jax
@@ -16,6 +17,7 @@ from ddae.methods import METHODS, beit, beit_v2, simmim, with_dds
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation
+from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh, replicated
 
 GOLDENS = pathlib.Path(__file__).with_name("goldens")
 sys.path.insert(0, str(GOLDENS))
@@ -203,11 +205,25 @@ def test_nearest_code_is_the_brute_one_in_parts_too(monkeypatch):
     z = np.asarray(unit(random.normal(size=(100, 4)).astype(np.float32)))
     codes = np.asarray(unit(random.normal(size=(7, 4)).astype(np.float32)))
     distance = ((z[:, None] - codes[None]) ** 2).sum(axis=-1)
-    np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
-    monkeypatch.setattr(tokenizer, "SCORED", 32)
-    np.testing.assert_array_equal(nearest(z, codes), distance.argmin(axis=1))
+    for scored in (4096, 32, 10, 1):
+        monkeypatch.setattr(tokenizer, "SCORED", scored)
+        found = nearest(z.reshape(4, -1, z.shape[-1]), codes)
+        np.testing.assert_array_equal(found.ravel(), distance.argmin(axis=1))
     # On a TPU and a GPU too.
-    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(nearest)(z, codes))
+    assert "precision=(Precision.HIGHEST" in str(
+        jax.make_jaxpr(nearest)(z[None], codes)
+    )
+
+
+def test_nearest_codes_of_an_image_are_found_where_it_lies(monkeypatch):
+    monkeypatch.setattr("ddae.models.tokenizer.SCORED", 16)
+    mesh = make_mesh(MeshSettings(), 8, 1)
+    rows = batch_sharding(mesh)
+    z = jax.ShapeDtypeStruct((8, 7, 4), jnp.float32, sharding=rows)
+    codes = jax.ShapeDtypeStruct((7, 4), jnp.float32, sharding=replicated(mesh))
+    made = jax.jit(nearest, out_shardings=rows).lower(z, codes).compile().as_text()
+    assert " while(" in made and "f32[4,2,2,4]" in made, "a quarter each, in parts"
+    assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", made)
 
 
 def test_the_codebook_follows_its_latents_and_dead_codes_stay():

@@ -40,8 +40,8 @@ def test_data_parallel_is_one_combined_all_reduce_of_the_gradients():
 
 
 def test_fsdp_gathers_parameters_and_nothing_of_the_batch():
-    """On CPU, where this runs, XLA leaves a sum and its slice an all-reduce; for GPUs and
-    TPUs it makes a reduce-scatter of them (tests/test_cuda.py, tests/test_tpu.py)."""
+    """On CPU, where this runs, XLA leaves a sum and its slice an all-reduce; for GPUs
+    and TPUs it makes a reduce-scatter (tests/test_cuda.py, tests/test_tpu.py)."""
     work, found = found_in_step(fsdp=DEVICES)
     assert {kind for kind, *_ in found} <= {
         "all-gather",

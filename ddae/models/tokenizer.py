@@ -35,7 +35,7 @@ class Quantiser(nn.Module):
         x = jnp.tanh(nn.Dense(x.shape[-1], name="down_hidden")(x))
         z = unit(nn.Dense(self.code_dim, name="down")(x))
         codebook = Codebook(self.codes, self.code_dim, name="codebook")()
-        return z, nearest(z.reshape(-1, self.code_dim), codebook).reshape(z.shape[:2])
+        return z, nearest(z, codebook)
 
 
 class Codebook(nn.Module):
@@ -83,19 +83,26 @@ def unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
     return x * jax.lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
 
 
-def nearest(z: Float[Array, "n c"], codebook: Float[Array, "k c"]) -> Int[Array, " n"]:
+def nearest(
+    z: Float[Array, "b n c"], codebook: Float[Array, "k c"]
+) -> Int[Array, "b n"]:
     """The code of largest cosine, in float32 on every device (a TPU left to itself
-    multiplies in bfloat16); never more than SCORED rows are compared at once."""
+    multiplies in bfloat16).
 
-    def best(rows: Float[Array, "m c"]) -> Int[Array, " m"]:
-        cosine = jnp.matmul(rows, codebook.T, precision="highest")
+    About SCORED are compared at once, some of every image: none leaves its device.
+    """
+
+    def best(z: Float[Array, "b m c"]) -> Int[Array, "b m"]:
+        cosine = jnp.matmul(z, codebook.T, precision="highest")
         return cosine.argmax(axis=-1).astype(jnp.int32)
 
-    if len(z) <= SCORED:
+    b, n, c = z.shape
+    each = max(1, SCORED // b)
+    if n <= each:
         return best(z)
-    padded = jnp.pad(z, ((0, -len(z) % SCORED), (0, 0)))
-    ids = jax.lax.map(best, padded.reshape(-1, SCORED, z.shape[-1]))
-    return ids.reshape(-1)[: len(z)]
+    padded = jnp.pad(z, ((0, 0), (0, -n % each), (0, 0)))
+    ids = jax.lax.map(best, padded.reshape(b, -1, each, c).swapaxes(0, 1))
+    return ids.swapaxes(0, 1).reshape(b, -1)[:, :n]
 
 
 def sums_of(
@@ -130,7 +137,7 @@ def k_means(
     first = z[jnp.arange(codes) * len(z) // codes % len(z)]
 
     def step(_: int, centres: Float[Array, "k c"]) -> Float[Array, "k c"]:
-        seen = sums_of(z, nearest(z, centres), codes)
+        seen = sums_of(z, nearest(z[None], centres)[0], codes)
         mean = unit(seen["sums"])
         return jnp.where(seen["counts"][:, None] > 0, mean, centres)
 
