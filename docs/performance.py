@@ -457,9 +457,14 @@ Gradients of what is read in bfloat16 are summed over devices in bfloat16 too. H
 any of it is they do not say."""
 
 
+def about_remat(rows):
+    """`plan` rows of one device that say their remat."""
+    return [r for r in of(rows, "plan", chips=1) if "model.remat=" in r["command"]]
+
+
 def planned_remat(rows):
-    """`plan` rows of one device that say their remat, as those of `scaling` are."""
-    found = [r for r in of(rows, "plan", chips=1) if "model.remat=" in r["command"]]
+    """Those of `about_remat`, as rows of `scaling` are."""
+    found = about_remat(rows)
     for row in found:
         keys = ("method", "size", "batch", "slice")
         (off,) = [
@@ -558,7 +563,7 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
         )
     yield "\n## GFLOP of a step, an image of 224 px\n"
     yield measure.table(flops_rows())
-    remat = [r for r in of(rows, "plan", chips=1) if "model.remat=" in r["command"]]
+    remat = about_remat(rows)
     parts = (
         ("## The step alone", of(rows, "step"), step.shown),
         (f"### How it came to be{HISTORY_NOTE}", list(history_rows(rows)), dict),

@@ -23,7 +23,7 @@ class ModelSettings:
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
     layer_scale: its initial value, 0 is none. drop_path: of the last block. style: vit,
-    or clip for CLIP's weights. attention: auto, xla or cudnn (`vit.Kernel`).
+    or clip for CLIP's weights. attention: auto, xla or cudnn (`kernels.Kernel`).
     """
 
     size: str = "B"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -83,6 +84,36 @@ def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         return PartitionSpec()
     axis = max(divisible, key=lambda i: shape[i])
     return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
+
+
+def gathered(params: Any, mesh: Mesh, dtype: Any) -> Any:
+    """`params` whole on every device while a loss reads them (FSDP), the kernels of
+    blocks as dtype, which they are read in.
+
+    Left to itself XLA keeps parameters cut and gathers activations, over the batch. Of
+    their gradient a device needs its own part of the sum alone: a reduce-scatter.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    cut = state_sharding(params, mesh)
+    constrain = jax.lax.with_sharding_constraint
+
+    @jax.custom_vjp
+    def gather(params: Any) -> Any:
+        return constrain(params, replicated(mesh))
+
+    gather.defvjp(
+        lambda params: (gather(params), None),
+        lambda _, gradient: (constrain(gradient, cut),),
+    )
+
+    def cast(path: Any, x: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        kernel = re.search(r"/block_\d+/.*/kernel$", f"/{name}")
+        return x.astype(dtype) if kernel else x
+
+    # Cut once more, or XLA casts what it has gathered.
+    return gather(constrain(jax.tree_util.tree_map_with_path(cast, params), cut))
 
 
 def to_devices(

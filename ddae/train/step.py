@@ -1,7 +1,6 @@
 """The one train step."""
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +22,9 @@ from ddae.train.optimizer import Optimizer, merge
 from ddae.train.sharding import (
     batch_sharding,
     flag_devices,
+    gathered,
     host_rows,
     replicated,
-    state_sharding,
     to_devices,
 )
 from ddae.train.state import TrainState
@@ -74,8 +73,8 @@ def make_step(
         trained, frozen = optimizer.split(state.params)
 
         def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
-            params = _gathered(merge(trained, frozen), mesh, task.dtype)
-            ema_params = _gathered(state.ema_params, mesh, task.dtype)
+            params = gathered(merge(trained, frozen), mesh, task.dtype)
+            ema_params = gathered(state.ema_params, mesh, task.dtype)
             if augment.on_device:
                 batch = _cropped(batch, stream(rngs, "augment"), augment)
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
@@ -101,11 +100,7 @@ def make_step(
         def unchanged():
             return state.params, state.optimizer, state.ema_params
 
-        if mesh.devices.flat[0].platform in BRANCHING:
-            kept = jax.lax.cond(finite, updated, unchanged)
-        else:
-            choose = functools.partial(jnp.where, finite)
-            kept = jax.tree.map(choose, updated(), unchanged())
+        kept = _kept(finite, updated, unchanged, mesh)
         bad = jnp.where(finite, 0, 1)
         new_state = TrainState(
             state.step + 1,
@@ -240,34 +235,12 @@ class OnDevices:
         return over
 
 
-def _gathered(params: Params, mesh: Mesh, dtype: Any) -> Params:
-    """`params` whole on every device while a loss reads them (FSDP), the kernels of
-    blocks as dtype, which they are read in.
-
-    Left to itself XLA keeps parameters cut and gathers activations, over the batch. Of
-    their gradient a device needs its own part of the sum alone: a reduce-scatter.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return params
-    cut = state_sharding(params, mesh)
-    constrain = jax.lax.with_sharding_constraint
-
-    @jax.custom_vjp
-    def gather(params: Params) -> Params:
-        return constrain(params, replicated(mesh))
-
-    gather.defvjp(
-        lambda params: (gather(params), None),
-        lambda _, gradient: (constrain(gradient, cut),),
-    )
-
-    def cast(path: Any, x: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        kernel = re.search(r"/block_\d+/.*/kernel$", f"/{name}")
-        return x.astype(dtype) if kernel else x
-
-    # Cut once more, or XLA casts what it has gathered.
-    return gather(constrain(jax.tree_util.tree_map_with_path(cast, params), cut))
+def _kept(finite: Array, updated: Any, unchanged: Any, mesh: Mesh) -> Any:
+    """What `updated` gives where the step is finite, else what `unchanged` does."""
+    if mesh.devices.flat[0].platform in BRANCHING:
+        return jax.lax.cond(finite, updated, unchanged)
+    choose = functools.partial(jnp.where, finite)
+    return jax.tree.map(choose, updated(), unchanged())
 
 
 def _gradient(
