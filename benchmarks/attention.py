@@ -1,11 +1,12 @@
-"""Attention alone, forward and backward: XLA's, cuDNN's and jax's Triton kernel.
+"""Attention alone, forward and backward: XLA's, cuDNN's and tokamax's Triton kernel.
 
 python benchmarks/attention.py [--batch=256] [--output=FILE.jsonl]
 
 The table behind `ddae.models.kernels.FLASH_FROM`, at every stack's shape. xla and cudnn
-are what a model takes; triton, jax's own in Pallas, it does not: would it be faster?
-Where one cannot run, "-" says so; else outputs and gradients are compared with XLA's:
-the largest difference over the largest value, which bfloat16 leaves near .01.
+are what a model takes; triton, of the package tokamax where that is installed, it does
+not: would it be faster? Where one cannot run, "-" says so; else outputs and gradients
+are compared with XLA's: the largest difference over the largest value, which bfloat16
+leaves near .01.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import time
 import jax
 import jax.numpy as jnp
 import measure
-from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
 from ddae.models.kernels import attend, flash
 
@@ -30,20 +30,11 @@ STACKS = {
 }
 
 
-def triton(q, k, v, interpret=False):
-    """jax's flash attention in Triton, of tokens padded to whole blocks."""
-    b, tokens, _, width = q.shape
-    block = 64 if tokens <= 64 else 32
-    more = -tokens % block
-    q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-    added = (jnp.arange(tokens + more) >= tokens).astype(jnp.int32)
-    out = mha(
-        *(q, k, v, jnp.broadcast_to(added, (b, len(added)))),
-        sm_scale=width**-0.5,
-        block_sizes=BlockSizes(*(block,) * 6),
-        interpret=interpret,
-    )
-    return out[:, :tokens]
+def triton(q, k, v):
+    """tokamax's flash attention in Triton, to which jax's own documents now send."""
+    import tokamax
+
+    return tokamax.dot_product_attention(q, k, v, implementation="triton")
 
 
 KERNELS = {"xla": attend, "cudnn": flash, "triton": triton}
@@ -63,7 +54,7 @@ def measured(kernel, shape, dtype, repeats):
 
     try:
         found = jax.block_until_ready(both(q, k, v))
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (ImportError, RuntimeError, ValueError, NotImplementedError):
         return None
     taken = []
     for _ in range(repeats):

@@ -1,12 +1,10 @@
 """The benchmarks run at tiny size, go on where they were stopped, and make a page."""
 
-import functools
 import json
 import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,19 +46,6 @@ def test_a_plan_wants_devices_that_it_knows(name):
     assert refused.returncode == 2
     said = refused.stderr.strip().splitlines()[-1]
     assert f"--slice={name} is not like h100:8 or v4:4x4x4, of a100, " in said
-
-
-@pytest.mark.parametrize("tokens", [10, 70])
-def test_the_triton_contender_is_attention(tokens):
-    """Of tokens that fill no block; on a CPU, one operation after the other."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import attention
-
-    *given, weights = jax.random.normal(jax.random.key(0), (4, 2, tokens, 2, 16))
-    triton = functools.partial(attention.triton, interpret=True)
-    expected, gradients = jax.vjp(attention.attend, *given)
-    out, own = jax.vjp(triton, *given)
-    assert attention.apart((out, *own(weights)), (expected, *gradients(weights))) < 1e-5
 
 
 def test_the_page_is_what_its_rows_make_it():

@@ -5,7 +5,6 @@ import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_classify import classify_config
@@ -13,7 +12,6 @@ from tiny import tiny_config, wide_config
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
-import attention  # noqa: E402
 import measure  # noqa: E402
 import plan  # noqa: E402
 import scaling  # noqa: E402
@@ -96,19 +94,3 @@ def test_other_steps_compile_too(config):
     _, text = compiled_for("h100:2", config | {"dtype": "bfloat16"}, 16)
     kinds = {kind for kind, *_ in scaling.collectives(text)}
     assert kinds - {"collective-permute"} == {"all-reduce"}
-
-
-@pytest.mark.parametrize("tokens, width", [(50, 64), (197, 32)])
-def test_the_triton_contender_compiles(tokens, width):
-    devices = list(plan.devices_of("h100:1"))
-    here = jax.sharding.SingleDeviceSharding(devices[0])
-    shape = (16, tokens, 4, width)
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here)] * 4
-
-    def both(q, k, v, weights):
-        out, gradients = jax.vjp(attention.triton, q, k, v)
-        return out, *gradients(weights)
-
-    with plan.as_if_there(devices):
-        text = jax.jit(both).lower(*arrays).compile(plan.UNTRIED).as_text()
-    assert text.count(" custom-call(") >= 3, "forward, and two of the gradient"
