@@ -8,7 +8,7 @@ matrices count; norms, softmax and the loss are about one per cent on top.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddae.methods import Method
+from ddae.dds import Method
 from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, ViTSpec
 from ddae.networks import FrozenNetwork

@@ -1,53 +1,25 @@
-"""Methods are data: an encoder, a masking, heads, and a table of Terms."""
+"""The methods: each an encoder, a masking, heads, and a table of Terms."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from ddae import losses
-from ddae.difficulty import METRICS, BetaSchedule, Metric
+from ddae.dds import (
+    FeatureSettings,
+    Method,
+    Momentum,
+    block_name,
+    with_dds,
+    with_features,
+)
+from ddae.difficulty import BetaSchedule, Metric
 from ddae.masking import Masking
-from ddae.models.heads import ClsAggregate, Head, MaskedLinear, TapDecoder
+from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
-from ddae.networks import EncoderSettings, FrozenNetwork, TokenizerSettings
-from ddae.objective import Difficulty, Term, Weight, teacher_layers
-from ddae.schedules import ema_momentum, linear_ramp
-from ddae.targets import Frozen, Hog, Pixels, TeacherLayer, TeacherView
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Momentum:
-    """Teacher momentum over t: `start` to `middle` by `rise`, then to `end`."""
-
-    start: float = 0.999
-    middle: float = 0.9999
-    end: float = 0.99999
-    rise: float = 0.125
-
-    def __call__(self, t: Any) -> Any:
-        return ema_momentum(t, **dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """All that pretraining needs to know; a new method is a function returning one."""
-
-    encoder: Encoder
-    layout: Layout
-    masking: Masking
-    heads: Mapping[str, Head]
-    terms: tuple[Term, ...]
-    momentum: Momentum = dataclasses.field(default_factory=Momentum)
-    teacher_view: TeacherView = TeacherView()
-    frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
-    small_init: bool = False
-    """BEiT's: normal .02, outputs of block i's branches divided by sqrt(2 i)."""
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether some Term asks for the teacher."""
-        return bool(teacher_layers(self.terms))
+from ddae.networks import EncoderSettings, TokenizerSettings
+from ddae.objective import Term
+from ddae.targets import Frozen, Hog, Pixels, TeacherLayer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +72,9 @@ def mae(
     else:
         raise ValueError(f"layout {layout!r} is not visible or mask_token")
     term = Term(
-        name=f"pixels/{_block(depth)}",
+        name=f"pixels/{block_name(depth)}",
         taps=(depth,),
-        head=_block(depth),
+        head=block_name(depth),
         output="pixels",
         target=Pixels(standardise=standardise_pixels),
         loss=losses.mse,
@@ -114,148 +86,6 @@ def mae(
         heads={term.head: head},
         terms=(term,),
     )
-
-
-FEATURE_LOSSES: dict[str, Callable[..., Any]] = {
-    "mse": losses.normalised_mse,
-    "smooth_l1": losses.smooth_l1,
-    "cosine": losses.cosine,
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureSettings:
-    """Feature self-distillation.
-
-    weight: lambda, reached linearly over the first `ramp` of the run; 0 leaves it out.
-    target: the teacher's layer at the student's own tap ("same_depth"), its last one
-    ("last"), or the mean of its top `mean_of` ("mean"). loss: "mse" after LayerNorm of
-    the prediction, "smooth_l1" or "cosine". A cheaper teacher: target "middle", its
-    layer at half the depth, the last that is then computed; share, shrink: what it sees
-    (`TeacherView`).
-    """
-
-    weight: float = 0.1
-    ramp: float = 0.25
-    target: Literal["same_depth", "last", "mean", "middle"] = "same_depth"
-    mean_of: int = 4
-    share: float = 1.0
-    shrink: int = 1
-    loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
-
-    def __post_init__(self):
-        if self.target not in ("same_depth", "last", "mean", "middle"):
-            raise ValueError(
-                f"target {self.target!r} is not same_depth, last, mean or middle"
-            )
-        if self.loss not in FEATURE_LOSSES:
-            raise ValueError(f"loss {self.loss!r} is not one of {list(FEATURE_LOSSES)}")
-
-
-def with_features(method: Method, features: FeatureSettings) -> Method:
-    """The method with a second output of every head that predicts teacher features."""
-    depth, width = method.encoder.spec.depth, method.encoder.spec.width
-    top = features.mean_of if features.target == "mean" else 1
-    if not 1 <= top <= depth:
-        raise ValueError(f"features.mean_of={top} is not between 1 and {depth} blocks")
-    layers = tuple(range(depth - top + 1, depth + 1))
-    if features.target == "middle":
-        layers = (max(1, depth // 2),)
-    view = _teacher_view(method, features)
-    teacher = TeacherLayer(
-        teacher_layers=layers,
-        same_depth=features.target == "same_depth",
-    )
-    weight = functools.partial(_ramped, ramp=features.ramp, weight=features.weight)
-    heads = dict(method.heads)
-    terms = list(method.terms)
-    for term in method.terms:
-        heads[term.head] = _with_output(heads[term.head], "features", width)
-        distilled = dataclasses.replace(
-            term,
-            name=f"features/{term.head}",
-            output="features",
-            target=teacher.at_tap(term.taps[-1]),
-            loss=FEATURE_LOSSES[features.loss],
-            weight=weight,
-        )
-        terms.append(distilled)
-    return dataclasses.replace(
-        method, heads=heads, terms=tuple(terms), teacher_view=view
-    )
-
-
-def _teacher_view(method: Method, features: FeatureSettings) -> TeacherView:
-    """Raises `ValueError` for a part of the image that the teacher cannot see."""
-    encoder, share, shrink = method.encoder, features.share, features.shrink
-    view = TeacherView(share=share, shrink=shrink)
-    if (share, shrink) == (1.0, 1):
-        return view
-    if share != 1.0 and shrink != 1:
-        raise ValueError("features.share and features.shrink do not go together")
-    if encoder.relative_bias != "none" or encoder.positions != "sincos":
-        raise ValueError("features.share and features.shrink want sincos positions")
-    h, w = encoder.grid
-    if shrink < 1 or h % shrink or w % shrink:
-        raise ValueError(f"features.shrink={shrink} does not divide the grid {h} x {w}")
-    hidden = method.masking.num_masked(encoder.grid)
-    if not 0.0 < share or (share != 1.0 and view.num_patches(encoder.grid) > hidden):
-        raise ValueError(
-            f"features.share={share} is not above 0 and at most {hidden / (h * w):.3g},"
-            " the share of hidden patches; 1 sees the whole image"
-        )
-    return view
-
-
-def with_dds(
-    method: Method,
-    *,
-    taps: tuple[int, ...] | None = None,
-    beta: BetaSchedule = BetaSchedule(),
-    metric: Metric = "euclidean",
-    tap_weight: float = 0.25,
-) -> Method:
-    """The method under deep dynamic supervision: its Terms at every tap, weighted.
-
-    Each Term that reads the last layer alone is repeated at each of `taps`
-    (`default_taps` where None), with a head of its own for a tap before the last and
-    `tap_weight` times its weight, and every Term gets a `Difficulty`. beta = 0 at the
-    last tap alone equals the method itself.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is not one of {METRICS}")
-    depth = method.encoder.spec.depth
-    taps = default_taps(depth) if taps is None else taps
-    for tap in taps:
-        if not 1 <= tap <= depth:
-            raise ValueError(
-                f"tap {tap} lies outside the network's blocks 1 to {depth}"
-            )
-    if list(taps) != sorted(set(taps)) or not taps or taps[-1] != depth:
-        raise ValueError(f"taps {taps} must ascend and end at the last block, {depth}")
-    heads = dict(method.heads)
-    terms = []
-    for tap in taps:
-        difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric)
-        for term in method.terms:
-            if tap == depth:
-                terms.append(dataclasses.replace(term, difficulty=difficulty))
-            if tap == depth or term.taps != (depth,):
-                continue
-            head = _block(tap)
-            heads[head] = method.heads[term.head].at_tap(term.head)
-            terms.append(
-                dataclasses.replace(
-                    term,
-                    name=f"{term.output}/{head}",
-                    taps=(tap,),
-                    head=head,
-                    target=term.target.at_tap(tap),
-                    difficulty=difficulty,
-                    weight=_scaled(term.weight, tap_weight),
-                )
-            )
-    return dataclasses.replace(method, heads=heads, terms=tuple(terms))
 
 
 def ddae(
@@ -439,7 +269,7 @@ def _masked_linear(
     one_classifier: bool = False,
 ) -> Method:
     """One Linear on the last layer of the mask_token layout, under one Term."""
-    last = _block(encoder.spec.depth)
+    last = block_name(encoder.spec.depth)
     head = MaskedLinear(
         outputs={output: width},
         input_norm=input_norm,
@@ -474,28 +304,3 @@ METHODS: dict[str, Callable[..., Method]] = {
     "beit": beit,
     "beit_v2": beit_v2,
 }
-
-
-def default_taps(depth: int) -> tuple[int, ...]:
-    """Four taps over the last half, 6, 8, 10, 12 of 12; all of it below 12 blocks."""
-    if depth < 12:
-        return tuple(range(depth // 2 + 1, depth + 1))
-    return tuple(round(depth / 2 + i * depth / 6) for i in range(4))
-
-
-def _block(layer: int) -> str:
-    return f"block{layer:02d}"
-
-
-def _ramped(t: Any, *, ramp: float, weight: float) -> Any:
-    return weight * linear_ramp(t, until=ramp)
-
-
-def _scaled(weight: float | Weight, scale: float) -> float | Weight:
-    if isinstance(weight, float | int):
-        return scale * weight
-    return lambda t: scale * weight(t)
-
-
-def _with_output(head: Head, name: str, width: int) -> Head:
-    return head.clone(outputs={**head.outputs, name: width})

@@ -9,7 +9,8 @@ import pytest
 from test_configs import fake_data, shrink
 from test_methods import AT_ZERO, loss_of
 
-from ddae.methods import METHODS, with_dds
+from ddae.dds import with_dds
+from ddae.methods import METHODS
 from ddae.train import loop
 from ddae.train.metrics import read_metrics
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ddae import losses
+from ddae.dds import with_dds
 from ddae.difficulty import constant_beta
 from ddae.masking import Masking
-from ddae.methods import METHODS, beit, beit_v2, simmim, with_dds
+from ddae.methods import METHODS, beit, beit_v2, simmim
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation

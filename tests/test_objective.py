@@ -9,6 +9,13 @@ import pytest
 from conftest import tiny_config
 
 from ddae import losses
+from ddae.dds import (
+    FeatureSettings,
+    Method,
+    default_taps,
+    with_dds,
+    with_features,
+)
 from ddae.difficulty import (
     BetaSchedule,
     constant_beta,
@@ -16,16 +23,7 @@ from ddae.difficulty import (
     nearest_visible_distance,
 )
 from ddae.masking import Masking
-from ddae.methods import (
-    Decoder,
-    FeatureSettings,
-    Method,
-    ddae,
-    default_taps,
-    mae,
-    with_dds,
-    with_features,
-)
+from ddae.methods import Decoder, ddae, mae
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.objective import evaluate_terms, head_taps
 from ddae.tasks.pretrain import Pretrain, Standardisation

@@ -21,6 +21,7 @@ ROOMS = {
     "models": 2,
     "targets": 3,
     "objective": 3,
+    "dds": 3,
     "methods": 3,
     "networks": 3,
     "tasks": 4,
@@ -34,7 +35,7 @@ ROOMS = {
     "features": 8,
     "analyse": 8,
 }
-MAY_NOT = {"data": {"models", "targets", "objective", "methods", "tasks"}}
+MAY_NOT = {"data": {"models", "targets", "objective", "dds", "methods", "tasks"}}
 FLAX = {"models"}
 
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from ddae import settings
+from ddae.dds import Method, with_dds
 from ddae.difficulty import nearest_visible_distance
 from ddae.losses import normalise_features
 from ddae.masking import Mask, gather_patches, part_of
-from ddae.methods import METHODS, Method, with_dds
+from ddae.methods import METHODS
 from ddae.models.heads import Head, Predictions
 from ddae.models.vit import Encoder, Features, small_init
 from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
