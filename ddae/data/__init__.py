@@ -13,6 +13,7 @@ from ddae.data.folder import folder_sources
 from ddae.data.order import Order
 from ddae.data.scene_augment import SceneSettings
 from ddae.data.scenes import scene_sources
+from ddae.data.tar import tar_sources
 from ddae.data.tfds import tfds_sources
 from ddae.settings import UserError
 
@@ -126,6 +127,7 @@ SOURCES: dict[str, SourceBuilder] = {
     "npz": npz_sources,
     "folder": folder_sources,
     "scenes": scene_sources,
+    "tar": tar_sources,
     "tfds": tfds_sources,
 }
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
-from rich.progress import track
 
 from ddae.data.decode import tensorflow
+from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
-
-THREADS = 64
-"""Reads in flight from a remote file system, and shards indexed at a time."""
 
 HEADER = struct.Struct("<QI")
 """Before a TFRecord: its length, and the masked checksum of that."""
@@ -124,13 +119,13 @@ class TFRecords:
 
     def __init__(self, files: Sequence[Any]):
         self._paths = [str(file.filename) for file in files]
-        self._remote = "://" in self._paths[0]
+        remote = is_remote(self._paths[0])
         offsets = _offsets(files)
         self._offsets = np.concatenate(
             [o[f.skip : f.skip + f.take] for o, f in zip(offsets, files, strict=True)]
         )
         self._shards = np.repeat(np.arange(len(files)), [f.take for f in files])
-        self._pool = ThreadPoolExecutor(THREADS) if self._remote else None
+        self._pool = ThreadPoolExecutor(THREADS) if remote else None
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -144,7 +139,7 @@ class TFRecords:
 
         path = self._paths[self._shards[index]]
         try:
-            with _open(path) as file:
+            with open_bytes(path) as file:
                 file.seek(int(self._offsets[index]))
                 length, _ = HEADER.unpack(file.read(HEADER.size))
                 data, footer = file.read(length), file.read(4)
@@ -209,40 +204,25 @@ def _features(info: Any) -> tuple[str, str | None]:
 
 
 def _offsets(files: Sequence[Any]) -> list[Int[np.ndarray, " n"]]:
-    """Where each record of each file begins, from the cache or by walking headers."""
-    gfile = tensorflow().io.gfile
-    paths = [str(file.filename) for file in files]
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            sizes = [status.length for status in pool.map(gfile.stat, paths)]
-    except tensorflow().errors.OpError as error:
-        raise UserError(f"cannot be read: {error.message}; prepare it again") from error
-    folder = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    key = zlib.crc32(repr(list(zip(paths, sizes, strict=True))).encode())
-    cache = os.path.join(folder, "ddae", f"offsets-{key:08x}.npy")
-    counts = [file.examples_in_shard for file in files]
-    cuts = np.cumsum(counts)[:-1]
-    if os.path.exists(cache):
-        offsets = np.load(cache, allow_pickle=False)
-        if len(offsets) == sum(counts):
-            return np.split(offsets, cuts)
-    with ThreadPoolExecutor(min(THREADS, len(paths))) as pool:
-        walks = pool.map(_walk, paths, sizes, counts)
-        offsets = list(
-            track(walks, f"indexing {len(paths)} TFRecord files", total=len(paths))
-        )
-    with contextlib.suppress(OSError):  # a cache that cannot be written is no error
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
-        part = f"{cache}.{os.getpid()}.npy"
-        np.save(part, np.concatenate(offsets), allow_pickle=False)
-        os.replace(part, cache)
-    return offsets
+    """Where each record of each file begins."""
+    counts = {str(file.filename): file.examples_in_shard for file in files}
+
+    def walk(path: str, size: int) -> Int[np.ndarray, " n"]:
+        return _walk(path, size, counts[path])
+
+    def join(found: list[Any]) -> Index:
+        return {"offsets": np.concatenate(found)}
+
+    index = indexed("TFRecord", list(counts), walk, join)
+    cuts = np.cumsum(list(counts.values()))[:-1]
+    offsets = dict(zip(counts, np.split(index["offsets"], cuts), strict=True))
+    return [offsets[str(file.filename)] for file in files]
 
 
 def _walk(path: str, size: int, count: int) -> Int[np.ndarray, " n"]:
     """The offset of each record of a file, which must hold `count` and end there."""
     offsets, position = [], 0
-    with _open(path) as file:
+    with open_bytes(path) as file:
         while position < size and len(offsets) < count:
             offsets.append(position)
             file.seek(position)
@@ -256,14 +236,3 @@ def _walk(path: str, size: int, count: int) -> Int[np.ndarray, " n"]:
             " it again"
         )
     return np.array(offsets, np.int64)
-
-
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[BinaryIO | Any]:
-    """A file of any file system that TensorFlow knows, for reading bytes."""
-    if "://" in path:
-        with tensorflow().io.gfile.GFile(path, "rb") as file:
-            yield file
-    else:
-        with open(path, "rb") as file:
-            yield file

@@ -1,0 +1,86 @@
+"""Files of many records: opened anywhere, and their index kept between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import numpy as np
+from rich.progress import track
+
+from ddae.data.decode import tensorflow
+from ddae.settings import UserError
+
+THREADS = 64
+"""Reads in flight from a remote file system, and files indexed at a time."""
+
+Index = dict[str, np.ndarray]
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is of a file system that only TensorFlow knows, like gs://."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO | Any]:
+    """A file of any file system that TensorFlow knows, for reading bytes."""
+    if is_remote(path):
+        with tensorflow().io.gfile.GFile(path, "rb") as file:
+            yield file
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+def indexed(
+    kind: str,
+    paths: Sequence[str],
+    walk: Callable[[str, int], Any],
+    join: Callable[[list[Any]], Index],
+) -> Index:
+    """`join` of what `walk(path, bytes)` finds in each file, or what it was last time.
+
+    Kept in the user's cache folder, until a file's size or time changes. Raises
+    `UserError` for a file that is not there.
+    """
+    threads = min(THREADS, len(paths))
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            state = list(pool.map(_state, paths))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except tensorflow().errors.OpError as error:
+        raise UserError(f"cannot be read: {error.message}") from error
+    sizes = [size for _, size, _ in state]
+    folder = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    key = zlib.crc32(repr(state).encode())
+    kept = os.path.join(folder, "ddae", f"{kind}-{key:08x}.npz")
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        with np.load(kept, allow_pickle=False) as index:
+            if index["state"] == repr(state):
+                return dict(index)
+    with ThreadPoolExecutor(threads) as pool:
+        walks = pool.map(walk, paths, sizes)
+        label = f"indexing {len(paths)} {kind} files"
+        index = join(list(track(walks, label, total=len(paths))))
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no error
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        part = f"{kept}.{os.getpid()}.npz"
+        np.savez(part, state=np.array(repr(state)), **index)
+        os.replace(part, kept)
+    return index
+
+
+def _state(path: str) -> tuple[str, int, int]:
+    """(path, bytes, time of the last change in ns), by which a file is known again."""
+    if is_remote(path):
+        found = tensorflow().io.gfile.stat(path)
+        return path, found.length, found.mtime_nsec
+    found = os.stat(path)
+    return os.path.abspath(path), found.st_size, found.st_mtime_ns

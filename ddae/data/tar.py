@@ -1,0 +1,211 @@
+"""Images in tar files, WebDataset's shards or folders, read by index where they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ddae.data.decode import tensorflow
+from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
+from ddae.data.folder import EXTENSIONS
+from ddae.data.images import ImageSource, RecordError
+from ddae.settings import UserError
+
+if TYPE_CHECKING:
+    from ddae.data import DataSettings, Identity
+
+Found = list[tuple[int, int, str, str, bool]]
+"""Of each image: where its bytes begin, how many, its name, its class, and whether a
+.cls file says so."""
+
+
+class TarRecords:
+    """`Records` of the images of one split, shard by shard, as they lie in each.
+
+    A KEY.cls beside KEY.jpg says the number of its class, as in WebDataset; where no
+    image has one, the class is the folder that the image lies in. KEY ends at the first
+    dot of the name. Nothing is unpacked. `classes`: those of the training set, for a
+    held-out one. Raises `UserError` for no shards, one that is no whole tar file, or a
+    class that is not one of `classes`.
+    """
+
+    def __init__(self, root: str, split: str, classes: list[str] | None = None):
+        self._paths = _shards(root, split)
+        index = indexed("tar", self._paths, _walk, _join)
+        self._offsets, self._lengths = index["offsets"], index["lengths"]
+        self._names = index["names"]
+        self._shards = np.repeat(np.arange(len(self._paths)), index["counts"])
+        if not len(self._offsets):
+            raise UserError(f"no images in {self._paths[0]} to {self._paths[-1]}")
+        found = index["classes"].tolist()
+        if classes is None:
+            classes = found
+            if index["numbered"]:
+                classes = [str(number) for number in range(int(found[-1]) + 1)]
+        numbers = {name: number for number, name in enumerate(classes)}
+        unknown = [name for name in found if name not in numbers]
+        if unknown:
+            raise UserError(
+                f"{root} {split} has a class {unknown[0]!r}, which the training set has"
+                f" not; its classes are {classes[0]!r} to {classes[-1]!r}"
+            )
+        self.classes, self.num_classes = classes, len(classes)
+        self.labels = np.array([numbers[name] for name in found])[index["labels"]]
+        self.identity: Identity = {
+            "name": "tar",
+            "split": split,
+            "examples": len(self._offsets),
+            "fingerprint": zlib.crc32(
+                self._names.tobytes() + self._lengths.tobytes() + self.labels.tobytes()
+            ),
+        }
+        remote = is_remote(self._paths[0])
+        self._pool = ThreadPoolExecutor(THREADS) if remote else None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def key(self, index: int) -> str:
+        name = self._names.tobytes().split(b"\0")[index].decode(errors="replace")
+        return f"{self._paths[self._shards[index]]}, {name}"
+
+    def read(self, index: int) -> bytes:
+        length = int(self._lengths[index])
+        try:
+            with open_bytes(self._paths[self._shards[index]]) as file:
+                file.seek(int(self._offsets[index]))
+                data = file.read(length)
+        except (OSError, tensorflow().errors.OpError) as error:
+            raise RecordError(f"cannot be read: {error}") from error
+        if len(data) < length:
+            raise RecordError("cannot be read: the file has become shorter")
+        return data
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        return list((self._pool.map if self._pool else map)(self.read, indices))
+
+    def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
+        return record, tensorflow().gather(self.labels, index)
+
+
+def tar_sources(
+    data: DataSettings, image_shape: tuple[int, int, int]
+) -> tuple[ImageSource, ImageSource]:
+    """The shards `data.dir`/SPLIT-000.tar and so on; `UserError` for none."""
+    if not data.dir:
+        raise UserError(
+            "config.data.dir is empty; give the folder of the tar files with"
+            " --config.data.dir=..."
+        )
+    train = TarRecords(data.dir, data.train_split)
+    held_out = TarRecords(data.dir, data.eval_split, train.classes)
+    return (
+        ImageSource(train, image_shape, data),
+        ImageSource(held_out, image_shape, data),
+    )
+
+
+def _shards(root: str, split: str) -> list[str]:
+    """Paths of ROOT/SPLIT.tar, SPLIT-000.tar, SPLIT-000-of-100.tar or SPLIT/*.tar."""
+    gfile = tensorflow().io.gfile
+    within = os.path.join(root, split)
+    folder = within if gfile.isdir(within) else root
+    wanted = (
+        ".*" if folder == within else re.escape(split) + r"([-_.]?\d+([-_]of[-_]\d+)?)?"
+    )
+    names = sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
+    found = [name for name in names if re.fullmatch(rf"{wanted}\.tar", name)]
+    if found:
+        return [os.path.join(folder, name) for name in found]
+    packed = [
+        name for name in names if re.fullmatch(rf"{wanted}\.(tar\.\w+|tgz)", name)
+    ]
+    if packed:
+        raise UserError(
+            f"{os.path.join(folder, packed[0])} is compressed, and cannot be read at"
+            " random; unpack it to a .tar (photographs do not shrink)"
+        )
+    raise UserError(f"no tar files {within}.tar, {within}-000.tar or {within}/*.tar")
+
+
+def _walk(path: str, size: int) -> Found:
+    """The images of one shard, which must be whole."""
+    images, numbers = [], {}
+    try:
+        with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                stem, extension = os.path.splitext(member.name)
+                if not member.isreg():
+                    continue
+                if extension.lower() in EXTENSIONS:
+                    images.append((member.offset_data, member.size, member.name))
+                elif extension == ".cls":
+                    numbers[_key(stem)] = _number(path, tar, member)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no end at byte {tar.offset} of {size}")
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{path} is not a whole tar file ({error}); copy it again"
+        ) from error
+    except (OSError, tensorflow().errors.OpError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    bare = [name for _, _, name in images if _key(name) not in numbers]
+    if bare and numbers:
+        raise UserError(f"{path}: {bare[0]} has no .cls beside it, as others have")
+    return [
+        (offset, length, name, *_class_of(name, numbers))
+        for offset, length, name in images
+    ]
+
+
+def _key(name: str) -> str:
+    """The name up to the first dot of its last part."""
+    folder, name = os.path.split(name)
+    return os.path.join(folder, name.partition(".")[0])
+
+
+def _number(path: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """The class number in a .cls file, without leading zeros."""
+    content = tar.extractfile(member)
+    text = content.read() if content else b""
+    if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
+        raise UserError(
+            f"{path}: {member.name} holds no class number, but {text[:20]!r}"
+        )
+    return str(int(text))
+
+
+def _class_of(name: str, numbers: dict[str, str]) -> tuple[str, bool]:
+    if numbers:
+        return numbers[_key(name)], True
+    return os.path.basename(os.path.dirname(name)), False
+
+
+def _join(shards: list[Found]) -> Index:
+    """What `TarRecords` wants to know, of all shards, as arrays."""
+    rows = [row for found in shards for row in found]
+    offsets, lengths, names, classes, numbered = (
+        zip(*rows, strict=True) if rows else ([],) * 5
+    )
+    if len(set(numbered)) > 1:
+        raise UserError("some tar files have .cls files, and some have none")
+    of_numbers = any(numbered)
+    known = sorted(set(classes), key=int if of_numbers else None)
+    places = {name: place for place, name in enumerate(known)}
+    return {
+        "offsets": np.array(offsets, np.int64),
+        "lengths": np.array(lengths, np.int64),
+        "counts": np.array([len(found) for found in shards], np.int64),
+        "names": np.frombuffer("\0".join(names).encode(errors="replace"), np.uint8),
+        "classes": np.array(known, str),
+        "labels": np.array([places[name] for name in classes], np.int64),
+        "numbered": np.array(of_numbers),
+    }

@@ -1,0 +1,238 @@
+"""Images in tar files: the same as in a folder, and what is broken is named."""
+
+import io
+import itertools
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from ddae import data
+from ddae.data import files, tar
+from ddae.data.augment import Augment
+from ddae.data.order import Order
+from ddae.settings import UserError
+
+ALL = slice(None)
+CROPS = Augment(crop="random_resized", flip=True)
+# TensorFlow's own Python, not ours, warns while it traces a function.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def jpeg(seed, height=30, width=40):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path, members):
+    """`members`: (name, bytes) in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def numbered(*labels, first=0):
+    """A WebDataset shard's members: KEY.cls, KEY.json and KEY.jpg for each label."""
+    found = []
+    for i, label in enumerate(labels, start=first):
+        found.append((f"./{i:06d}.cls", str(label).encode()))
+        found.append((f"./{i:06d}.json", b"{}"))
+        found.append((f"./{i:06d}.jpg", jpeg(i)))
+    return found
+
+
+def splits(root, **changes):
+    config = tiny_config(data__name="tar", data__dir=str(root), **changes)
+    return data.from_config(config, (16, 16, 3))
+
+
+def labels_of(source):
+    batches = source.batches(np.arange(len(source)), 4)
+    return np.concatenate([batch["label"] for batch in batches]).tolist()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Seven images of classes 0 to 11 in three training files, and one held-out."""
+    root = tmp_path / "shards"
+    write_tar(root / "train-000000.tar", numbered(3, 11, 0))
+    write_tar(root / "train-000001.tar", numbered(7, 7, first=3))
+    write_tar(root / "train-000002.tar", numbered(2, 1, first=5))
+    write_tar(root / "test-000000.tar", numbered(10, first=9))
+    write_tar(root / "training.tar", numbered(500))  # another split
+    return root
+
+
+def test_shards_have_the_numbers_that_lie_beside_the_images(shards):
+    both = splits(shards)
+    assert both.train.num_classes == both.held_out.num_classes == 12
+    assert labels_of(both.train) == [3, 11, 0, 7, 7, 2, 1]
+    assert labels_of(both.held_out) == [10]
+    assert both.train.records.read(4) == jpeg(4)
+    assert both.train.records.key(4).endswith("train-000001.tar, ./000004.jpg")
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "train/"])
+def test_a_folder_in_a_tar_file_is_the_folder_pixel_for_pixel(tmp_path, prefix):
+    names = ["cat/0.jpg", "cat/1.v2.jpg", "dog/0.jpg", "dog/2.png", "elk/5.JPEG"]
+    contents = [jpeg(seed, 20 + seed, 50 - seed) for seed in range(len(names))]
+    for split in ("train", "test"):
+        for name, content in zip(names, contents, strict=True):
+            path = tmp_path / "folder" / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        members = [(prefix + n, c) for n, c in zip(names, contents, strict=True)]
+        write_tar(tmp_path / "tars" / f"{split}.tar", [("notes.txt", b"-"), *members])
+    own = splits(tmp_path / "tars").train
+    config = tiny_config(data__name="folder", data__dir=str(tmp_path / "folder"))
+    theirs = data.from_config(config, (16, 16, 3)).train
+    assert own.records.classes == ["cat", "dog", "elk"] == theirs.records.classes
+    order = Order(5, 4, seed=3)
+    for step in (0, 7):  # a run may begin anywhere
+        pairs = zip(
+            itertools.islice(own.train_batches(order, step, ALL, CROPS), 3),
+            itertools.islice(theirs.train_batches(order, step, ALL, CROPS), 3),
+            strict=True,
+        )
+        for mine, other in pairs:
+            np.testing.assert_array_equal(mine["image"], other["image"])
+            np.testing.assert_array_equal(mine["label"], other["label"])
+
+
+def test_images_without_a_class_are_enough_to_pretrain(tmp_path):
+    for split in ("train", "test"):
+        write_tar(tmp_path / split / "a.tar", [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1))])
+        write_tar(tmp_path / split / "b.tar", [("2.jpg", jpeg(2))])
+    both = splits(tmp_path)
+    assert (len(both.train), both.train.num_classes) == (3, 1)
+    assert labels_of(both.held_out) == [0, 0, 0]
+
+
+def test_files_are_walked_once_and_again_when_they_change(shards, monkeypatch):
+    walked = []
+    walk = tar._walk
+    monkeypatch.setattr(
+        tar, "_walk", lambda path, size: walked.append(path) or walk(path, size)
+    )
+    first = splits(shards).train
+    assert len(walked) == 4
+    assert splits(shards).train.identity == first.identity
+    assert len(walked) == 4
+    write_tar(shards / "train-000001.tar", numbered(8, 8, first=3))  # as many bytes
+    assert labels_of(splits(shards).train) == [3, 11, 0, 8, 8, 2, 1]
+    assert splits(shards).train.identity != first.identity
+    for kept in (shards.parent / "cache" / "ddae").iterdir():
+        kept.write_bytes(b"damaged")
+    assert splits(shards).train.identity == splits(shards).train.identity
+
+
+def test_a_moved_set_is_the_same_set(shards, tmp_path):
+    before = splits(shards).train.identity
+    shutil.move(shards, tmp_path / "elsewhere")
+    assert splits(tmp_path / "elsewhere").train.identity == before
+
+
+def test_a_broken_image_in_a_shard_is_named_or_left_out(shards):
+    write_tar(shards / "train-000001.tar", [("4.cls", b"1"), ("4.jpg", b"no image")])
+    with pytest.raises(UserError, match="train-000001.tar, 4.jpg: no image that can"):
+        labels_of(splits(shards).train)
+    train = splits(shards, data__on_error="skip").train
+    assert labels_of(train) == [3, 11, 0, 2, 1] and len(train.bad) == 1
+
+
+def cut(path, content):
+    path.write_bytes(content[:-12_000])  # the end, and some of the last image
+
+
+def garbled(path, content):
+    path.write_bytes(content[:1024] + b"x" * 512 + content[1536:])
+
+
+def removed(path, _):
+    path.unlink()
+
+
+def compressed(path, content):
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    (path.parent / "train-000000.tar.gz").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (cut, "train-000001.tar is not a whole tar file .*; copy it again"),
+        (garbled, "train-000001.tar is not a whole tar file .*; copy it again"),
+        (compressed, "train-000000.tar.gz is compressed, .*; unpack it to a .tar"),
+        (lambda path, _: shutil.rmtree(path.parent), "no tar files .*train.tar, "),
+        (lambda path, _: write_tar(path, []), None),
+        (lambda path, _: write_tar(path, [("a.cls", b"x")]), "holds no class number"),
+        (
+            lambda path, _: write_tar(path, [("a.jpg", b""), *numbered(1)]),
+            "a.jpg has no .cls beside it, as others have",
+        ),
+        (
+            lambda path, _: write_tar(path, [("cat/a.jpg", b"")]),
+            "some tar files have .cls files, and some have none",
+        ),
+        (
+            lambda path, _: write_tar(path.parent / "test.tar", numbered(12)),
+            "test has a class '12', which the training set has not; .*'0' to '11'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_shard_is_said(shards, harm, says):
+    path = shards / "train-000001.tar"
+    harm(path, path.read_bytes())
+    if says is None:  # an empty shard is no error
+        assert labels_of(splits(shards).train) == [3, 11, 0, 2, 1]
+        return
+    with pytest.raises(UserError, match=says):
+        splits(shards)
+
+
+def test_a_set_of_no_images_is_named(tmp_path):
+    for split in ("train", "test"):
+        write_tar(tmp_path / f"{split}.tar", [("a.txt", b"text")])
+    with pytest.raises(UserError, match="no images in .*train.tar"):
+        splits(tmp_path)
+    config = tiny_config(data__name="tar")
+    with pytest.raises(UserError, match="config.data.dir is empty"):
+        data.from_config(config, (16, 16, 3))
+
+
+def test_a_shard_that_shrinks_under_a_run_is_a_bad_record(shards):
+    train = splits(shards, data__on_error="skip").train
+    path = shards / "train-000002.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    assert labels_of(train) == [3, 11, 0, 7, 7]
+    assert "the file has become shorter" in next(iter(train.bad.values()))
+
+
+def test_no_link_leads_out_of_a_shard(shards, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(jpeg(0))
+    with tarfile.open(shards / "train-000003.tar", "w") as file:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            info = tarfile.TarInfo("link.jpg")
+            info.type, info.linkname = kind, str(tmp_path / "secret.jpg")
+            file.addfile(info)
+    assert len(splits(shards).train) == 7
+
+
+def test_an_index_that_cannot_be_kept_is_made_again(shards, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert len(splits(shards).train) == 7
+    assert files.is_remote("gs://bucket/a.tar") and not files.is_remote("/a.tar")
