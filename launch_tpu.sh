@@ -351,6 +351,9 @@ done
 [[ $WAIT$RESTARTS$WORKER =~ ^[0-9]+$ ]] || die "--wait, --restarts, --worker are numbers"
 if [[ $COMMAND == run || $COMMAND == retry ]]; then
   [[ ${TRAIN[*]} ]] || die "nothing to run: train.py's arguments come after --"
+  [[ ! " ${TRAIN[*]}" =~ \ --?workdir[=\ ]([^/\ ][^:\ ]*)(\ |$) ]] ||
+    die "--workdir=${BASH_REMATCH[1]} would lie in the code, which setup replaces;" \
+      "give it as gs://BUCKET/FOLDER or /FOLDER"
   [[ $TYPE =~ -[1-8]$ || " ${TRAIN[*]}" == *workdir[=\ ]gs://* ]] ||
     say "warning: a $TYPE has several hosts, and --workdir is not on gs://"
 fi

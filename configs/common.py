@@ -194,11 +194,13 @@ def small_images(config: ConfigDict, size: str, patch: int) -> None:
     config.model.patch_size = patch
 
 
-def cifar10(text: str | None) -> ConfigDict:
-    """Pretraining at 32 pixels; arguments size, patch, epochs, and dds."""
-    chosen = arguments(text, size="Ti", patch=4, epochs=100, dds=False)
+def cifar10(text: str | None, plug_in: bool = True) -> ConfigDict:
+    """Pretraining at 32 pixels; arguments size, patch, epochs, and where deep dynamic
+    supervision may be plugged in, dds."""
+    extra = {"dds": False} if plug_in else {}
+    chosen = arguments(text, size="Ti", patch=4, epochs=100, **extra)
     config = pretraining()
-    config.method = ConfigDict({"name": "", "dds": dds(chosen["dds"])})
+    config.method = ConfigDict({"name": "", "dds": dds(chosen.get("dds", False))})
     small_images(config, chosen["size"], chosen["patch"])
     config.batch_size = 512
     config.epochs = chosen["epochs"]
@@ -228,15 +230,18 @@ def digits(config: ConfigDict) -> None:
     config.model.channels = 1
 
 
-def imagenet(text: str | None, epochs: int = 100) -> ConfigDict:
-    """Pretraining at 224 pixels; arguments model (S, B, L, H), epochs, and dds."""
-    chosen = arguments(text, model="B", epochs=epochs, dds=False)
+def imagenet(text: str | None, epochs: int = 100, plug_in: bool = True) -> ConfigDict:
+    """Pretraining at 224 pixels; arguments model (S, B, L, H), epochs, and where deep
+    dynamic supervision may be plugged in, dds."""
+    extra = {"dds": False} if plug_in else {}
+    chosen = arguments(text, model="B", epochs=epochs, **extra)
     config = pretraining()
-    config.method = ConfigDict({"name": "", "dds": dds(chosen["dds"])})
+    config.method = ConfigDict({"name": "", "dds": dds(chosen.get("dds", False))})
     config.epochs = chosen["epochs"]
     config.model.size = chosen["model"]
     config.model.patch_size = 14 if chosen["model"] == "H" else 16
-    config.optimizer.warmup_epochs = 10.0 if chosen["epochs"] <= 100 else 40.0
+    warmup = min(10.0, chosen["epochs"] / 10) if chosen["epochs"] <= 100 else 40.0
+    config.optimizer.warmup_epochs = warmup
     config.evaluators.knn.num_train = 100000
     config.evaluators.knn.num_held_out = 10000
     return config
@@ -402,5 +407,11 @@ def arguments(text: str | None, **defaults):
                 f"config argument {key!r} is not one of {sorted(defaults)}"
             )
         kind = type(defaults[key])
-        values[key] = value in ("", "1", "true") if kind is bool else kind(value)
+        switches = {"": True, "1": True, "true": True, "0": False, "false": False}
+        try:
+            values[key] = switches[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"config argument {key}={value!r} is not like {defaults[key]!r}"
+            ) from error
     return values

@@ -12,7 +12,7 @@ from configs import common
 
 
 def get_config(text=None):
-    config = common.cifar10(text)
+    config = common.cifar10(text, plug_in=False)
     config.method = common.ddae()
     config.method.decoder.width = 192
     config.method.decoder.num_heads = 6

@@ -15,6 +15,6 @@ from configs import common
 
 
 def get_config(text=None):
-    config = common.imagenet(text)
+    config = common.imagenet(text, plug_in=False)
     config.method = common.ddae()
     return config

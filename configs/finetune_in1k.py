@@ -25,6 +25,8 @@ RECIPES = {
 
 def get_config(text=None):
     model = common.arguments(text, model="B")["model"]
+    if model not in RECIPES:
+        raise ValueError(f"config argument model={model!r} is not one of {[*RECIPES]}")
     epochs, base_lr, layer_decay, drop_path = RECIPES[model]
     config = common.classification(num_classes=1000)
     config.epochs = epochs

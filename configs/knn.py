@@ -13,6 +13,11 @@ from configs import common
 
 def get_config(text=None):
     chosen = common.arguments(text, data="imagenet", model="B", patch=16)
+    if chosen["data"] not in ("imagenet", "cifar10"):
+        raise ValueError(
+            f"config argument data={chosen['data']!r} is not imagenet or cifar10; a"
+            " folder of images is --config.data.name=folder --config.data.dir=DIR"
+        )
     config = common.probing(num_classes=1000)
     config.model.size = chosen["model"]
     config.model.patch_size = chosen["patch"]

@@ -1,4 +1,4 @@
-"""SimMIM on ImageNet-1K, ViT-S/B/L/16, by the public recipe (192 px there, 224 here).
+"""SimMIM on ImageNet-1K, ViT-S/B/L/16, by the public recipe.
 
 python train.py --config=configs/simmim_in1k.py:model=B,epochs=800 \\
   --config.data.dir=DIR --workdir=runs/simmim_in1k
@@ -24,6 +24,7 @@ def get_config(text=None):
     config.optimizer.lr_batch = 512
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 5.0
+    config.optimizer.warmup_epochs = 10.0
     config.optimizer.schedule = "step"
     config.optimizer.step_at = 700 / 800
     config.method.name = "simmim"

@@ -56,6 +56,9 @@ def open_run(
     config = describe(workdir)["config"]
     config["model"]["drop_path"] = 0.0
     config["evaluators"] = {}
+    # The training's mesh need not be here.
+    config["mesh"]["fsdp"] = config["optimizer"]["accumulate"] = 1
+    config["batch_size"] = jax.device_count()
     for key, value in changes.items():
         if key not in config["data"]:
             raise UserError(f"--data {key}={value}: config.data has no such key")
@@ -97,6 +100,11 @@ def analyse(
         found["cka"]["teacher"] = cka_matrix(own, other)
     if beside:
         _, other_task, other_params, _ = open_run(beside, changes)
+        if other_task.image_shape != task.image_shape:
+            raise UserError(
+                f"{beside} takes images of {other_task.image_shape}, {workdir} of"
+                f" {task.image_shape}; they cannot see the same ones"
+            )
         if other_task.method.encoder.grid != grid:
             raise UserError(f"{beside} has another grid of patches than {workdir}")
         other = read(on_devices(_all_layers(other_task)), other_params)
@@ -145,7 +153,7 @@ def loss_by_distance(
     take = jax.jit(lambda p, e, b, t, rngs: task.loss(p, e, b, t, rngs)[1])
     sums: dict[str, np.ndarray] = {}
     root = jax.random.key(0)
-    for start in range(0, len(batch["label"]) // size * size or 1, size):
+    for start in range(0, len(batch["label"]), size):
         part = {k: jnp.asarray(v[start : start + size]) for k, v in batch.items()}
         rngs = jax.random.split(jax.random.fold_in(root, start), len(part["label"]))
         metrics = take(params, teacher, part, jnp.ones(()), rngs)

@@ -82,6 +82,8 @@ class FeatureSettings:
             raise ValueError(
                 f"target {self.target!r} is not same_depth, last, mean or middle"
             )
+        if not 0.0 <= self.ramp <= 1.0:
+            raise ValueError(f"ramp={self.ramp} is not a share of the run, 0 to 1")
         if self.loss not in FEATURE_LOSSES:
             raise ValueError(f"loss {self.loss!r} is not one of {list(FEATURE_LOSSES)}")
 
@@ -158,6 +160,8 @@ def with_dds(
     """
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is not one of {METRICS}")
+    if tap_weight < 0:
+        raise ValueError(f"tap_weight={tap_weight} must not be negative")
     depth = method.encoder.spec.depth
     taps = default_taps(depth) if taps is None else taps
     for tap in taps:
@@ -172,8 +176,9 @@ def with_dds(
     for tap in taps:
         difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric)
         for term in method.terms:
-            if tap == depth:
-                terms.append(dataclasses.replace(term, difficulty=difficulty))
+            if tap == depth:  # or earlier, of a method that has taps already
+                own = dataclasses.replace(difficulty, depth=max(term.taps) / depth)
+                terms.append(dataclasses.replace(term, difficulty=own))
             if tap == depth or term.taps != (depth,):
                 continue
             head = block_name(tap)

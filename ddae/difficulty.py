@@ -106,6 +106,11 @@ class BetaSchedule:
             raise ValueError(
                 f"beta phase {self.phase!r} is not constant, linear, cosine or steps"
             )
+        for name in ("start", "end"):
+            if abs(getattr(self, name)) > self.limit:
+                raise ValueError(
+                    f"beta {name}={getattr(self, name)} lies beyond limit={self.limit}"
+                )
         if self.phase == "steps" and self.num_steps < 2:
             raise ValueError("beta num_steps must be at least 2")
 

@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not args.out.endswith(".npz"):
             raise UserError(f"{args.out} does not end in .npz")
+        if not os.path.isdir(folder := os.path.dirname(args.out) or "."):
+            raise UserError(f"no folder {folder} for {args.out}; make it first")
         features, files = extract(args.workdir, args.folder, args.tap, args.pool)
         np.savez(args.out, features=features, files=np.array(files))
     except (UserError, OSError) as error:

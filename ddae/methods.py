@@ -31,10 +31,13 @@ class Decoder:
     num_heads: int = 16
 
     def __post_init__(self):
-        if self.width % 4 or self.num_heads < 1 or self.width % self.num_heads:
+        if self.depth < 0:
+            raise ValueError(f"depth={self.depth} must not be negative")
+        wide = self.width > 0 and self.num_heads > 0
+        if not wide or self.width % 4 or self.width % self.num_heads:
             raise ValueError(
                 f"width={self.width} must be divisible by 4 and by"
-                f" num_heads={self.num_heads}"
+                f" num_heads={self.num_heads}, and both above 0"
             )
 
 

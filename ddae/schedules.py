@@ -55,7 +55,8 @@ def warmup_step(
     or `final` where that is more."""
     step = jnp.asarray(step, jnp.float32)
     rising = jnp.minimum(step / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
-    return peak * rising * jnp.where(step < at * total_steps, 1.0, 0.1) + final
+    last = jnp.maximum(0.1 * peak, final)
+    return rising * jnp.where(step < at * total_steps, peak, last)
 
 
 def linear_ramp(t: Scalar | float, *, until: float) -> Scalar:

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 
 class UserError(ValueError):
     """Wrong configuration or data: one line that names the thing and the mend.
@@ -53,7 +55,7 @@ def build(
             raise UserError(f"config.{where}{name} is missing and has no default")
     annotations = typing.get_type_hints(target)
     settings = {
-        key: _convert(value, annotations.get(key), f"{where}{key}")
+        key: _convert(value, annotations.get(key, Any), f"{where}{key}")
         for key, value in section.items()
     }
     try:
@@ -61,7 +63,7 @@ def build(
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.{where.rstrip('.')}: {error}") from error
+        raise UserError(f"{f'config.{where}'.rstrip('.')}: {error}") from error
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
@@ -72,8 +74,52 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
                 return build(option, value, f"{where}.")  # type: ignore[arg-type]
         return dict(value)
     if isinstance(value, list | tuple):
-        return tuple(value)
+        value = tuple(value)
+    if not fits(value, annotation):
+        raise UserError(f"config.{where}={value!r} is not {_named(annotation)}")
     return value
+
+
+SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: ((int, np.integer), "a whole number"),
+    float: ((int, float, np.integer, np.floating), "a number"),
+    str: ((str,), "text"),
+}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value is of its annotation, so far as that is of numbers, text,
+    tuples of them, or None; true for any other."""
+    if _is_union(annotation):
+        return any(fits(value, option) for option in typing.get_args(annotation))
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation in SCALARS:
+        wanted = SCALARS[annotation][0]
+        return isinstance(value, wanted) and (
+            annotation is bool or not isinstance(value, bool)
+        )
+    if typing.get_origin(annotation) is tuple:
+        kinds = typing.get_args(annotation)
+        if not isinstance(value, list | tuple):
+            return False
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            return all(fits(x, kinds[0]) for x in value)
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
+    return True
+
+
+def _named(annotation: Any) -> str:
+    if _is_union(annotation):
+        return " or ".join(map(_named, typing.get_args(annotation)))
+    if annotation in SCALARS:
+        return SCALARS[annotation][1]
+    kinds = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and kinds:
+        number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
+        return f"a tuple of {number}like {_named(kinds[0])}"
+    return "None" if annotation in (None, types.NoneType) else str(annotation)
 
 
 def _is_union(annotation: Any) -> bool:

@@ -134,6 +134,30 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
     assert run(tmp_path, evaluators=evaluators) == rows
 
 
+def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
+    tmp_path, capsys
+):
+    evaluators = {"reconstruct": {"num_images": 2}}
+    run(tmp_path, total_steps=2, evaluators=evaluators)
+    for key, first, then, says in (
+        ("data__mean", (0.3,), (0.1,), r"mean \[0.3\], this config has \[0.1\]; go on"),
+        ("method__mask", {"ratio": 0.75}, {"ratio": 0.5}, "mask.ratio 0.75, this conf"),
+        ("method__features", {"ramp": 0.5}, {"ramp": 0.0}, "features.ramp 0.5, this c"),
+    ):
+        run(tmp_path / key, total_steps=1, **{key: first})
+        before = (tmp_path / key / "config.json").read_text()
+        with pytest.raises(UserError, match=says):
+            run(tmp_path / key, total_steps=2, **{key: then})
+        assert (tmp_path / key / "config.json").read_text() == before
+    capsys.readouterr()
+    run(tmp_path, total_steps=3, evaluators=evaluators, optimizer__base_lr=2e-2)
+    said = capsys.readouterr().out
+    assert "with other settings:\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
+    kept = (tmp_path / "config.json").read_text()
+    run(tmp_path, total_steps=1, evaluators=evaluators)  # trains nothing
+    assert (tmp_path / "config.json").read_text() == kept
+
+
 def test_a_resume_on_other_data_names_the_field(tmp_path):
     """What `loop.plan` says of the data is saved, and compared before any compile."""
     random = np.random.default_rng(0)
@@ -149,7 +173,7 @@ def test_a_resume_on_other_data_names_the_field(tmp_path):
     def resume(workdir, **changes):
         job = loop.plan(tiny_config(**changes))
         with Checkpoints(str(workdir)) as checkpoints:
-            checkpoints.check(job.shapes, job.data_state)
+            checkpoints.check(job.shapes, job.data_state, job.config)
             if checkpoints.latest() is None:
                 checkpoints.save(state, 1, job.config, job.data_state)
 
@@ -202,9 +226,11 @@ def test_weights_go_into_another_tree_with_a_report():
     stored = {"encoder": {"a": np.ones((2, 3)), "b": np.zeros(4)}, "heads": np.ones(1)}
     wanted = {"encoder": {"a": np.zeros((2, 3)), "b": np.zeros(6), "c": np.full(2, 5)}}
     options = {"may_miss": ("/c$",), "may_leave": ("^/heads",)}
-    tree, loaded = load_into(
-        wanted, stored, resize=lambda path, x, shape: np.resize(x, shape), **options
-    )
+
+    def resize(path, x, shape):
+        return np.resize(x, shape) if path == "/encoder/b" else None
+
+    tree, loaded = load_into(wanted, stored, resize=resize, **options)
     np.testing.assert_array_equal(tree["encoder"]["a"], 1.0)
     np.testing.assert_array_equal(tree["encoder"]["c"], 5)
     assert tree["encoder"]["b"].shape == (6,)

@@ -22,10 +22,11 @@ from ddae.models.positions import (
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import load_params
+from ddae.train.checkpoint import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, merge
 from ddae.train.partial import InitSettings, load_pretrained
+from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 
@@ -214,8 +215,11 @@ def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"model__size": "Pico"}, "are not among the weights, among them /encoder/"),
-        ({"model__patch_size": 4}, "position_grid=\\(4, 4\\)"),
+        ({"model__size": "Pico"}, "with config.model.size=Two, here it is Pico"),
+        (
+            {"model__patch_size": 4},
+            "patch_size=2, here it is 4; set --config.model",
+        ),
         ({"init__workdir": "/nowhere"}, "no checkpoint in /nowhere"),
         ({"init__may_leave": ()}, "of the weights have no place.*/encoder/norm"),
         ({"model__layer_scale": 0.1}, "are not among the weights.*scale_attention"),
@@ -278,6 +282,35 @@ def test_learned_positions_and_biases_are_resized_at_loading(tmp_path):
         "/encoder/positions",
     ]
     assert begun.encoder["positions"].shape == (1, 37, 32)
+
+
+def test_grids_of_as_many_patches_are_resized_too(tmp_path):
+    """2 x 8 patches are not 4 x 4 of them, though the arrays have one shape."""
+    old = tiny_config(
+        total_steps=0,
+        data=npz_images(tmp_path, (4, 16)),
+        image_size=(4, 16),
+        method={"name": "mae", "layout": "mask_token"},
+        model__positions="learned",
+        model__relative_bias="shared",
+    )
+    loop.run(old, str(tmp_path / "old"))
+    new = probe_config(
+        image_size=8, model__positions="learned", model__relative_bias="shared"
+    )
+    shapes = jax.eval_shape(tasks.from_config(new).init, jax.random.key(0))
+    begun = load_pretrained(InitSettings(workdir=str(tmp_path / "old")), new, shapes)
+    assert "/encoder/positions" in begun.loaded.resized
+    theirs, _ = load_params(str(tmp_path / "old"))
+    expected = resize_positions(theirs["encoder"]["positions"][0, 1:], (2, 8), (4, 4))
+    np.testing.assert_array_equal(begun.encoder["positions"][0, 1:], expected)
+
+
+def npz_images(folder, size):
+    for split in ("train", "test"):
+        images = np.random.default_rng(0).integers(0, 255, (16, *size, 1), np.uint8)
+        np.savez(folder / f"{split}.npz", images=images, labels=np.arange(16) % 2)
+    return {"name": "npz", "dir": str(folder), "mean": (0.3,), "std": (0.4,)}
 
 
 def test_resizing_keeps_what_it_must():
@@ -360,6 +393,17 @@ def test_every_pool_learns_its_classes(tmp_path, pool):
     assert tops[0] < 30 and tops[-1] > 60
 
 
+def test_the_average_of_weights_is_what_others_load(pretrained, tmp_path):
+    config = classify_config(classifier__average=0.5, total_steps=2)
+    loop.run(config, str(tmp_path))
+    job = plan(config)
+    state = load_state(str(tmp_path), job.shapes)
+    found, _ = load_params(str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, found, state.ema_params)
+    kernel = state.params["heads"]["classifier"]["linear"]["kernel"]
+    assert (found["heads"]["classifier"]["linear"]["kernel"] != kernel).any()
+
+
 def test_the_average_of_weights_is_what_is_evaluated():
     task = tasks.from_config(classify_config(classifier__average=0.9))
     params = {"encoder": {}, "heads": {}}
@@ -396,6 +440,7 @@ def test_topk_counts_ties_against_the_label():
     scores = np.array([[0.0, 0, 0], [3, 2, 1], [1, 2, 3]], np.float32)
     assert topk(scores, np.array([0, 0, 0]), 1) == pytest.approx(100 / 3)
     assert topk(scores, np.array([0, 1, 1]), 2) == pytest.approx(200 / 3)
+    assert topk(np.full((3, 3), np.nan, np.float32), np.array([0, 1, 2]), 1) == 0
 
 
 @pytest.mark.slow

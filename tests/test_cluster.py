@@ -18,6 +18,7 @@ from conftest import tiny_config
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from ddae.train import cluster
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.metrics import read_metrics
 
@@ -326,6 +327,32 @@ def test_it_says_for_whom_it_waits_and_gives_up():
     # Process 1 may have given up just before.
     assert re.search("error: gave up waiting for [12] of 3 processes", said[0])
     assert f"waiting for process 0 and the others at localhost:{port}" in said[1]
+
+
+def test_ctrl_c_asks_once_and_a_second_ends(capfd):
+    signals = cluster.Signals()
+    before = signal.getsignal(signal.SIGINT)
+    with signals.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.stop_requested
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("error", [AssertionError(), MemoryError(), OSError("a\nb")])
+def test_a_failure_without_words_ends_all_processes_too(tmp_path, monkeypatch, error):
+    ended = []
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster, "_end", ended.append)
+    assert cluster.run_to_end(fails, {}, str(tmp_path)) == 1 and ended == [1]
+    assert type(error).__name__ in (tmp_path / "first_failure.txt").read_text()
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):

@@ -203,10 +203,32 @@ def test_newest_every_kth_and_best_steps_stay(tmp_path):
     options = {"keep": 1, "keep_every_steps": 4, "keep_best": "eval/top1"}
     with Checkpoints(str(tmp_path), **options) as checkpoints:
         for step, score in scores.items():
-            values = {} if score is None else {"eval/top1": score}
-            checkpoints.save(state, step, tiny_config(), {}, values)
-    kept = sorted(int(name) for name in os.listdir(tmp_path / "checkpoints"))
-    assert kept == [2, 4, 6]
+            if score is not None:
+                checkpoints.evaluated(step, {"eval/top1": score})
+            checkpoints.save(state, step, tiny_config(), {})
+    assert kept_steps(tmp_path) == [2, 4, 6]
+
+
+def kept_steps(workdir):
+    return sorted(int(name) for name in os.listdir(workdir / "checkpoints"))
+
+
+def test_the_best_step_stays_whose_evaluation_a_sigterm_put_off(tmp_path):
+    """Saved before it was evaluated; and every checkpoint knows of those before it."""
+    states = trainer()[0]
+    for first, score in ((1, 20.0), (3, 70.0), (5, 30.0)):
+        with Checkpoints(str(tmp_path), keep=1, keep_best="eval/top1") as checkpoints:
+            state = checkpoints.restore(targets(states)) or states
+            if first > 1:
+                checkpoints.evaluated(first - 1, {"eval/top1": score})
+            for step in (first, first + 1):
+                checkpoints.save(state, step, tiny_config(), {})
+    assert kept_steps(tmp_path) == [2, 6]
+    with Checkpoints(str(tmp_path), keep_best="eval/tpo1") as checkpoints:
+        with pytest.raises(
+            UserError, match="keep_best='eval/tpo1' is not among .*top1"
+        ):
+            checkpoints.evaluated(6, {"eval/top1": 1.0})
 
 
 def test_a_digest_does_not_depend_on_the_mesh_and_sees_every_bit():

@@ -239,6 +239,7 @@ def test_random_crops_of_arrays_of_any_channels_and_dtype():
         (np.array([0, -1, 1]), "label -1 of record 1 is < 0"),
         (np.array([0.5, 1, 2]), "labels must be a row of whole numbers"),
         (np.zeros((3, 2), int), "labels must be a row of whole numbers"),
+        (np.zeros(0, int), "3 images but 0 labels"),
     ],
 )
 def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
@@ -251,6 +252,31 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(3))
     with pytest.raises(UserError, match="test.npz: label 7 of record 2 is not below t"):
         data.from_config(config, (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "images, says",
+    [
+        (np.full((3, 8, 8, 1), 200), "images of int64, from 200 to 200; give uint8"),
+        (np.full((3, 8, 8, 1), 200.0, np.float32), "images of float32, from 200.0 to"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "npz train: there is no image in it"),
+    ],
+)
+def test_wrong_images_in_an_npz_file_are_named(tmp_path, images, says):
+    labels = np.zeros(len(images), int)
+    np.savez(tmp_path / "train.npz", images=images, labels=labels)
+    config = tiny_config(data__name="npz", data__dir=str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        data.from_config(config, (8, 8, 1))
+
+
+def test_a_set_of_which_nothing_can_be_read_is_named(tmp_path):
+    from ddae.eval.evaluator import over
+
+    (tmp_path / "0.jpg").write_bytes(b"no image")
+    source = folder_source(tmp_path, (8, 8, 3), on_error="skip")
+    with pytest.raises(UserError, match="kNN: none of the 1 images can be read"):
+        over(source, np.arange(1), None, None, "kNN")
 
 
 def test_stats_print_what_a_config_wants(tmp_path, capsys):

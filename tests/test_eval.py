@@ -67,6 +67,27 @@ def test_knn_takes_a_sample_of_the_set():
     assert 50 < evaluators["knn"]({}, 0)["knn5_top1"] <= 100
 
 
+def test_knn_says_nothing_where_it_could_not_be_wrong(tmp_path, capsys):
+    images = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
+    given = {"name": "npz", "dir": str(tmp_path), "mean": (0.3,), "std": (0.4,)}
+    for labels, split, says in (
+        (np.zeros(20, int), "test", "all training images are of one class"),
+        (np.arange(20) % 2, "train", "the held-out images are the training images"),
+        (np.arange(20) % 2, "test", ""),
+    ):
+        for name, some in (("train", images), ("test", images[:10])):
+            np.savez(tmp_path / name, images=some, labels=labels[: len(some)])
+        config = tiny_config(data=given | {"eval_split": split})
+        config["evaluators"] = {"knn": {"k": 3}}
+        task = tasks.from_config(config)
+        splits = data.from_config(config, task.image_shape)
+        mesh = make_mesh(MeshSettings(), 16, 1)
+        made = eval.from_config(config, task, splits, OnDevices(mesh))
+        found = made["knn"](task.init(jax.random.key(0)), 0)
+        assert set(found) == (set() if says else {"knn3_top1"})
+        assert (f"kNN is left out: {says}" in capsys.readouterr().out) == bool(says)
+
+
 @pytest.mark.parametrize(
     "section, says",
     [

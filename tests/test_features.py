@@ -40,8 +40,32 @@ def test_encoder_reads_any_block_and_never_masks(workdir, digit_images):
     assert np.abs(first.patches - last.patches).max() > 0.1
     with pytest.raises(UserError, match="tap 3 is not among blocks 1 to 2"):
         encoder(digit_images, tap=3)
-    with pytest.raises(UserError, match=r"images are \(4, 8, 1\), the encoder takes"):
+    with pytest.raises(UserError, match=r"are \(16, 4, 8, 1\), the encoder takes"):
         encoder(digit_images[:, :4])
+
+
+@pytest.mark.parametrize(
+    "images, says",
+    [
+        (np.full((1, 8, 8, 1), 255.0), "are float64 from 255 to 255; give uint8"),
+        (np.full((1, 8, 8, 1), -0.7), "not standardised: the encoder does that"),
+        (np.full((1, 8, 8, 1), np.nan), "from nan to nan"),
+        (np.ones((1, 8, 8, 1), int), "are int64 from 1 to 1"),
+        (np.zeros((8, 8, 1)), r"images are \(8, 8, 1\), the encoder takes \('b', 8"),
+        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "of several sizes"),
+        ([], "of several sizes, none among them"),
+    ],
+)
+def test_encoder_says_which_images_it_does_not_take(workdir, images, says):
+    with pytest.raises(UserError, match=says):
+        ddae.load_encoder(workdir)(images)
+
+
+def test_encoder_takes_pictures(workdir, digit_images):
+    bytes_ = (np.asarray(digit_images) * 255).round().astype(np.uint8)
+    pictures = [Image.fromarray(image[..., 0]) for image in bytes_]
+    encoder = ddae.load_encoder(workdir)
+    np.testing.assert_array_equal(encoder(pictures).patches, encoder(bytes_).patches)
 
 
 def test_encoder_at_another_size(workdir, digit_images):
@@ -51,6 +75,14 @@ def test_encoder_at_another_size(workdir, digit_images):
     )
     wide = ddae.load_encoder(workdir, image_size=(6, 12))
     assert wide(np.zeros((2, 6, 12, 1), np.float32)).patches.shape == (2, 18, 32)
+
+
+def test_encoder_at_a_size_that_its_masks_do_not_fit(tmp_path, digit_images):
+    """Cells of 2 x 2 patches do not divide a grid of 5 x 5; nothing is masked here."""
+    mask = {"kind": "cell", "cell": 2, "ratio": 0.5}
+    loop.run(tiny_config(total_steps=0, method__mask=mask), str(tmp_path))
+    encoder = ddae.load_encoder(str(tmp_path), image_size=10)
+    assert encoder(np.zeros((1, 10, 10, 1))).patches.shape == (1, 25, 32)
 
 
 @pytest.mark.parametrize("pool, shape", [("mean", (5, 32)), ("none", (5, 16, 32))])

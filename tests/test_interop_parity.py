@@ -192,6 +192,41 @@ def test_features_and_logits(random_models, images, tmp_path, name):
         np.testing.assert_allclose(logits, theirs, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_their_images_are_ours(tmp_path, crop):
+    """A photograph that is not square, through the exported folder's own processor."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+    from tiny import tiny_config
+    from transformers import AutoImageProcessor
+
+    from ddae import data
+    from ddae.train import loop
+
+    photograph = Image.fromarray(load_sample_image("china.jpg")).crop((0, 0, 600, 300))
+    for split in ("train", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for number in range(4):
+            photograph.save(tmp_path / "images" / split / f"{number}.png")
+    given = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "eval_crop": crop}
+    config = tiny_config(
+        data={"name": "folder", "dir": str(tmp_path / "images"), **given},
+        image_size=64,
+        total_steps=0,
+        batch_size=4,
+        model={"size": "Two", "patch_size": 16, "channels": 3},
+    )
+    loop.run(config, str(tmp_path / "run"))
+    out = str(tmp_path / "out")
+    assert huggingface.main(["export", str(tmp_path / "run"), out]) == 0
+    theirs = AutoImageProcessor.from_pretrained(out)(photograph, return_tensors="np")
+    splits = data.from_config(config, (64, 64, 3))
+    (batch,) = splits.held_out.batches(np.arange(1), 1)
+    ours = standardised(batch["image"] / 255.0, given["mean"], given["std"])
+    apart = np.abs(np.asarray(theirs["pixel_values"]) - np.asarray(ours)) * 0.2 * 255
+    assert apart.max() < 2.5 and apart.mean() < 0.3  # of 255
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "clip"])
 def test_round_trip(random_models, tmp_path, name, recwarn):
     model, folder = random_models[name]

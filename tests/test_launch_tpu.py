@@ -286,13 +286,22 @@ def test_the_software_goes_by_the_type(cloud, kind, runtime):
 
 def test_a_workdir_on_one_host_of_several_is_warned_of(cloud):
     for kind, workdir, warned in [
-        ("v4-128", "--workdir=runs/x", True),
+        ("v4-128", "--workdir=/mnt/x", True),
         ("v4-128", "--workdir=gs://b/x", False),
-        ("v4-8", "--workdir=runs/x", False),
+        ("v4-8", "--workdir=/mnt/x", False),
     ]:
         flags = [*TPU, f"--type={kind}"]
         _, _, err = cloud.launch("run", *flags, "--", "--config=c", workdir)
         assert ("not on gs://" in err) == warned
+
+
+@pytest.mark.parametrize("workdir", [["--workdir=runs/x"], ["--workdir", "x"]])
+@pytest.mark.parametrize("command", ["run", "retry"])
+def test_a_workdir_in_the_code_that_setup_replaces_is_refused(cloud, command, workdir):
+    flags = [*TPU, "--type=v4-8", "--", *workdir, "--config=c"]
+    code, _, err = cloud.launch(command, *flags)
+    assert code == 2 and "would lie in the code, which setup replaces" in err
+    assert "gs://BUCKET/FOLDER" in err
 
 
 # ---- Making and deleting.

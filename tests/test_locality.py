@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config
 
 from ddae import tasks
-from ddae.analyse import main, sample_sizes
+from ddae.analyse import loss_by_distance, main, sample_sizes
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.models.attention import attention_probabilities
 from ddae.models.vit import VIT_SPECS, Encoder, Mlp
@@ -113,6 +113,17 @@ def test_sample_sizes_are_one_where_beta_is_nought():
     assert curve[0.0] < 1.0 and curve[1.0] < 1.0
     assert dict(found["beta"])[0.0] == pytest.approx(1.0)
     assert sample_sizes(tasks.from_config(tiny_config(method={"name": "mae"}))) == {}
+
+
+def test_the_loss_is_that_of_every_image():
+    """Of 70, taken 64 at a time."""
+    task = tasks.from_config(tiny_config(method={"name": "mae"}))
+    params = task.init(jax.random.key(0))
+    images = np.random.default_rng(0).random((70, 8, 8, 1), np.float32)
+    batch = {"image": images, "label": np.zeros(70, np.int32)}
+    found = loss_by_distance(task, params, {}, batch)
+    images[64:] = 0.0
+    assert loss_by_distance(task, params, {}, batch) != found
 
 
 @pytest.mark.slow

@@ -195,6 +195,13 @@ def test_feature_targets_that_do_not_follow_the_tap(target, layers):
             assert term.target.teacher_layers == layers
 
 
+def test_a_term_that_stands_at_a_tap_already_has_that_depth():
+    again = with_dds(ddae(ENCODER, decoder=DECODER), taps=(ENCODER.spec.depth,))
+    depths = {term.taps: term.difficulty.depth for term in again.terms}
+    assert len(depths) > 1
+    assert depths == {(tap,): tap / ENCODER.spec.depth for (tap,) in depths}
+
+
 def test_default_taps_are_the_last_half():
     assert default_taps(12) == (6, 8, 10, 12)
     assert default_taps(24) == (12, 16, 20, 24)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddae.schedules import ema_momentum, linear_ramp, warmup_cosine
+from ddae.schedules import ema_momentum, linear_ramp, warmup_cosine, warmup_step
 
 
 @pytest.mark.parametrize("step", [0, 3, 9, 10, 55, 100])
@@ -19,6 +19,15 @@ def test_warmup_then_cosine(step):
 
 def test_no_warmup_starts_at_the_peak():
     assert warmup_cosine(jnp.int32(0), peak=2.0, warmup_steps=0, total_steps=9) == 2.0
+
+
+@pytest.mark.parametrize(
+    "step, final, rate", [(5, 0.0, 1), (70, 0.3, 2), (90, 0.0, 0.2), (90, 0.3, 0.3)]
+)
+def test_a_step_falls_to_a_tenth_or_to_the_end(step, final, rate):
+    shape = {"peak": 2.0, "warmup_steps": 10, "total_steps": 100, "final": final}
+    found = warmup_step(jnp.int32(step), at=0.875, **shape)
+    np.testing.assert_allclose(found, rate, rtol=1e-6)
 
 
 def test_linear_ramp():

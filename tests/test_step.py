@@ -226,6 +226,17 @@ def test_no_decay_on_biases_and_scales_and_every_parameter_is_covered():
         rules_of({"encoder": {"gain": jnp.ones(2)}}, OptimizerSettings())
 
 
+def test_frozen_blocks_count_for_the_rates_of_the_others():
+    """The rates are those of the table that is printed, of the whole network."""
+    params = jax.eval_shape(tasks.from_config(tiny_config()).init, ROOT)
+    settings = OptimizerSettings(layer_decay=0.5, frozen=("/block_01/",))
+    optimizer = make_optimizer(settings, 16, 0, 4)
+    trained, _ = optimizer.split(params)
+    whole = rules_of(params, settings)["encoder"]["block_00"]
+    assert rules_of(trained, settings)["encoder"]["block_00"] == whole
+    assert jax.tree.leaves(whole)[0].scale == 0.25
+
+
 @pytest.mark.parametrize(
     "fsdp, batch, accumulate, says",
     [(3, 16, 1, "fsdp=3"), (1, 18, 1, "batch_size=18"), (2, 16, 8, "accumulate=8")],

@@ -185,6 +185,10 @@ def compressed(path, content):
             "a.jpg has no .cls beside it, as others have",
         ),
         (
+            lambda path, _: write_tar(path, [("./000000.mask.png", b""), *numbered(1)]),
+            "./000000 has several images beside one .cls",
+        ),
+        (
             lambda path, _: write_tar(path, [("cat/a.jpg", b"")]),
             "some tar files have .cls files, and some have none",
         ),
@@ -222,14 +226,30 @@ def test_a_shard_that_shrinks_under_a_run_is_a_bad_record(shards):
     assert "the file has become shorter" in next(iter(train.bad.values()))
 
 
-def test_no_link_leads_out_of_a_shard(shards, tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_no_link_leads_out_of_a_shard(shards, tmp_path, kind):
     (tmp_path / "secret.jpg").write_bytes(jpeg(0))
     with tarfile.open(shards / "train-000003.tar", "w") as file:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-            info = tarfile.TarInfo("link.jpg")
-            info.type, info.linkname = kind, str(tmp_path / "secret.jpg")
-            file.addfile(info)
-    assert len(splits(shards).train) == 7
+        info = tarfile.TarInfo("link.jpg")
+        info.type, info.linkname = kind, str(tmp_path / "secret.jpg")
+        file.addfile(info)
+    with pytest.raises(UserError, match="link.jpg is a link; make the tar file of wh"):
+        splits(shards)
+
+
+def test_a_file_that_tar_has_met_before_is_read_where_it_was(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+    (folder / "a" / "0.jpg").write_bytes(jpeg(0))
+    (folder / "b" / "1.jpg").hardlink_to(folder / "a" / "0.jpg")
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as file:
+            file.add(folder / "a", "a")
+            file.add(folder / "b", "b")
+    records = splits(tmp_path).train.records
+    assert records.read(0) == records.read(1) == jpeg(0)
+    assert records.classes == ["a", "b"]
 
 
 def test_an_index_that_cannot_be_kept_is_made_again(shards, monkeypatch):

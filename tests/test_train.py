@@ -70,6 +70,44 @@ WRONG = [
     ({"data__std": (0.0,)}, "config.data: std=.* must be positive"),
     ({"total_steps": -1}, "total_steps=-1 must not be negative"),
     ({"epochs": 0}, "epochs=0 must be positive"),
+    ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be positive"),
+    ({"max_nonfinite_steps": 0}, "max_nonfinite_steps=0 must be positive"),
+    ({"eval_every_steps": -1}, "eval_every_steps=-1 must not be negative"),
+    ({"data__mean": 0.3}, "config.data.mean=0.3 is not a tuple of numbers"),
+    (
+        {"model__position_grid": (7,)},
+        r"config.model.position_grid=\(7,\) is not a tuple of 2 like a whole number",
+    ),
+    (
+        {"method__standardise_pixels": "no"},
+        "config.method.standardise_pixels='no' is not True or False",
+    ),
+    ({"data__mean": (125.0,)}, "config.data.mean=.*: pixels lie in .0, 1. here"),
+    ({"method__beta": {"end": 1000.0}}, "end=1000.0 lies beyond limit=2.0"),
+    ({"method__tap_weight": -1.0}, "tap_weight=-1.0 must not be negative"),
+    ({"optimizer__lr_batch": 0}, "config.optimizer: lr_batch=0 must be positive"),
+    ({"optimizer__b2": 1.5}, r"config.optimizer: b2=1.5 is not in \[0, 1\)"),
+    ({"optimizer__clip_norm": -1.0}, "clip_norm=-1.0 must not be negative"),
+    ({"optimizer__frozen": ("(",)}, r"config.optimizer: '\(' is no pattern"),
+    (
+        {"optimizer__warmup_epochs": 101.0},
+        "warmup_epochs=101 is longer than config.epochs=100",
+    ),
+    (
+        {"method__decoder": {"width": 0}},
+        "width=0 must be divisible by 4 and by num_heads=16, and b",
+    ),
+    ({"method__decoder": {"depth": -1}}, "depth=-1 must not be negative"),
+    ({"method__features": {"ramp": -1.0}}, "ramp=-1.0 is not a share of the run"),
+    (
+        {"model__relative_bias": "shared"},
+        "config.model and config.method: a relative position bias wants layout",
+    ),
+    ({"evaluators": {"knn": {"temperature": 0.0}}}, "temperature=0.0 must be positive"),
+    (
+        {"evaluators": {"reconstruct": {"num_images": 0}}},
+        "reconstruct.num_images=0 must be positive",
+    ),
     ({"profile": "9:3"}, "config.profile='9:3' is not FIRST:LAST"),
     ({"steps_per_dispatch": 0}, "steps_per_dispatch=0 must be positive"),
     (
@@ -110,6 +148,16 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
         (["--config", "configs/nothing.py"], "No such file or directory: 'configs/not"),
         (["--config=configs/mae_in1k.py:modle=B"], "modle"),
         ([], "--config is missing"),
+        (["--config=configs/finetune_in1k.py:model=Ti"], "model='Ti' is not one of"),
+        (["--config=configs/mae_cifar10.py:dds=yes"], "dds='yes' is not like False"),
+        (["--config=configs/ddae_cifar10.py:dds"], "argument 'dds' is not one of"),
+        (
+            [
+                *("--config=configs/quickstart.py", "--coordinator=localhost"),
+                *("--num_processes=2", "--process_id=0"),
+            ],
+            "--coordinator=localhost is not HOST:PORT of process 0",
+        ),
         (
             ["--config=configs/quickstart.py", "--config.model.patch_size=3"],
             "use 6 or 9",

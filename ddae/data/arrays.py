@@ -32,6 +32,8 @@ class ArraySource:
     ):
         if len(images) != len(labels):
             raise UserError(f"{name}: {len(images)} images but {len(labels)} labels")
+        if not len(images):
+            raise UserError(f"{name} {split}: there is no image in it")
         if labels.min() < 0:
             at = int(np.argmin(labels))
             raise UserError(f"{name} {split}: label {labels[at]} of record {at} is < 0")
@@ -137,9 +139,19 @@ def _npz(
             f"{path} holds images of {images.shape[1:]}, not {image_shape}; set"
             " config.image_size and config.model.channels"
         )
+    if images.dtype != np.uint8 and not _in_unit_range(images):
+        raise UserError(
+            f"{path} holds images of {images.dtype}, from {images.min()} to"
+            f" {images.max()}; give uint8, or float32 in [0, 1]"
+        )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be a row of whole numbers")
     return ArraySource(images, labels, "npz", name)
+
+
+def _in_unit_range(images: np.ndarray) -> bool:
+    floats = np.issubdtype(images.dtype, np.floating)
+    return floats and (not images.size or 0.0 <= images.min() <= images.max() <= 1.0)
 
 
 def refuse_colours(data: DataSettings) -> None:

@@ -91,7 +91,10 @@ def folder_sources(
 
 def _scan(root: str) -> list[str]:
     """Paths of the image files below `root`, relative to it, in alphabetical order."""
-    expected = f"expected {os.path.join(root, 'CLASS', '*.jpg')}"
+    expected = (
+        f"expected {os.path.join(root, 'CLASS', '*.jpg')}, or images of no class in"
+        f" {root} itself; without held-out ones: --config.data.eval_split=train"
+    )
     if not os.path.isdir(root):
         raise UserError(f"no folder {root}; {expected}")
     files = []

@@ -137,16 +137,15 @@ def _shards(root: str, split: str) -> list[str]:
 
 def _walk(path: str, size: int) -> Found:
     """The images of one shard, which must be whole."""
-    images, numbers = [], {}
+    images, numbers, known = [], {}, {}
     try:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 stem, extension = os.path.splitext(member.name)
-                if not member.isreg():
-                    continue
-                if extension.lower() in EXTENSIONS:
-                    images.append((member.offset_data, member.size, member.name))
-                elif extension == ".cls":
+                if extension.lower() in EXTENSIONS and not member.isdir():
+                    images.append((*_bytes_of(path, member, known), member.name))
+                    known[member.name] = images[-1][:2]
+                elif member.isreg() and extension == ".cls":
                     numbers[_key(stem)] = _number(path, tar, member)
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -157,6 +156,10 @@ def _walk(path: str, size: int) -> Found:
         ) from error
     except (OSError, tensorflow().errors.OpError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    keys = [_key(name) for *_, name in images]
+    if numbers and len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{path}: {twice} has several images beside one .cls")
     bare = [name for _, _, name in images if _key(name) not in numbers]
     if bare and numbers:
         raise UserError(f"{path}: {bare[0]} has no .cls beside it, as others have")
@@ -164,6 +167,21 @@ def _walk(path: str, size: int) -> Found:
         (offset, length, name, *_class_of(name, numbers))
         for offset, length, name in images
     ]
+
+
+def _bytes_of(
+    path: str, member: tarfile.TarInfo, known: dict[str, tuple[int, int]]
+) -> tuple[int, int]:
+    """(where the image begins, how many bytes); of a file that tar has met before under
+    another name, those there. Raises `UserError` for another link."""
+    if member.isreg():
+        return member.offset_data, member.size
+    if member.islnk() and member.linkname in known:
+        return known[member.linkname]
+    raise UserError(
+        f"{path}: {member.name} is a link; make the tar file of what it leads to"
+        " (tar -h)"
+    )
 
 
 def _key(name: str) -> str:

@@ -51,6 +51,7 @@ def make_accuracy(
 def topk(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Share of rows whose label is among the `k` highest scores, in %."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    # Ties count against the label, so equal scores for all classes are no success.
-    above = (scores >= own).sum(axis=1) - 1
+    # Ties, and what is not a number, count against the label: equal scores for all
+    # classes are no success.
+    above = (~(scores < own)).sum(axis=1) - 1
     return 100.0 * float((above < k).mean())

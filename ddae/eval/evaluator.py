@@ -11,6 +11,7 @@ from jaxtyping import Int
 from rich.progress import track
 
 from ddae.data import Source
+from ddae.settings import UserError
 
 Evaluator = Callable[[Any, int], dict[str, float | np.ndarray]]
 """(parameters, step) -> values."""
@@ -57,5 +58,7 @@ def over(
     for batch in batches:
         found.append(function(params, batch["image"]))
         labels.append(batch["label"])
+    if not found:
+        raise UserError(f"{description}: none of the {len(indices)} images can be read")
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     return joined, np.concatenate(labels)

@@ -39,6 +39,10 @@ def make_knn(
     """
     if pool not in ("mean", "cls"):
         raise UserError(f"config.evaluators.knn.pool={pool!r} is not mean or cls")
+    if temperature <= 0:
+        raise UserError(
+            f"config.evaluators.knn.temperature={temperature} must be positive"
+        )
     available = min(num_train or len(splits.train), len(splits.train))
     ks = (k,) if isinstance(k, int) else tuple(k)
     for number in ks or (0,):
@@ -47,6 +51,11 @@ def make_knn(
                 f"config.evaluators.knn.k={number} is not between 1 and {available}"
                 " images"
             )
+
+    if reason := _says_nothing(splits):
+        if jax.process_index() == 0:
+            print(f"kNN is left out: {reason}", flush=True)
+        return lambda params, step: {}
 
     def pooled(params: Any, images: Array) -> Float[Array, "b d"]:
         tokens: Features = task.encode(params, images)
@@ -122,6 +131,15 @@ def place_bank(
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
     return put(bank), put(labels)
+
+
+def _says_nothing(splits: Splits) -> str:
+    """Why neighbours would always be right; empty where they may be wrong."""
+    if splits.train.num_classes < 2:
+        return "all training images are of one class"
+    if splits.train.identity == splits.held_out.identity:
+        return "the held-out images are the training images"
+    return ""
 
 
 def make_votes(

@@ -34,6 +34,11 @@ def make_reconstruct(
             "config.evaluators.reconstruct draws pixels, and the method predicts none;"
             " remove it"
         )
+    if num_images < 1:
+        raise UserError(
+            f"config.evaluators.reconstruct.num_images={num_images} must be positive;"
+            " without the evaluator there is no figure"
+        )
     indices = np.random.default_rng(seed).permutation(len(splits.held_out))[:num_images]
     reconstruct = jax.jit(task.reconstruct)
 

@@ -59,22 +59,32 @@ def export(workdir: str, folder: str, head: str | None) -> None:
     if kind == "beit":
         made["use_mask_token"] = any(name.endswith("mask_token") for name in weights)
     _write(folder, "config.json", made)
-    size = config["image_size"]
-    _write(
-        folder,
-        "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(config["data"]["mean"]),
-            "image_std": list(config["data"]["std"]),
-            "do_resize": True,
-            "size": {"height": pair(size)[0], "width": pair(size)[1]},
-        },
-    )
+    _write(folder, "preprocessor_config.json", _preprocessor(config))
     print(f"{folder}: {len(weights)} arrays, {architecture}")
+
+
+def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Images as our evaluations have them: bicubic as Pillow's, and of square ones the
+    centre of a larger image. transformers stretches others."""
+    height, width = pair(config["image_size"])
+    made: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": config["model"].get("channels", 3) == 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config["data"]["mean"]),
+        "image_std": list(config["data"]["std"]),
+        "do_resize": True,
+        "resample": 3,
+        "do_center_crop": height == width,
+        "crop_size": {"height": height, "width": width},
+        "size": {"height": height, "width": width},
+    }
+    if height == width:
+        share = config["data"].get("eval_crop", 1.0)
+        made["size"] = {"shortest_edge": round(height / share)}
+    return made
 
 
 def _class(

@@ -41,7 +41,11 @@ def study(args: argparse.Namespace) -> int:
     changes = dict(_pair(text) for text in args.set)
     workdir = os.path.abspath(args.workdir)
     runner = Runner(table, workdir, changes, args.keep_weights)
-    runs = [run for run in runs_of(table) if re.search(args.only, str(run))]
+    try:
+        only = re.compile(args.only)
+    except re.error as error:
+        raise UserError(f"--only={args.only} is no pattern: {error}") from error
+    runs = [run for run in runs_of(table) if only.search(str(run))]
     if not runs:
         raise UserError(f"--only={args.only} leaves no run of {table.name}")
     if args.list:

@@ -36,14 +36,18 @@ def standardisation_from_config(
     config: Mapping[str, Any], channels: int
 ) -> Standardisation:
     """data.mean and data.std; `UserError` where they are not one a channel."""
-    mean, std = (tuple(config["data"].get(key, ())) for key in ("mean", "std"))
+    mean, std = (config["data"].get(key, ()) for key in ("mean", "std"))
     for key, value in (("mean", mean), ("std", std)):
+        if not settings.fits(value, tuple[float, ...]):
+            raise UserError(f"config.data.{key}={value!r} is not a tuple of numbers")
+        if value and not 0.0 <= min(value) <= max(value) <= 1.0:
+            raise UserError(f"config.data.{key}={value}: pixels lie in [0, 1] here")
         if len(value) != channels:
             raise UserError(
                 f"config.data.{key} has {len(value)} entries for"
                 f" config.model.channels={channels}"
             )
-    return Standardisation(mean=mean, std=std)
+    return Standardisation(mean=tuple(mean), std=tuple(std))
 
 
 def encoder_from_config(config: Mapping[str, Any], final_norm: bool = True) -> Encoder:

@@ -17,6 +17,7 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
+    features_of,
     image_shape,
     standardisation_from_config,
     stream,
@@ -143,7 +144,9 @@ class Segment(Task):
         rngs: Key[Array, " b"],
     ) -> tuple[Scalar, Metrics, Params]:
         """Mean cross-entropy of the pixels whose label is not negative, and the
-        auxiliary head's; batch["label"] is int [b, height, width]."""
+        auxiliary head's; batch["label"] is int [b, height, width]. Where gradients are
+        accumulated every micro-batch weighs the same, however many of its pixels have
+        a label."""
         images = self.standardise(unit_range(batch["image"]))
         keys = stream(rngs, "drop_path") if self.encoder.drop_path else None
         features = self._features(params, images, keys)
@@ -183,13 +186,7 @@ class Segment(Task):
     def encode(
         self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
     ) -> Features:
-        tap = tap or self.encoder.spec.depth
-        features: Any = self.encoder.apply(
-            {"params": params["encoder"]},
-            self.standardise(unit_range(images)),
-            taps=(tap,),
-        )
-        return features[tap]
+        return features_of(self.encoder, self.standardise, params, images, tap)
 
     def _features(
         self,

@@ -1,6 +1,7 @@
 """Checkpoints over Orbax: the whole state, and enough beside it to say what it is."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import re
@@ -22,6 +23,14 @@ from ddae.train.state import NonFiniteError, TrainState
 Tree = Any
 
 
+SAME = (
+    r"(task|image_size|data\.(mean|std))$"
+    r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*workdir$)"
+)
+"""Keys of a config that a resumed run cannot change: it would go on with another task
+than its state has learned. What is frozen may lie elsewhere."""
+
+
 class DamagedError(ValueError):
     """A checkpoint that cannot be read, or reads otherwise than it was written."""
 
@@ -39,7 +48,8 @@ class Checkpoints:
     run in the same workdir is refused.
 
     keep: the newest steps that stay. keep_every_steps: multiples of it stay too; 0 is
-    none. keep_best: a value of `save`'s `values`; the step where it is largest stays.
+    none. keep_best: a value of an evaluation; the step where it is largest stays. Each
+    checkpoint knows the values of those before it, so a resumed run does too.
     """
 
     def __init__(
@@ -51,13 +61,14 @@ class Checkpoints:
         keep_best: str = "",
     ):
         self._keep_best = keep_best
+        self._values: dict[int, float] = {}
         self._lock = _lock(epath.Path(workdir))
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is a file; take another --workdir")
             _sweep(self.folder)
-            kept = _preserved(keep, keep_every_steps, keep_best)
+            kept = _preserved(keep, keep_every_steps, self._values)
             self._manager = _manager(self.folder, kept)
         except BaseException:
             self._unlock()
@@ -67,20 +78,33 @@ class Checkpoints:
         """The newest committed step."""
         return self._manager.latest_step()
 
+    def evaluated(self, step: int, values: Mapping[str, Any]) -> None:
+        """Remembers the evaluation of `step` for keep_best; the same in all processes.
+
+        Raises `UserError` where it has no such value.
+        """
+        if not self._keep_best:
+            return
+        if self._keep_best not in values:
+            raise UserError(
+                f"config.keep_best={self._keep_best!r} is not among what was evaluated:"
+                f" {', '.join(sorted(values)) or 'nothing'}"
+            )
+        if np.isfinite(value := float(values[self._keep_best])):
+            self._values[step] = value
+
     def save(
         self,
         state: TrainState,
         step: int,
         config: Mapping[str, Any],
         data_state: Mapping[str, Any],
-        values: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts writing `state`; a step that is already there is left as it is.
 
         data_state: what must be equal for the batches after `step` to be the same.
-        values: the evaluation of this step. Raises `NonFiniteError` for a state with a
-        value that is not finite, `CheckpointError` where this or the last step could
-        not be written.
+        Raises `NonFiniteError` for a state with a value that is not finite,
+        `CheckpointError` where this or the last step could not be written.
         """
         if step == self.latest():
             return
@@ -95,8 +119,8 @@ class Checkpoints:
             "config": dict(config),
             "data": dict(data_state),
             "digests": {"params": digests(params), "training": digests(training)},
+            "best": {str(step): value for step, value in self._values.items()},
         }
-        best = {"best": (values or {}).get(self._keep_best)}
         with self._writing(step):
             saved = self._manager.save(
                 step,
@@ -105,24 +129,32 @@ class Checkpoints:
                     training=ocp.args.StandardSave(training),
                     meta=ocp.args.JsonSave(meta | {"crc": _crc(meta)}),
                 ),
-                metrics=best if best["best"] is not None else None,
                 force=True,
             )
             if not saved:
                 raise RuntimeError("it holds a later one")
 
-    def check(self, shapes: TrainState, data_state: Mapping[str, Any]) -> None:
-        """Raises `UserError` naming what the newest checkpoint has otherwise: a field
-        of the data state, or the shape of a parameter of `shapes` (from
-        `jax.eval_shape`). Compiles nothing."""
+    def check(
+        self,
+        shapes: TrainState,
+        data_state: Mapping[str, Any],
+        config: Mapping[str, Any],
+    ) -> list[str]:
+        """What `config` has otherwise than the newest checkpoint's, a line each.
+
+        Raises `UserError` for what must be the same: the data state, what is learned
+        (`SAME`), the shape of a parameter of `shapes` (from `jax.eval_shape`). Compiles
+        nothing.
+        """
         step = self.latest()
         if step is None:
-            return
+            return []
         try:
-            stored_data = self._meta(step).get("data", {})
+            meta = self._meta(step)
             stored = _shapes(_item_metadata(self._manager, self.folder, step))
         except DamagedError:
-            return  # `restore` finds a step that can be used
+            return []  # `restore` finds a step that can be used
+        stored_data = meta.get("data", {})
         for field, value in stored_data.items():
             if data_state.get(field) != value:
                 raise UserError(
@@ -139,6 +171,15 @@ class Checkpoints:
                     f" {wanted.get(name, 'none')}; use its own config or another"
                     " --workdir"
                 )
+        changes = changed(meta.get("config", {}), config)
+        for path, (old, new) in changes.items():
+            if re.match(SAME, path):
+                raise UserError(
+                    f"checkpoint {self.folder}/{step} was trained with config.{path}"
+                    f" {old!r}, this config has {new!r}; go on with its own, or begin"
+                    " another --workdir from it with --config.init.workdir"
+                )
+        return [f"config.{path}: {a!r} -> {b!r}" for path, (a, b) in changes.items()]
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The newest state that can be read, laid out as `shapes` (with shardings).
@@ -209,25 +250,40 @@ class Checkpoints:
         )
         for item, expected in meta.get("digests", {}).items():
             _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
+        self._values |= {int(at): v for at, v in meta.get("best", {}).items()}
         return TrainState(params=restored["params"], **restored["training"])
+
+
+def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """{path: (old, new value)} of the keys that both configs have, as JSON has them."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(old.keys() & new.keys()):
+            found |= changed(old[key], new[key], f"{path}.{key}".lstrip("."))
+        return found
+    old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    return {} if old == new else {path: (old, new)}
 
 
 def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint.
 
-    Raises `UserError` where there is none, or where it is damaged.
+    Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
+    `UserError` where there is no checkpoint, or where it is damaged.
     """
     with _reading(workdir) as (manager, folder, step):
         meta = _read_meta(manager, folder, step)
+        averaged = bool(meta["config"].get("classifier", {}).get("average"))
+        item = "training" if averaged else "params"
         target = jax.tree.map(
             lambda x: np.empty(x.shape, x.dtype),
-            _plain(_item_metadata(manager, folder, step)),
+            _plain(_item_metadata(manager, folder, step, item)),
             is_leaf=lambda x: hasattr(x, "shape"),
         )
-        restored = _read_items(manager, folder, step, {"params": target})["params"]
-        expected = meta.get("digests", {}).get("params", {})
-        _verify(f"{folder}/{step}/params", restored, expected)
-    return restored, meta["config"]
+        restored = _read_items(manager, folder, step, {item: target})[item]
+        expected = meta.get("digests", {}).get(item, {})
+        _verify(f"{folder}/{step}/{item}", restored, expected)
+    return restored["ema_params"] if averaged else restored, meta["config"]
 
 
 def load_state(workdir: str, shapes: TrainState) -> TrainState:
@@ -290,20 +346,26 @@ def _manager(folder: epath.Path, kept: Any = None) -> ocp.CheckpointManager:
         raise UserError(f"{folder} cannot be used: {error.strerror}") from error
 
 
-def _preserved(keep: int, every: int, best: str) -> Any:
+def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:
     policies = ocp.checkpoint_managers
-    kept: list[Any] = [policies.LatestN(keep)]
+    kept: list[Any] = [policies.LatestN(keep), _Best(values)]
     if every:
         kept.append(policies.EveryNSteps(every))
-    if best:
-        kept.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics["best"],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
     return policies.AnyPreservationPolicy(kept)
+
+
+@dataclasses.dataclass
+class _Best:
+    """Keeps the step with the largest of `values`, the later of equals. Orbax's own
+    looks at what was known when a step was saved, which a SIGTERM may be before."""
+
+    values: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        scored = [step for step in steps if step in self.values]
+        best = max(scored, key=lambda step: (self.values[step], step), default=None)
+        return [step == best for step in steps]
 
 
 def _lock(workdir: epath.Path) -> Any:
@@ -363,11 +425,13 @@ def _read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
     return meta
 
 
-def _item_metadata(manager: Any, folder: epath.Path, step: int) -> Any:
+def _item_metadata(
+    manager: Any, folder: epath.Path, step: int, item: str = "params"
+) -> Any:
     try:
-        return manager.item_metadata(step)["params"]
+        return manager.item_metadata(step)[item]
     except Exception as error:  # as above
-        raise DamagedError(f"{folder}/{step}/params: {_first_line(error)}") from error
+        raise DamagedError(f"{folder}/{step}/{item}: {_first_line(error)}") from error
 
 
 def _read_items(

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -41,25 +42,35 @@ class Signals:
 
     def __init__(self):
         self.stop_requested = False
+        self._interrupted = False
         self.last_beat = time.monotonic()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, SIGTERM is noted and does nothing else."""
+        """Within, SIGTERM and Ctrl-C are noted and do nothing else; a second Ctrl-C
+        ends the run where it is."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._note)
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._note) for number in signals]
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
 
     def beat(self) -> None:
         """Work is going on."""
         self.last_beat = time.monotonic()
 
-    def _note(self, *_: Any) -> None:
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            text = "stopping after this step, to save it; Ctrl-C again ends at once\n"
+            os.write(2, text.encode())
         self.stop_requested = True
 
 
@@ -84,6 +95,8 @@ def start(
         raise UserError(
             "--coordinator, --num_processes and --process_id belong together"
         )
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT of process 0")
     # SIGTERM is ours: `Signals` notes it, and the train step agrees on where to stop.
     jax.config.update("jax_enable_preemption_service", False)
     arrived = threading.Event()
@@ -230,7 +243,8 @@ def run_to_end(
         if jax.process_count() == 1:
             raise
         traceback.print_exc()
-        code, reason = 1, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        first = str(error).partition("\n")[0]
+        code, reason = 1, f"{type(error).__name__}: {first}"
     print(reason, file=sys.stderr, flush=True)
     if jax.process_count() > 1:
         note_failure(workdir, reason)

@@ -27,9 +27,7 @@ from ddae.train.cluster import (
 )
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, progress_line
-from ddae.train.optimizer import (
-    rule_table,
-)
+from ddae.train.optimizer import rule_table, rules_of
 from ddae.train.partial import load_frozen, load_pretrained
 from ddae.train.plan import Job, plan
 from ddae.train.sharding import (
@@ -83,13 +81,14 @@ def _run(job: Job, workdir: str) -> None:
         ) as checkpoints,
         contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
     ):
-        checkpoints.check(job.shapes, job.data_state)
+        changes = checkpoints.check(job.shapes, job.data_state, job.config)
         known, origin = None, []
         if checkpoints.latest() is None:
             known, origin = _known_params(job)
-        _write_config(job.config, workdir)
         state = checkpoints.restore(_targets(job))
         step = None if state is None else int(state.step)
+        if step is None or step < job.total_steps:
+            _write_config(job.config, workdir)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
             report.say(_overview(job))
             if state is None:
@@ -97,6 +96,8 @@ def _run(job: Job, workdir: str) -> None:
                 state = _first_state(job, known)
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
+                if changes:
+                    report.say("\n  ".join(["with other settings:", *changes]))
             _train(job, state, step or 0, checkpoints, report, workdir)
             report.say(_closing(report))
 
@@ -109,6 +110,13 @@ def _known_params(job: Job) -> tuple[Any, list[str]]:
     origin = [str(pretrained or "all weights that learn begin fresh")]
     if pretrained is not None:
         known["encoder"] = pretrained.encoder
+    else:
+        rules = rules_of(params, job.optimizer.settings)["encoder"]
+        if not job.total_steps or all(rule.frozen for rule in jax.tree.leaves(rules)):
+            origin.append(
+                "warning: the encoder is random and stays so;"
+                " --config.init.workdir=RUN begins with that of a run"
+            )
     if workdirs := job.task.frozen():
         known["frozen"], lines = load_frozen(workdirs, params)
         origin += lines
@@ -131,11 +139,14 @@ def _train(
     workdir: str,
 ) -> None:
     """From `step` on to the end, or to the step at which all agree to stop."""
-    if job.evaluates(step) and not _agreed(report.has_evaluation(step)):
-        try:
-            evaluate(job, state, step, report)
-        except PreemptedError:
-            _save_and_stop(job, state, step, checkpoints)
+    if job.evaluates(step):
+        found = _agreed(report.evaluation(step))
+        if not found or job.options.keep_best not in ("", *found):
+            try:
+                found = evaluate(job, state, step, report)
+            except PreemptedError:
+                _save_and_stop(job, state, step, checkpoints)
+        checkpoints.evaluated(step, found)
     if step >= job.total_steps:
         report.say(f"nothing to train: step {step} is the last")
         checkpoints.save(state, step, job.config, job.data_state)
@@ -145,11 +156,14 @@ def _train(
         train(job, state, step, checkpoints, report, profile)
 
 
-def _agreed(flag: bool) -> bool:
+def _agreed(found: Mapping[str, float]) -> Mapping[str, float]:
     """What the first process says; it alone reads the log."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
+        return found
+    text = np.frombuffer(json.dumps(dict(found)).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+    return json.loads(np.asarray(sent).tobytes())
 
 
 def _save_and_stop(
@@ -220,15 +234,15 @@ def train(
         if stopping and not last:
             _save_and_stop(job, state, step, checkpoints)
         aside, aside_cpu = time.monotonic(), time.process_time()
-        found: Mapping[str, Any] = {}
         # Before the save: a run killed in an evaluation takes it again.
         if job.evaluates(step):
             try:
                 found = evaluate(job, state, step, report)
             except PreemptedError:
                 _save_and_stop(job, state, step, checkpoints)
+            checkpoints.evaluated(step, found)
         if saves:
-            checkpoints.save(state, step, job.config, job.data_state, found)
+            checkpoints.save(state, step, job.config, job.data_state)
         meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
 
 

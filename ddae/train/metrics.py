@@ -33,7 +33,9 @@ class Report:
         self.figures.mkdir(parents=True, exist_ok=True)
         last = -1 if resumed_at is None else resumed_at
         kept = [row for row in read_metrics(self.path) if row["step"] <= last]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part = self.path.with_name(f"{self.path.name}.part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(self.path)
         self._board = _tensorboard(workdir)
 
     def say(self, line: str) -> None:
@@ -69,10 +71,13 @@ class Report:
         """All rows of metrics.jsonl so far."""
         return read_metrics(self.path)
 
-    def has_evaluation(self, step: int) -> bool:
-        """Whether the evaluation of `step` is in the log already."""
-        rows = (row for row in self.rows() if row["step"] == step)
-        return any(key.startswith("eval/") for row in rows for key in row)
+    def evaluation(self, step: int) -> dict[str, float]:
+        """What the log has of the evaluation of `step` already; {} for nothing."""
+        found = {}
+        for row in self.rows():
+            if row["step"] == step:
+                found |= {k: v for k, v in row.items() if k.startswith("eval/")}
+        return {k: float("nan") if v is None else v for k, v in found.items()}
 
     def close(self) -> None:
         if self._board is not None:

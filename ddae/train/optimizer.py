@@ -78,6 +78,19 @@ class OptimizerSettings:
             raise ValueError(f"schedule={self.schedule!r} is not cosine, poly or step")
         if self.warmup_lr and self.schedule != "poly":
             raise ValueError("warmup_lr is of schedule=poly")
+        for name in ("base_lr", "weight_decay", "warmup_epochs", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("b1", "b2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
+        if self.lr_batch <= 0:
+            raise ValueError(f"lr_batch={self.lr_batch} must be positive")
+        for pattern in (*self.no_decay, *self.frozen):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no pattern: {error}") from error
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay={self.layer_decay} is not in (0, 1]")
 
@@ -189,7 +202,8 @@ def rules_of(params: Params, settings: OptimizerSettings) -> Params:
 
     Raises `UserError` for a parameter that no group covers.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    # Of all blocks: where some are frozen, None is in the place of their parameters.
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: x is None)
     blocks = [_block_of(path_name(path)) for path, _ in leaves]
     depth = max((block for block in blocks if block is not None), default=0)
 

@@ -1,6 +1,7 @@
 """Parameters of one run put to use elsewhere: in another run, or for their features."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,19 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
 
 from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias
-from ddae.models.vit import Features
+from ddae.models.vit import Encoder, Features
 from ddae.patches import Grid
 from ddae.settings import UserError
-from ddae.tasks.backbone import encoder_from_config
+from ddae.tasks.backbone import encoder_from_config, features_of
+from ddae.tasks.backbone import image_shape as network_shape
 from ddae.train.checkpoint import load_params
 from ddae.train.optimizer import path_name
 
 Resize = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray | None]
-"""(path, stored array, wanted shape) -> the array at that shape; None: it cannot be."""
+"""(path, stored array, wanted shape) -> the array as it is wanted; None: as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +69,12 @@ def load_into(
     taken, resized = dict(own), []
     for path in own.keys() & given.keys():
         shape, value = tuple(own[path].shape), given[path]
-        if value.shape != shape:
-            fitted = resize(path, value, shape) if resize else None
-            if fitted is None:
-                raise UserError(
-                    f"weight {path} has shape {value.shape}, wanted is {shape}"
-                )
+        fitted = resize(path, value, shape) if resize else None
+        if fitted is not None:
             value = fitted
             resized.append(path)
+        elif value.shape != shape:
+            raise UserError(f"weight {path} has shape {value.shape}, wanted is {shape}")
         taken[path] = value.astype(own[path].dtype)
     matched = [path for path in own if path in given and path not in resized]
     tree = jax.tree_util.tree_unflatten(structure, list(taken.values()))
@@ -131,6 +130,17 @@ def load_pretrained(
         return None
     stored, theirs = load_params(init.workdir)
     old, new = encoder_from_config(theirs), encoder_from_config(config)
+    for key, one, two in (
+        ("size", old.spec, new.spec),
+        ("patch_size", old.patch_size, new.patch_size),
+        ("channels", old.channels, new.channels),
+    ):
+        if one != two:
+            of, here = (c["model"].get(key) for c in (theirs, config))
+            raise UserError(
+                f"{init.workdir} was trained with config.model.{key}={of}, here it is"
+                f" {here}; set --config.model.{key}={of}"
+            )
     if {old.positions, new.positions} == {"sincos"}:
         known = old.position_grid or old.grid
         if known != (new.position_grid or new.grid):
@@ -159,12 +169,12 @@ def load_pretrained(
     encoder = jax.tree.map(
         lambda x: x if isinstance(x, np.ndarray) else None, tree["encoder"]
     )
-    other = ""
+    others = []
     for key in ("mean", "std"):
         one, two = (tuple(c["data"].get(key, ())) for c in (theirs, config))
         if one != two:
-            other = f"it was pretrained with data.{key} {one}, this run has {two}"
-    return Pretrained(encoder, loaded, init.workdir, other)
+            others.append(f"pretrained with data.{key} {one}, this run has {two}")
+    return Pretrained(encoder, loaded, init.workdir, "; ".join(others))
 
 
 def load_frozen(
@@ -197,6 +207,8 @@ def _resizer(old: Grid, new: Grid) -> Resize:
         path: str, value: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray | None:
         fitted = None
+        if old == new:  # and not by shape: 2 x 8 and 4 x 4 have as many patches
+            return None
         if path == "/encoder/positions":
             patches = resize_positions(value[0, 1:], old, new)
             fitted = np.concatenate([value[:, :1], patches[None]], axis=1)
@@ -212,31 +224,83 @@ def load_encoder(
 ) -> Callable[..., Features]:
     """The encoder of a workdir's newest checkpoint: encoder(images, tap=0) -> Features.
 
-    images: [b, height, width, c], float in [0, 1] or uint8, at the run's own size, or
-    at `image_size` with positions resized to it; they are standardised with the run's
-    mean and deviation and never masked. tap: the block to read, 0 for the last.
+    images: [b, height, width, c], float in [0, 1] or uint8, or a list of PIL's, at the
+    run's own size, or at `image_size` with positions resized to it; they are
+    standardised with the run's mean and deviation and never masked. tap: the block to
+    read, from 1 on; 0 is the last. Raises `UserError` for other images.
     """
     params, config = load_params(workdir)
-    if image_size is not None:
-        grid = encoder_from_config(config).grid
-        known = config["model"].get("position_grid") or grid
-        model = {**config["model"], "position_grid": known}
-        config = {**config, "image_size": image_size, "model": model}
-        shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
-        init = InitSettings(workdir=workdir, may_miss=("/mask_token$",))
-        found = load_pretrained(init, config, shapes)
-        assert found is not None
-        known = {k: v for k, v in found.encoder.items() if v is not None}
-        params = {**params, "encoder": known}
     task = tasks.from_config(config)
-    encode = jax.jit(task.encode, static_argnums=2)
+    shape, encode = task.image_shape, task.encode
+    if image_size is not None:
+        network, params = _at_another_size(workdir, config, task, image_size)
+        shape = network_shape(network)
+        encode = functools.partial(features_of, network, task.standardise)
+        encode = functools.partial(_tapped, encode, getattr(task, "tap", 0))
+    encode = jax.jit(encode, static_argnums=2)
 
-    def encoder(images: Shaped[Array, "b h w c"], tap: int = 0) -> Features:
-        if tuple(images.shape[1:]) != task.image_shape:
+    def encoder(images: Any, tap: int = 0) -> Features:
+        """Features of block `tap` (0: the last) of images [b, height, width, c], float
+        in [0, 1] or uint8, or a list of PIL's."""
+        if not isinstance(images, jax.Array):
+            images = _stacked(images)
+        if images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(
-                f"images are {tuple(images.shape[1:])}, the encoder takes"
-                f" {task.image_shape}; see image_size of load_encoder"
+                f"images are {tuple(images.shape)}, the encoder takes"
+                f" {('b', *shape)}; another size is load_encoder(..., image_size=...)"
             )
-        return encode(params, jnp.asarray(images), tap)
+        _check_range(images)
+        return encode(params, jnp.asarray(images), int(tap))
 
     return encoder
+
+
+def _stacked(images: Any) -> np.ndarray:
+    """An array of images, or several of them, grey ones with a channel too."""
+    if not hasattr(images, "shape"):
+        rows = [np.asarray(image) for image in images]
+        rows = [row[..., None] if row.ndim == 2 else row for row in rows]
+        if len({row.shape for row in rows}) != 1:
+            raise UserError(
+                f"images of several sizes, {rows[0].shape if rows else 'none'} among"
+                " them; resize them first, or use python -m ddae.features"
+            )
+        images = np.stack(rows)
+    return np.asarray(images)
+
+
+def _check_range(images: Any) -> None:
+    """Raises `UserError` for pixels that are not uint8, or floats in [0, 1]."""
+    if images.dtype == np.uint8 or isinstance(images, jax.core.Tracer):
+        return
+    low, high = float(images.min()), float(images.max())
+    floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if not floats or not (-1e-3 <= low and high <= 1.0 + 1e-3):
+        raise UserError(
+            f"images are {images.dtype} from {low:g} to {high:g}; give uint8, or floats"
+            " in [0, 1], not standardised: the encoder does that"
+        )
+
+
+def _tapped(encode: Any, usual: int, params: Any, images: Any, tap: int) -> Features:
+    return encode(params, images, tap or usual)
+
+
+def _at_another_size(
+    workdir: str,
+    config: Mapping[str, Any],
+    task: Any,
+    image_size: int | tuple[int, int],
+) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of `task` for images of another size, and its parameters. Of a method
+    the encoder alone: its masks need not fit that size."""
+    own = task.method.encoder if hasattr(task, "method") else task.encoder
+    known = own.position_grid or own.grid
+    model = {**config["model"], "position_grid": known}
+    config = {**config, "image_size": image_size, "model": model}
+    network = own.clone(grid=encoder_from_config(config).grid, position_grid=known)
+    image = jax.ShapeDtypeStruct((1, *network_shape(network)), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    found = load_pretrained(InitSettings(workdir=workdir), config, {"encoder": shapes})
+    assert found is not None
+    return network, {"encoder": found.encoder}

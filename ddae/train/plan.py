@@ -66,12 +66,20 @@ class RunSettings:
             "epochs",
             "log_every_steps",
             "checkpoint_every_steps",
+            "keep_checkpoints",
+            "max_nonfinite_steps",
             "steps_per_dispatch",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.total_steps is not None and self.total_steps < 0:
-            raise ValueError(f"total_steps={self.total_steps} must not be negative")
+        for name in (
+            "total_steps",
+            "eval_every_steps",
+            "keep_every_steps",
+            "watchdog_seconds",
+        ):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         parse_profile(self.profile)
 
     def steps(self, steps_per_epoch: int) -> int:
@@ -129,7 +137,19 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     total_steps = options.steps(order.steps_per_epoch)
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
-    shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    if total_steps and chosen.warmup_epochs > options.epochs:
+        raise UserError(
+            f"config.optimizer.warmup_epochs={chosen.warmup_epochs:g} is longer than"
+            f" config.epochs={options.epochs:g}: the learning rate would never reach"
+            " its peak; shorten it"
+        )
+    try:
+        shapes = jax.eval_shape(make_init(task, optimizer), jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(f"config.model and config.method: {said}") from error
     on_devices = OnDevices(mesh, signals)
     return Job(
         config=config,
