@@ -41,8 +41,7 @@ COMMANDS = {
     "ddae_cifar10": "python train.py --config=configs/ddae_cifar10.py:size=Nano"
     f"{CIFAR} --config.method.decoder.depth=1 '--config.method.taps=(4,6)'"
     " --config.method.momentum.start=0.98 --config.method.momentum.middle=0.99"
-    " --config.method.momentum.end=0.999 --config.method.features.weight=1.0"
-    " --workdir=runs/ddae_cifar10",
+    " --config.method.momentum.end=0.999 --workdir=runs/ddae_cifar10",
     "mae_cifar10": "python train.py --config=configs/mae_cifar10.py:size=Nano"
     f"{CIFAR} --config.method.decoder.depth=2 --workdir=runs/mae_cifar10",
     "knn_cifar10": "python train.py --config=configs/knn.py:data=cifar10,model=Nano,"
