@@ -3,6 +3,8 @@
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,3 +43,14 @@ def test_links_and_pictures_exist():
 
 def test_readme_stays_under_three_screens():
     assert len(README.splitlines()) < 150
+
+
+def test_the_page_of_keys_is_what_the_code_reads():
+    result = subprocess.run(
+        [sys.executable, "-c", "import config; print(config.page(), end='')"],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ROOT / "docs" / "config.md").read_text() == result.stdout

@@ -49,6 +49,11 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
             axis.plot(
                 *curves[term][label], label=label.removeprefix("d"), linewidth=1.2
             )
+        # Few patches are as far as the farthest: their noise does not set the axis.
+        usual = sorted(curves[term])[: max(1, len(curves[term]) - 1)]
+        values = np.concatenate([curves[term][label][1] for label in usual])
+        margin = 0.08 * (values.max() - values.min() or 1.0)
+        axis.set_ylim(values.min() - margin, values.max() + margin)
         axis.set_title(term, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -41,6 +41,11 @@ def make_reconstruct(
         )
     indices = np.random.default_rng(seed).permutation(len(splits.held_out))[:num_images]
     reconstruct = jax.jit(task.reconstruct)
+    given = any(
+        isinstance(term.target, Pixels) and term.target.standardise
+        for term in task.method.terms
+    )
+    note = ", hidden patches at their true mean and deviation" if given else ""
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
         (batch,) = splits.held_out.batches(indices, len(indices))
@@ -49,12 +54,12 @@ def make_reconstruct(
         error = (result.reconstruction - result.original) ** 2
         hidden = _at_pixels(result.is_masked, error)
         rmse = float(np.sqrt((error * hidden).sum() / (hidden.sum() * error.shape[-1])))
-        return {"reconstruction": draw(result, step), "masked_rmse": rmse}
+        return {"reconstruction": draw(result, step, note), "masked_rmse": rmse}
 
     return run
 
 
-def draw(result: Reconstruction, step: int) -> np.ndarray:
+def draw(result: Reconstruction, step: int, note: str = "") -> np.ndarray:
     """Original, masked, reconstruction with visible patches pasted in, difficulty."""
     titles = ("original", "masked", "reconstruction", "distance to visible")
     images = np.asarray(result.original)
@@ -75,7 +80,7 @@ def draw(result: Reconstruction, step: int) -> np.ndarray:
     figure.colorbar(
         axes[0, 3].images[0], ax=axes[:, 3], label="patches", shrink=min(1.0, 4 / rows)
     )
-    figure.suptitle(f"held-out images, step {step}", fontsize=10)
+    figure.suptitle(f"held-out images, step {step}{note}", fontsize=9)
     return to_array(figure)
 
 
