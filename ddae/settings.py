@@ -8,6 +8,7 @@ the dataclass does not have is an error, so a setting that nobody reads cannot e
 import dataclasses
 import difflib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -78,6 +79,17 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if not fits(value, annotation):
         raise UserError(f"config.{where}={value!r} is not {_named(annotation)}")
     return value
+
+
+def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """{path: (old, new value)} of the keys that both configs have, as JSON has them."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted(old.keys() & new.keys()):
+            found |= changed(old[key], new[key], f"{path}.{key}".lstrip("."))
+        return found
+    old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    return {} if old == new else {path: (old, new)}
 
 
 SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {

@@ -137,24 +137,27 @@ def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
 def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
     tmp_path, capsys
 ):
-    evaluators = {"reconstruct": {"num_images": 2}}
-    run(tmp_path, total_steps=2, evaluators=evaluators)
-    for key, first, then, says in (
-        ("data__mean", (0.3,), (0.1,), r"mean \[0.3\], this config has \[0.1\]; go on"),
-        ("method__mask", {"ratio": 0.75}, {"ratio": 0.5}, "mask.ratio 0.75, this conf"),
-        ("method__features", {"ramp": 0.5}, {"ramp": 0.0}, "features.ramp 0.5, this c"),
+    config = {
+        "method__mask": {"ratio": 0.75},
+        "method__features": {"ramp": 0.5},
+        "evaluators": {"reconstruct": {"num_images": 2}},
+    }
+    run(tmp_path, total_steps=2, **config)
+    before = (tmp_path / "config.json").read_text()
+    for key, then, says in (
+        ("data__mean", (0.1,), r"mean \[0.3\], this config has \[0.1\]; go on"),
+        ("method__mask", {"ratio": 0.5}, "mask.ratio 0.75, this config has 0.5"),
+        ("method__features", {"ramp": 0.0}, "features.ramp 0.5, this config has 0.0"),
     ):
-        run(tmp_path / key, total_steps=1, **{key: first})
-        before = (tmp_path / key / "config.json").read_text()
         with pytest.raises(UserError, match=says):
-            run(tmp_path / key, total_steps=2, **{key: then})
-        assert (tmp_path / key / "config.json").read_text() == before
+            run(tmp_path, total_steps=3, **(config | {key: then}))
+    assert (tmp_path / "config.json").read_text() == before
     capsys.readouterr()
-    run(tmp_path, total_steps=3, evaluators=evaluators, optimizer__base_lr=2e-2)
+    run(tmp_path, total_steps=3, optimizer__base_lr=2e-2, **config)
     said = capsys.readouterr().out
     assert "with other settings:\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
     kept = (tmp_path / "config.json").read_text()
-    run(tmp_path, total_steps=1, evaluators=evaluators)  # trains nothing
+    run(tmp_path, total_steps=1, **config)  # trains nothing
     assert (tmp_path / "config.json").read_text() == kept
 
 

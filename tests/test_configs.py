@@ -96,8 +96,8 @@ def fake_data(config, monkeypatch):
     def fake(settings, shape):
         random = np.random.default_rng(0)
         images = random.integers(0, 255, (24, *shape)).astype(np.uint8)
-        source = ArraySource(images, np.arange(24) % 3, "fake", "train")
-        return source, source
+        labels = np.arange(24) % 3
+        return tuple(ArraySource(images, labels, "fake", s) for s in ("train", "test"))
 
     monkeypatch.setitem(data.SOURCES, config["data"]["name"].split("/")[0], fake)
 

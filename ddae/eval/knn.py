@@ -44,13 +44,7 @@ def make_knn(
             f"config.evaluators.knn.temperature={temperature} must be positive"
         )
     available = min(num_train or len(splits.train), len(splits.train))
-    ks = (k,) if isinstance(k, int) else tuple(k)
-    for number in ks or (0,):
-        if not 0 < number <= available:
-            raise UserError(
-                f"config.evaluators.knn.k={number} is not between 1 and {available}"
-                " images"
-            )
+    ks = _numbers(k, available)
 
     if reason := _says_nothing(splits):
         if jax.process_index() == 0:
@@ -131,6 +125,17 @@ def place_bank(
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
     return put(bank), put(labels)
+
+
+def _numbers(k: int | tuple[int, ...], available: int) -> tuple[int, ...]:
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    for number in ks or (0,):
+        if not 0 < number <= available:
+            raise UserError(
+                f"config.evaluators.knn.k={number} is not between 1 and {available}"
+                " images"
+            )
+    return ks
 
 
 def _says_nothing(splits: Splits) -> str:

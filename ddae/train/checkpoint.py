@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ddae.settings import UserError
+from ddae.settings import UserError, changed
 from ddae.train.digest import digests, nonfinite
 from ddae.train.optimizer import path_name
 from ddae.train.state import NonFiniteError, TrainState
@@ -252,17 +252,6 @@ class Checkpoints:
             _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
         self._values |= {int(at): v for at, v in meta.get("best", {}).items()}
         return TrainState(params=restored["params"], **restored["training"])
-
-
-def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """{path: (old, new value)} of the keys that both configs have, as JSON has them."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in sorted(old.keys() & new.keys()):
-            found |= changed(old[key], new[key], f"{path}.{key}".lstrip("."))
-        return found
-    old, new = (json.loads(json.dumps(value)) for value in (old, new))
-    return {} if old == new else {path: (old, new)}
 
 
 def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:

@@ -330,8 +330,8 @@ def _closing(report: Report) -> str:
     first = next((r for r in rows if r["step"] == 0), {})
     last = rows[-1] if rows else {}
     shown = [
-        f"{key.removeprefix('eval/')} {first[key]:.4g} at the start,"
-        f" {last[key]:.4g} now"
+        f"{key.removeprefix('eval/')} {last[key]:.4g}"
+        + (f", {first[key]:.4g} at the start" if last["step"] else "")
         for key in last
         if key.startswith("eval/")
         and key.count("/") == 1
