@@ -233,9 +233,10 @@ def gather_patches(
     ids: in [0, n), ascending, each once, as a `Mask` has them. XLA is told so: the
     gradient then writes where a GPU would otherwise add one by one.
     """
-    known = {"unique_indices": True, "indices_are_sorted": True}
 
     def of_one(rows: Array, index: Array) -> Array:
-        return rows.at[index].get(mode="promise_in_bounds", **known)
+        return rows.at[index].get(
+            mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True
+        )
 
     return jax.vmap(of_one)(patches, ids)

@@ -167,4 +167,5 @@ def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Spli
             "config.data.on_device=True leaves crops and flips to the device; set"
             " config.data.augment.on_device=True too"
         )
+    assert isinstance(train, ArraySource)
     return Splits(train, held_out, data.augment, train.images)

@@ -72,7 +72,8 @@ def indexed(
     with contextlib.suppress(OSError):  # a cache that cannot be written is no error
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         part = f"{kept}.{os.getpid()}.npz"
-        np.savez(part, state=np.array(repr(state)), **index)
+        arrays: dict[str, Any] = {"state": np.array(repr(state)), **index}
+        np.savez(part, **arrays)
         os.replace(part, kept)
     return index
 

@@ -44,11 +44,10 @@ class TarRecords:
         self._shards = np.repeat(np.arange(len(self._paths)), index["counts"])
         if not len(self._offsets):
             raise UserError(f"no images in {self._paths[0]} to {self._paths[-1]}")
-        found = index["classes"].tolist()
-        if classes is None:
-            classes = found
-            if index["numbered"]:
-                classes = [str(number) for number in range(int(found[-1]) + 1)]
+        found: list[str] = index["classes"].tolist()
+        if classes is None and index["numbered"]:
+            classes = [str(number) for number in range(int(found[-1]) + 1)]
+        classes = found if classes is None else classes
         numbers = {name: number for number, name in enumerate(classes)}
         unknown = [name for name in found if name not in numbers]
         if unknown:

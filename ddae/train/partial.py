@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias
@@ -230,7 +231,7 @@ def load_encoder(
     read, from 1 on; 0 is the last. Raises `UserError` for other images.
     """
     params, config = load_params(workdir)
-    task = tasks.from_config(config)
+    task: Any = tasks.from_config(config)
     shape, encode = task.image_shape, task.encode
     if image_size is not None:
         network, params = _at_another_size(workdir, config, task, image_size)
@@ -271,7 +272,7 @@ def _stacked(images: Any) -> np.ndarray:
 
 def _check_range(images: Any) -> None:
     """Raises `UserError` for pixels that are not uint8, or floats in [0, 1]."""
-    if images.dtype == np.uint8 or isinstance(images, jax.core.Tracer):
+    if images.dtype == np.uint8 or isinstance(images, Tracer):
         return
     low, high = float(images.min()), float(images.max())
     floats = jnp.issubdtype(images.dtype, jnp.floating)
