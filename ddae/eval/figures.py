@@ -45,12 +45,13 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
         height, columns, width=3.2 * columns, height=2.6 * height + 0.3
     )
     for axis, term in zip(axes.flat, terms, strict=False):
-        for label in sorted(curves[term]):
-            axis.plot(
-                *curves[term][label], label=label.removeprefix("d"), linewidth=1.2
-            )
-        # Few patches are as far as the farthest: their noise does not set the axis.
-        usual = sorted(curves[term])[: max(1, len(curves[term]) - 1)]
+        labels = sorted(curves[term])
+        # Few patches are as far as the farthest: faint, and the axis is the others'.
+        usual = labels[: max(1, len(labels) - 1)]
+        for label in labels:
+            faint = {} if label in usual else {"alpha": 0.35}
+            name = label.removeprefix("d")
+            axis.plot(*curves[term][label], label=name, linewidth=1.2, **faint)
         values = np.concatenate([curves[term][label][1] for label in usual])
         margin = 0.08 * (values.max() - values.min() or 1.0)
         axis.set_ylim(values.min() - margin, values.max() + margin)
