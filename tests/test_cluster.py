@@ -18,6 +18,7 @@ from conftest import tiny_config
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from ddae.settings import UserError
 from ddae.train import cluster
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.metrics import read_metrics
@@ -329,6 +330,12 @@ def test_it_says_for_whom_it_waits_and_gives_up():
     assert f"waiting for process 0 and the others at localhost:{port}" in said[1]
 
 
+@pytest.mark.parametrize("where", ["localhost", "localhost:x", ":8476"])
+def test_a_coordinator_has_a_port(where):
+    with pytest.raises(UserError, match=f"{where} is not HOST:PORT of process 0"):
+        cluster.start("auto", where, 2, 0, 10)
+
+
 def test_ctrl_c_asks_once_and_a_second_ends(capfd):
     signals = cluster.Signals()
     before = signal.getsignal(signal.SIGINT)
@@ -356,7 +363,6 @@ def test_a_failure_without_words_ends_all_processes_too(tmp_path, monkeypatch, e
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):
-    from ddae.settings import UserError
     from ddae.train import cluster
 
     gathered = np.array([[1, 2], [1, 2], [7, 2]], np.uint32)

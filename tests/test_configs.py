@@ -141,6 +141,28 @@ def test_imagenet_configs_build_at_full_size(name, model):
     np.testing.assert_allclose(count / 1e6, millions, rtol=0.01)
 
 
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("finetune_in1k", "model=Ti", "model='Ti' is not one of"),
+        ("mae_cifar10", "dds=yes", "dds='yes' is not like False"),
+        ("mae_cifar10", "patch=four", "patch='four' is not like 4"),
+        ("ddae_cifar10", "dds", "argument 'dds' is not one of"),
+        ("ddae_in1k", "dds=1", "argument 'dds' is not one of"),
+        ("knn", "data=folder", "a folder of images is --config.data.name=folder"),
+    ],
+)
+def test_wrong_arguments_are_named(name, text, says):
+    with pytest.raises(ValueError, match=says):
+        load(name, text)
+
+
+@pytest.mark.parametrize("text", ["dds", "dds=1", "dds=True", "dds=true"])
+def test_deep_dynamic_supervision_is_switched_on(text):
+    assert load("simmim_cifar10", text)["method"]["dds"]
+    assert not load("simmim_cifar10", "dds=False")["method"]["dds"]
+
+
 def test_cifar_configs_take_patch_two():
     config = load("ddae_cifar10", "size=S,patch=2,epochs=7")
     assert (config.model.size, config.model.patch_size, config.epochs) == ("S", 2, 7)
