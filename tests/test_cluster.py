@@ -363,8 +363,6 @@ def test_a_failure_without_words_ends_all_processes_too(tmp_path, monkeypatch, e
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):
-    from ddae.train import cluster
-
     gathered = np.array([[1, 2], [1, 2], [7, 2]], np.uint32)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(
