@@ -57,8 +57,8 @@ def open_run(
     config["model"]["drop_path"] = 0.0
     config["evaluators"] = {}
     # The training's mesh need not be here.
-    config["mesh"]["fsdp"] = config["optimizer"]["accumulate"] = 1
-    config["batch_size"] = jax.device_count()
+    config |= {"mesh": {"fsdp": 1}, "batch_size": jax.device_count()}
+    config["optimizer"] = {**config.get("optimizer", {}), "accumulate": 1}
     for key, value in changes.items():
         if key not in config["data"]:
             raise UserError(f"--data {key}={value}: config.data has no such key")
