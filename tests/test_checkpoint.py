@@ -31,6 +31,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_round_trip_onto_another_mesh(tmp_path, digit_images):
     state, step, mesh, _ = trainer(devices=4, fsdp=4)
     state, _ = step(state, place(digit_images, mesh), ROOT)

@@ -309,6 +309,7 @@ def test_a_workdir_is_not_overwritten(tmp_path, capsys):
     assert "has checkpoints already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cls_classifier_with_a_norm_is_timms_norm(tmp_path):
     """timm's norm goes over all tokens and cls is read after it, which is the same."""
     config = classify_config(total_steps=1, classifier__pool="cls")

@@ -191,6 +191,7 @@ def test_the_auxiliary_head_weighs_its_part_and_no_label_teaches_nothing(task):
     assert loss_of(task, params, blank)[0] == 0.0
 
 
+@pytest.mark.slow
 def test_a_step_on_four_devices_is_that_on_one(task):
     """Losses, gradients and running statistics; the mesh is not to be seen."""
     settings = OptimizerSettings(base_lr=1e-2, lr_batch=8, warmup_epochs=0.0)
@@ -280,6 +281,7 @@ def test_segmenters_that_do_not_fit_are_refused(root, changes, message):
 # Whole runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [pytest.param("upernet", marks=pytest.mark.slow), "linear"]
 )

@@ -79,6 +79,7 @@ def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 def test_fsdp_in_half_precision_is_the_same_but_for_what_it_sums(digit_images):
     alone, _ = losses_of(digit_images, dtype="bfloat16")
     fsdp, state = losses_of(digit_images, devices=4, fsdp=4, dtype="bfloat16")

@@ -183,6 +183,7 @@ def test_digits_train_where_tensorflow_is_not_installed(tmp_path):
     assert (tmp_path / "checkpoints" / "2" / "commit_success.txt").exists()
 
 
+@pytest.mark.slow
 def test_exit_code_3_when_the_loss_stays_non_finite(tmp_path):
     result = train(
         "--config=configs/quickstart.py",
@@ -244,6 +245,7 @@ def test_spans_of_steps_end_where_something_is_due(first, last, most, every, spa
     assert [list(span) for span in cut(first, last, most, every)] == spans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_steps_a_dispatch_are_those_steps(tmp_path, fsdp):
     """Images on the devices too: 6 steps as two of 3 beside one by one."""
