@@ -1,7 +1,6 @@
 """Parameters of one run put to use elsewhere: in another run, or for their features."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -236,8 +235,12 @@ def load_encoder(
     if image_size is not None:
         network, params = _at_another_size(workdir, config, task, image_size)
         shape = network_shape(network)
-        encode = functools.partial(features_of, network, task.standardise)
-        encode = functools.partial(_tapped, encode, getattr(task, "tap", 0))
+        usual = getattr(task, "tap", 0)  # a classifier may read an earlier block
+
+        def encode(params: Any, images: Any, tap: int) -> Features:
+            tap = tap or usual
+            return features_of(network, task.standardise, params, images, tap)
+
     encode = jax.jit(encode, static_argnums=2)
 
     def encoder(images: Any, tap: int = 0) -> Features:
@@ -281,10 +284,6 @@ def _check_range(images: Any) -> None:
             f"images are {images.dtype} from {low:g} to {high:g}; give uint8, or floats"
             " in [0, 1], not standardised: the encoder does that"
         )
-
-
-def _tapped(encode: Any, usual: int, params: Any, images: Any, tap: int) -> Features:
-    return encode(params, images, tap or usual)
 
 
 def _at_another_size(
