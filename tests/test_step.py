@@ -9,6 +9,7 @@ from conftest import tiny_config
 from ddae import tasks
 from ddae.data.augment import Augment
 from ddae.settings import UserError
+from ddae.tasks import Task
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
 from ddae.train.sharding import (
     MIN_SHARDED,
@@ -102,6 +103,37 @@ def test_gradient_accumulation_is_the_whole_batch(digit_images):
     whole, _ = losses_of(digit_images, devices=2)
     parts, _ = losses_of(digit_images, devices=2, accumulate=4)
     np.testing.assert_allclose(parts, whole, rtol=2e-5)
+
+
+class Labelled(Task):
+    """The mean of a weight times the labelled pixels of single-pixel images."""
+
+    def init(self, rng):
+        return {"encoder": {"scale": jnp.ones((1,))}}
+
+    def loss(self, params, ema_params, batch, progress, rngs):
+        known = batch["label"] >= 0
+        values = params["encoder"]["scale"] * batch["image"]
+        total, count = (values * known).sum(), known.astype(jnp.float32).sum()
+        loss = total / jnp.maximum(count, 1.0)
+        return loss, {"loss": (loss * count, count)}, {}
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 0, 0], [-1, 0, -1, 0], [-1] * 4])
+def test_a_micro_batch_weighs_what_its_loss_counts(labels):
+    task, images = Labelled(), jnp.array([1.0, 2.0, 4.0, 9.0])
+    batch = {"image": images, "label": jnp.array(labels)}
+    optimizer = make_optimizer(OptimizerSettings(), 4, 0, 10)
+    for accumulate in (1, 2):
+        mesh = make_mesh(MeshSettings(), 4, accumulate, jax.devices()[:1])
+        state = make_init(task, optimizer)(ROOT, {"encoder": {"scale": None}})
+        step = make_step(task, optimizer, mesh, 10, accumulate)
+        state, metrics = step(state, batch, ROOT)
+        known = np.array(labels) >= 0
+        expected = float(images[known].mean()) if known.any() else 0.0
+        assert float(metrics["gradient_norm"][0]) == pytest.approx(expected)
+        assert metrics["loss"][1] == known.sum()
+        assert metrics["nonfinite_steps"][0] == 0
 
 
 def test_the_step_is_traced_once_while_everything_moves(digit_images):

@@ -144,9 +144,7 @@ class Segment(Task):
         rngs: Key[Array, " b"],
     ) -> tuple[Scalar, Metrics, Params]:
         """Mean cross-entropy of the pixels whose label is not negative, and the
-        auxiliary head's; batch["label"] is int [b, height, width]. Where gradients are
-        accumulated every micro-batch weighs the same, however many of its pixels have
-        a label."""
+        auxiliary head's; batch["label"] is int [b, height, width]."""
         images = self.standardise(unit_range(batch["image"]))
         keys = stream(rngs, "drop_path") if self.encoder.drop_path else None
         features = self._features(params, images, keys)
@@ -157,7 +155,7 @@ class Segment(Task):
             keys=stream(rngs, "dropout"),
         )
         scores, observed = found
-        total = jnp.zeros((), jnp.float32)
+        total, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, small in scores.items():
             logits = resize(small, batch["label"].shape[1:])
@@ -167,7 +165,7 @@ class Segment(Task):
             total = total + weight * lost / jnp.maximum(count, 1.0)
             metrics[f"loss/{name}"] = (lost, count)
             metrics[f"pixel_accuracy/{name}"] = (100.0 * hits, count)
-        metrics["loss"] = (total, jnp.ones((), jnp.float32))
+        metrics["loss"] = (total * count, count)
         return total, metrics, {"segmenter": observed}
 
     def absorb(self, params: Params, observed: Params) -> Params:

@@ -61,7 +61,8 @@ class Task(Protocol):
     ) -> tuple[Scalar, Metrics, Params]:
         """The loss to descend, metrics as (sum, count), and what `absorb` takes.
 
-        rngs: one random key an example.
+        rngs: one random key an example. The metric `loss` is the loss to descend; its
+        count is what a micro-batch weighs where gradients are accumulated.
         """
         ...
 

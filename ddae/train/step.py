@@ -252,7 +252,7 @@ def _gradient(
         (_, rest), grads = gradient(trained, *rows)
     else:
         micro = _micro_batches(rows, accumulate, mesh)
-        rest, grads = _accumulate(gradient, trained, micro, accumulate)
+        rest, grads = _accumulate(gradient, trained, micro)
     return rest, grads
 
 
@@ -268,17 +268,23 @@ def _micro_batches(batch: Any, accumulate: int, mesh: Mesh) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def _accumulate(gradient: Any, params: Params, micro: Any, accumulate: int):
+def _accumulate(gradient: Any, params: Params, micro: Any):
     """Summed metrics and observations, and mean gradient, over micro-batches, one in
-    memory at a time."""
+    memory at a time; each weighs as much as its loss counts (of a scene: its pixels
+    with a label), so that the mean is the whole batch's."""
 
     def add(carry: Any, batch: Any):
-        (_, rest), grads = gradient(params, *batch)
-        return jax.tree.map(jnp.add, carry, (rest, grads)), None
+        (_, (metrics, observed)), grads = gradient(params, *batch)
+        _, count = metrics["loss"]
+        grads = jax.tree.map(lambda g: g * count.astype(g.dtype), grads)
+        found = ((metrics, observed), grads)
+        return jax.tree.map(jnp.add, carry, found), None
 
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro))
     zeros = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1])
     )
     (rest, grads), _ = jax.lax.scan(add, zeros, micro)
-    return rest, jax.tree.map(lambda g: g / accumulate, grads)
+    _, count = rest[0]["loss"]
+    count = jnp.where(count > 0, count, 1.0)
+    return rest, jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
