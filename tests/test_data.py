@@ -100,7 +100,7 @@ def folder_source(path, shape, **settings):
 
 def test_folder_reads_every_image_at_one_size(folder):
     source = folder_source(folder / "train", (16, 24, 3))
-    assert source.records.classes == ["cat", "dog"] and len(source) == 9
+    assert source.class_names == ("cat", "dog") and len(source) == 9
     batches = list(source.batches(np.arange(9), 4))
     assert [len(b["label"]) for b in batches] == [4, 4, 1]
     assert batches[0]["image"].shape == (4, 16, 24, 3)
@@ -315,4 +315,7 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
         expected = np.asarray(Image.open(tmp_path / "images/test/b/3.png"))
         np.testing.assert_array_equal(file["images"][1], expected)
         assert file["labels"].tolist() == [0, 1]
+    settings = data.DataSettings(name="npz", dir=out, mean=(0.5,) * 3, std=(0.5,) * 3)
+    splits = data.from_settings(settings, (8, 8, 3))
+    assert splits.train.class_names == splits.held_out.class_names == ("a", "b")
     assert pack.main([out, "--dir", str(tmp_path / "none")]) == 2

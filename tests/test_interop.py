@@ -1,5 +1,6 @@
 """Weights under other names, without torch: keys, shapes, round trips, wrong files."""
 
+import json
 import os
 import pathlib
 import pickle
@@ -15,7 +16,7 @@ from test_classify import classify_config, probe_config
 import ddae
 from ddae import tasks
 from ddae.interop import huggingface, official, timm
-from ddae.interop.convert import Hints, import_weights
+from ddae.interop.convert import Hints, class_names, import_weights
 from ddae.interop.files import read_weights, write_weights
 from ddae.interop.names import fixed_positions, flat
 from ddae.models.vit import VIT_SPECS
@@ -365,4 +366,14 @@ def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
     names = read_weights(str(tmp_path / "out"))
     assert "beit.pooler.layernorm.weight" in names
     assert not any("key.bias" in name or "lambda" in name for name in names)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {str(i): str(i) for i in range(10)}
+    # And back, its classes renamed.
+    config["id2label"] = {str(i): f"digit {i}" for i in reversed(range(10))}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    there = ["import", str(tmp_path / "out"), f"--workdir={tmp_path / 'back'}"]
+    assert huggingface.main(there) == 0
+    lines = (tmp_path / "back" / "classes.txt").read_text().splitlines()
+    assert lines == [f"digit {i}" for i in range(10)]
+    assert class_names(str(tmp_path / "back"), 9)[-1] == "class 8"  # of other classes
     assert "Two" in VIT_SPECS and len(flat({"a": {"b": np.zeros(1)}})) == 1

@@ -99,7 +99,7 @@ def test_a_folder_in_a_tar_file_is_the_folder_pixel_for_pixel(tmp_path, prefix):
     own = splits(tmp_path / "tars").train
     config = tiny_config(data__name="folder", data__dir=str(tmp_path / "folder"))
     theirs = data.from_config(config, (16, 16, 3)).train
-    assert own.records.classes == ["cat", "dog", "elk"] == theirs.records.classes
+    assert own.class_names == ("cat", "dog", "elk") == theirs.class_names
     order = Order(5, 4, seed=3)
     for step in (0, 7):  # a run may begin anywhere
         pairs = zip(
@@ -249,7 +249,7 @@ def test_a_file_that_tar_has_met_before_is_read_where_it_was(tmp_path):
             file.add(folder / "b", "b")
     records = splits(tmp_path).train.records
     assert records.read(0) == records.read(1) == jpeg(0)
-    assert records.classes == ["a", "b"]
+    assert records.class_names == ("a", "b")
 
 
 def test_an_index_that_cannot_be_kept_is_made_again(shards, monkeypatch):

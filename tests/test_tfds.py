@@ -81,6 +81,7 @@ def test_both_formats_give_the_same_images_in_the_same_order(clean):
     assert one.train.identity["name"] == "tfds/imagenet2012/5.1.0"
     assert (len(one.train), len(one.held_out)) == (24, 5)
     assert one.train.num_classes == 1000
+    assert one.train.class_names[0] == "n01440764"
     order = Order(24, 8, seed=0)
     batches = zip(
         one.train.train_batches(order, 0, ALL, CROPS),

@@ -38,6 +38,7 @@ class Source(Protocol):
     """A labelled set of images, all read at one size."""
 
     num_classes: int
+    class_names: tuple[str, ...]  # () where nobody has named them
     identity: Identity
     bad: dict[int, str]  # records left out so far, and why
 

@@ -29,6 +29,7 @@ class ArraySource:
         labels: Int[np.ndarray, " n"],
         name: str,
         split: str,
+        class_names: tuple[str, ...] = (),
     ):
         if len(images) != len(labels):
             raise UserError(f"{name}: {len(images)} images but {len(labels)} labels")
@@ -38,7 +39,7 @@ class ArraySource:
             at = int(np.argmin(labels))
             raise UserError(f"{name} {split}: label {labels[at]} of record {at} is < 0")
         self.images, self.labels = images, labels.astype(np.int32)
-        self.num_classes = int(labels.max()) + 1
+        self.num_classes, self.class_names = int(labels.max()) + 1, class_names
         self.identity: Identity = {
             "name": name,
             "split": split,
@@ -93,16 +94,18 @@ def digits_sources(
             " config.image_size=8 and config.model.channels=1"
         )
     held_out = np.arange(len(images)) % 5 == 0
+    names = tuple("0123456789")
     return (
-        ArraySource(images[~held_out], labels[~held_out], "digits", "train"),
-        ArraySource(images[held_out], labels[held_out], "digits", "held out"),
+        ArraySource(images[~held_out], labels[~held_out], "digits", "train", names),
+        ArraySource(images[held_out], labels[held_out], "digits", "held out", names),
     )
 
 
 def npz_sources(
     data: DataSettings, image_shape: tuple[int, int, int]
 ) -> tuple[ArraySource, ArraySource]:
-    """`data.dir`/SPLIT.npz with images [n, h, w, c], uint8 or float32, and labels [n].
+    """`data.dir`/SPLIT.npz with images [n, h, w, c], uint8 or float32, and labels [n];
+    class_names [k], where it has them.
 
     Raises `UserError` where a file is missing, is no such archive, or holds images of
     another shape or labels that the training set has not.
@@ -130,6 +133,7 @@ def _npz(
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
+            names = file["class_names"].tolist() if "class_names" in file else ()
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is not an archive of images and labels: {error}"
@@ -146,7 +150,7 @@ def _npz(
         )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be a row of whole numbers")
-    return ArraySource(images, labels, "npz", name)
+    return ArraySource(images, labels, "npz", name, tuple(names))
 
 
 def _in_unit_range(images: np.ndarray) -> bool:

@@ -31,21 +31,21 @@ class FolderRecords:
     `classes`.
     """
 
-    def __init__(self, root: str, name: str, classes: list[str] | None = None):
+    def __init__(self, root: str, name: str, classes: tuple[str, ...] | None = None):
         self.root = root
         self.files = _scan(root)
         found = [
             file.partition(os.sep)[0] if os.sep in file else "" for file in self.files
         ]
-        self.classes = sorted(set(found)) if classes is None else classes
-        unknown = sorted(set(found) - set(self.classes))
+        classes = tuple(sorted(set(found))) if classes is None else classes
+        unknown = sorted(set(found) - set(classes))
         if unknown:
             raise UserError(
                 f"{root} has a folder {unknown[0]!r}, which the training set has not;"
-                f" its classes are {self.classes[0]!r} to {self.classes[-1]!r}"
+                f" its classes are {classes[0]!r} to {classes[-1]!r}"
             )
-        self.num_classes = len(self.classes)
-        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.num_classes, self.class_names = len(classes), classes
+        numbers = {name: number for number, name in enumerate(classes)}
         self.labels = np.array([numbers[name] for name in found], np.int64)
         self.identity: Identity = {
             "name": "folder",
@@ -81,7 +81,7 @@ def folder_sources(
         )
     train = FolderRecords(os.path.join(data.dir, data.train_split), data.train_split)
     held_out = FolderRecords(
-        os.path.join(data.dir, data.eval_split), data.eval_split, train.classes
+        os.path.join(data.dir, data.eval_split), data.eval_split, train.class_names
     )
     return (
         ImageSource(train, image_shape, data),

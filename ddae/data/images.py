@@ -37,6 +37,7 @@ class Records(Protocol):
     """Where encoded images come from; random access by index."""
 
     num_classes: int
+    class_names: tuple[str, ...]  # () where nobody has named them
     identity: Identity
 
     def __len__(self) -> int: ...
@@ -84,7 +85,7 @@ class ImageSource:
                 "config.data.augment.rand_augment and color_jitter want 3 channels"
             )
         self.records, self.image_shape, self.data = records, image_shape, data
-        self.num_classes = records.num_classes
+        self.num_classes, self.class_names = records.num_classes, records.class_names
         self.identity = records.identity
         self.bad: dict[int, str] = {}
 

@@ -4,7 +4,8 @@ python -m ddae.data.pack OUT --name=folder --dir=DIR --image_size=32
 python -m ddae.data.pack OUT --name=tfds/cifar10 --image_size=32
 
 Writes OUT/train.npz and OUT/test.npz: images [n, size, size, 3], uint8, each read as an
-evaluation reads it, and labels [n]. Then --config.data.name=npz --config.data.dir=OUT.
+evaluation reads it, labels [n] and class_names [k]. Then --config.data.name=npz
+--config.data.dir=OUT.
 Exit codes: 0; 2 wrong arguments or data.
 """
 
@@ -34,7 +35,8 @@ def pack(out: str, data: DataSettings, image_size: int) -> dict[str, int]:
         labels = np.concatenate([batch["label"] for batch in batches])
         path = os.path.join(out, f"{name}.npz")
         with open(f"{path}.part", "wb") as file:
-            np.savez(file, images=images, labels=labels)
+            names = np.array(source.class_names, str)
+            np.savez(file, images=images, labels=labels, class_names=names)
         os.replace(f"{path}.part", path)
         counts[path] = len(images)
     return counts

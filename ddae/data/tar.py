@@ -36,7 +36,7 @@ class TarRecords:
     class that is not one of `classes`.
     """
 
-    def __init__(self, root: str, split: str, classes: list[str] | None = None):
+    def __init__(self, root: str, split: str, classes: tuple[str, ...] | None = None):
         self._paths = _shards(root, split)
         index = indexed("tar", self._paths, _walk, _join)
         self._offsets, self._lengths = index["offsets"], index["lengths"]
@@ -44,9 +44,9 @@ class TarRecords:
         self._shards = np.repeat(np.arange(len(self._paths)), index["counts"])
         if not len(self._offsets):
             raise UserError(f"no images in {self._paths[0]} to {self._paths[-1]}")
-        found: list[str] = index["classes"].tolist()
+        found: tuple[str, ...] = tuple(index["classes"].tolist())
         if classes is None and index["numbered"]:
-            classes = [str(number) for number in range(int(found[-1]) + 1)]
+            classes = tuple(str(number) for number in range(int(found[-1]) + 1))
         classes = found if classes is None else classes
         numbers = {name: number for number, name in enumerate(classes)}
         unknown = [name for name in found if name not in numbers]
@@ -55,7 +55,7 @@ class TarRecords:
                 f"{root} {split} has a class {unknown[0]!r}, which the training set has"
                 f" not; its classes are {classes[0]!r} to {classes[-1]!r}"
             )
-        self.classes, self.num_classes = classes, len(classes)
+        self.num_classes, self.class_names = len(classes), classes
         self.labels = np.array([numbers[name] for name in found])[index["labels"]]
         self.identity: Identity = {
             "name": "tar",
@@ -104,7 +104,7 @@ def tar_sources(
             " --config.data.dir=..."
         )
     train = TarRecords(data.dir, data.train_split)
-    held_out = TarRecords(data.dir, data.eval_split, train.classes)
+    held_out = TarRecords(data.dir, data.eval_split, train.class_names)
     return (
         ImageSource(train, image_shape, data),
         ImageSource(held_out, image_shape, data),

@@ -41,7 +41,9 @@ class TfdsRecords:
             ) from error
         self.name, self.split = info.full_name, split
         self._image, self._label = _features(info)
-        self.num_classes = info.features[self._label].num_classes if self._label else 1
+        label = info.features[self._label] if self._label else None
+        self.num_classes = label.num_classes if label else 1
+        self.class_names = tuple(label.names) if label else ()
         array_record = info.file_format.value == "array_record"
         self._files = ArrayRecords(files) if array_record else TFRecords(files)
         self.identity: Identity = {

@@ -60,7 +60,11 @@ def _add_export(commands: Any, where: str) -> None:
 
 
 def bring_in(
-    weights: Weights, dialect: str, args: argparse.Namespace, **known: Any
+    weights: Weights,
+    dialect: str,
+    args: argparse.Namespace,
+    class_names: tuple[str, ...] = (),
+    **known: Any,
 ) -> None:
     """Writes the workdir, after everything was checked."""
     given = {
@@ -69,7 +73,9 @@ def bring_in(
         if getattr(args, key) is not None
     }
     params, config = import_weights(weights, dialect, Hints(**(known | given)))
-    write_workdir(args.workdir, params, config)
+    if len(class_names) != config.get("classifier", {}).get("num_classes"):
+        class_names = ()  # of the classifier that these arrays are not
+    write_workdir(args.workdir, params, config, class_names)
     model, arrays = config["model"], len(flat(params))
     method = config.get("method", {}).get("name", "")
     print(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from ddae import tasks
 from ddae.interop.names import (
@@ -256,7 +257,10 @@ def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
 
 
 def write_workdir(
-    workdir: str, params: Mapping[str, Any], config: Mapping[str, Any]
+    workdir: str,
+    params: Mapping[str, Any],
+    config: Mapping[str, Any],
+    class_names: tuple[str, ...] = (),
 ) -> None:
     """A checkpoint of step 0. Raises `UserError` where the workdir has some already."""
     if os.path.isdir(os.path.join(workdir, "checkpoints")):
@@ -269,6 +273,16 @@ def write_workdir(
         checkpoints.save(state, 0, config, {})
     with open(os.path.join(workdir, "config.json"), "w") as file:
         json.dump(config, file, indent=2)
+    if class_names:
+        with open(os.path.join(workdir, "classes.txt"), "w") as file:
+            file.writelines(f"{name}\n" for name in class_names)
+
+
+def class_names(workdir: str, number: int) -> tuple[str, ...]:
+    """Those of the run's classes.txt, where they are so many; else "class 0" and on."""
+    path = epath.Path(workdir) / "classes.txt"
+    names = tuple(path.read_text().splitlines()) if path.exists() else ()
+    return names if len(names) == number else tuple(f"class {i}" for i in range(number))
 
 
 def read_run(

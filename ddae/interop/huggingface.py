@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import CLIP, HALF, IMAGENET, export_weights, pair, read_run
+from ddae.interop.convert import (
+    CLIP,
+    HALF,
+    IMAGENET,
+    class_names,
+    export_weights,
+    pair,
+    read_run,
+)
 from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.interop.names import Weights, fixed_positions
 from ddae.models.vit import VIT_SPECS
@@ -55,7 +63,11 @@ def export(workdir: str, folder: str, head: str | None) -> None:
         weights = {k.removeprefix(PREFIXES[kind]): v for k, v in weights.items()}
     os.makedirs(folder, exist_ok=True)
     write_weights(os.path.join(folder, "model.safetensors"), weights)
-    made = _config(kind, architecture, config, classifier)
+    made = _config(kind, architecture, config)
+    if classifier:
+        names = class_names(workdir, classifier["num_classes"])
+        made["id2label"] = {str(i): name for i, name in enumerate(names)}
+        made["label2id"] = {name: i for i, name in enumerate(names)}
     if kind == "beit":
         made["use_mask_token"] = any(name.endswith("mask_token") for name in weights)
     _write(folder, "config.json", made)
@@ -122,12 +134,7 @@ def _class(
     return ("vit", "ViTModel") if plain else ("beit", "BeitModel")
 
 
-def _config(
-    kind: str,
-    architecture: str,
-    config: Mapping[str, Any],
-    classifier: Mapping[str, Any],
-) -> dict[str, Any]:
+def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
     model = config["model"]
     spec = VIT_SPECS[model["size"]]
     made: dict[str, Any] = {
@@ -146,10 +153,6 @@ def _config(
         "num_channels": model.get("channels", 3),
         "qkv_bias": True,
     }
-    if classifier:
-        classes = [str(i) for i in range(classifier["num_classes"])]
-        made["id2label"] = {name: f"class {name}" for name in classes}
-        made["label2id"] = {f"class {name}": int(name) for name in classes}
     if kind == "vit_mae":
         decoder = {"depth": 8, "width": 512, "num_heads": 16}
         decoder |= config["method"].get("decoder", {})
@@ -212,12 +215,18 @@ def bring_in(args: Any) -> None:
         weights,
         f"hf_{kind}",
         args,
+        class_names=_class_names(found.get("id2label") or {}),
         num_heads=vision["num_attention_heads"],
         decoder_heads=vision.get("decoder_num_attention_heads", 16),
         image_size=pair(vision["image_size"]),
         mean=tuple(mean),
         std=tuple(std),
     )
+
+
+def _class_names(id2label: Mapping[str, str]) -> tuple[str, ...]:
+    names = (id2label.get(str(i)) for i in range(len(id2label)))
+    return tuple(" ".join(str(name).split()) for name in names)
 
 
 def _decoder_positions(config: Mapping[str, Any], width: int) -> Any:

@@ -53,7 +53,7 @@ def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
     beit = any("gamma_1" in k or "relative_position" in k for k in weights)
-    known = {"mean": HALF[0], "std": HALF[1]} if beit else {}
+    known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
     command.bring_in(weights, "timm_beit" if beit else "timm_vit", args, **known)
 
 

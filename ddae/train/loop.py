@@ -88,7 +88,7 @@ def _run(job: Job, workdir: str) -> None:
         state = checkpoints.restore(_targets(job))
         step = None if state is None else int(state.step)
         if step is None or step < job.total_steps:
-            _write_config(job.config, workdir)
+            _write_config(job, workdir)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
             report.say(_overview(job))
             if state is None:
@@ -341,7 +341,10 @@ def _closing(report: Report) -> str:
     return "done: " + "; ".join(shown) if shown else "done"
 
 
-def _write_config(config: Mapping[str, Any], workdir: str) -> None:
+def _write_config(job: Job, workdir: str) -> None:
+    """config.json, and the names of the classes, a line each, where they have some."""
     if jax.process_index() == 0:
-        path = epath.Path(workdir) / "config.json"
-        path.write_text(json.dumps(config, indent=2))
+        folder = epath.Path(workdir)
+        (folder / "config.json").write_text(json.dumps(job.config, indent=2))
+        if names := job.splits.train.class_names:
+            (folder / "classes.txt").write_text("".join(f"{n}\n" for n in names))
