@@ -102,7 +102,7 @@ def fake_data(config, monkeypatch):
     monkeypatch.setitem(data.SOURCES, config["data"]["name"].split("/")[0], fake)
 
 
-QUICK = ("quickstart", "finetune_cifar10", "knn")
+QUICK = ("quickstart", "knn")
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,11 @@ def test_sample_sizes_are_one_where_beta_is_nought():
     assert sample_sizes(tasks.from_config(tiny_config(method={"name": "mae"}))) == {}
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_every_image():
     """Of 70, taken 64 at a time."""
     task = tasks.from_config(tiny_config(method={"name": "mae"}))
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     images = np.random.default_rng(0).random((70, 8, 8, 1), np.float32)
     batch = {"image": images, "label": np.zeros(70, np.int32)}
     found = loss_by_distance(task, params, {}, batch)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(GOLDENS))
 from make_method_goldens import ENCODER, images_of, make, values  # noqa: E402
 
 NAMES = sorted(METHODS)
+QUICK = ("simmim", "beit_v2")
 AT_ZERO = {"taps": (2,), "beta": constant_beta(0.0)}
 
 
@@ -54,10 +55,15 @@ def loss_of(method, gradients=True, progress=0.5):
     return params, loss, metrics, grads
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",  # ddae is with_dds already, and mae is in test_objective.py
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in NAMES
+        if name != "ddae"
+    ],
+)
 def test_beta_zero_at_the_last_tap_is_the_method_itself_to_the_bit(name):
-    if name == "ddae":
-        pytest.skip("ddae is with_dds already; see test_objective.py")
     method = make(name)
     params, loss, _, _ = loss_of(method, gradients=False)
     same_params, same, metrics, _ = loss_of(

@@ -103,7 +103,13 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "how", [("dots", False), ("full", False), ("off", True), ("dots", True)]
+    "how",
+    [
+        pytest.param(("dots", False), marks=pytest.mark.slow),
+        pytest.param(("full", False), marks=pytest.mark.slow),
+        pytest.param(("off", True), marks=pytest.mark.slow),
+        ("dots", True),
+    ],
 )
 def test_remat_and_scan_change_neither_values_nor_gradients(how, kind):
     remat, scan = how
@@ -193,7 +199,7 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
     assert kernels.attention_kernel(**asked) == kernel
 
 
-@pytest.mark.parametrize("tokens", [50, 197])
+@pytest.mark.parametrize("tokens", [pytest.param(50, marks=pytest.mark.slow), 197])
 def test_flash_attention_is_attention(tokens):
     """Output and gradients, of an odd number of tokens too: by cuDNN where there is a
     GPU that can, else by jax's own, padded and cut alike."""

@@ -99,6 +99,7 @@ def test_crops_in_the_step_do_not_depend_on_how_a_batch_is_cut(digit_images):
     assert not np.allclose(uncut, alone, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_is_the_whole_batch(digit_images):
     whole, _ = losses_of(digit_images, devices=2)
     parts, _ = losses_of(digit_images, devices=2, accumulate=4)
