@@ -20,6 +20,7 @@ def get_config(text=None):
     config = common.imagenet(text, epochs=800)
     common.beit_model(config, layer_scale=0.1)
     common.beit_optimizer(config)
+    config.model.drop_path = 0.1
     config.optimizer.b2 = 0.999
     config.method.name = "beit"
     config.method.mask = common.beit_mask()

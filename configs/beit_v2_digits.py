@@ -21,6 +21,7 @@ def get_config(text=None):
     config.optimizer.base_lr = 4e-3
     config.optimizer.lr_batch = 256
     config.optimizer.clip_norm = 3.0
+    config.optimizer.final_lr = 0.0
     config.data.augment.color_jitter = 0.0
     config.method = common.ConfigDict()
     config.method.name = "beit_v2"

@@ -294,6 +294,7 @@ def beit_optimizer(config: ConfigDict) -> None:
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 3.0
     config.optimizer.warmup_epochs = 10.0
+    config.optimizer.final_lr = 1e-5
     config.optimizer.no_decay = ("/cls_token$",)
 
 

@@ -16,17 +16,20 @@ from configs import common
 
 def get_config(text=None):
     config = common.imagenet(text, epochs=800)
-    common.beit_model(config, layer_scale=1e-4)
-    config.model.drop_path = 0.2
+    large = config.model.size == "L"
+    common.beit_model(config, layer_scale=1e-5 if large else 1e-4)
+    config.model.drop_path = 0.25
     config.batch_size = 2048
-    config.optimizer.base_lr = 2e-3
+    config.data.augment.color_jitter = 0.4
+    config.optimizer.base_lr = 1e-3 if large else 2e-3
     config.optimizer.lr_batch = 2048
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 3.0
-    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.warmup_epochs = 80.0 if large else 10.0
+    config.optimizer.no_decay = ("/cls_token$",)
     config.method.name = "data2vec"
     config.method.mean_of = 6
-    config.method.mask = {"kind": "block", "ratio": 0.6}
+    config.method.mask = {"kind": "block", "ratio": 120 / 196}
     config.method.momentum = common.momentum(0.9998, 0.9999, 0.99999)
     del config.evaluators.reconstruct  # it predicts no pixels
     return config

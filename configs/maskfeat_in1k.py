@@ -23,6 +23,7 @@ def get_config(text=None):
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 0.02
     config.optimizer.warmup_epochs = 30.0
+    config.optimizer.final_lr = 1e-6
     config.method.name = "maskfeat"
     config.method.mask = {"kind": "block", "ratio": 78 / 196, "min_area": 15}
     del config.evaluators.reconstruct  # it predicts no pixels

@@ -24,6 +24,7 @@ def get_config(text=None):
     config.optimizer.lr_batch = 512
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 5.0
+    config.optimizer.no_decay = ("/cls_token$",)
     config.optimizer.warmup_epochs = min(10.0, config.epochs / 10)
     config.optimizer.schedule = "step"
     config.optimizer.step_at = 700 / 800

@@ -198,7 +198,8 @@ class Masking:
             raise ValueError(f"mask kind {self.kind!r} is not random, block or cell")
 
     def num_masked(self, grid: Grid) -> int:
-        """Hidden patches a sample on this grid. Raises `ValueError` for none or all."""
+        """Hidden patches a sample on this grid. Raises `ValueError` for none or all, or
+        a grid that is too thin for blocks."""
         n = grid[0] * grid[1]
         if not 0.0 < self.ratio < 1.0:
             raise ValueError(
@@ -210,6 +211,11 @@ class Masking:
             count = math.ceil(num_cells * self.ratio) * self.cell**2
         else:
             count = n - int(n * (1 - self.ratio))
+        if self.kind == "block" and min(grid) < 3:
+            raise ValueError(
+                f"block masks want a grid of 3 x 3 patches or more, not {grid[0]} x"
+                f" {grid[1]}: use random ones"
+            )
         check_num_masked(count, n)
         return count
 

@@ -141,7 +141,10 @@ def simmim(
 
 
 def maskfeat(
-    encoder: Encoder, *, mask: Masking = Masking(kind="block", ratio=0.4), bins: int = 9
+    encoder: Encoder,
+    *,
+    mask: Masking = Masking(kind="block", ratio=78 / 196),
+    bins: int = 9,
 ) -> Method:
     """MaskFeat (Wei et al. 2022): histograms of oriented gradients, one Linear, L2."""
     if encoder.patch_size % 2:
@@ -159,7 +162,7 @@ def maskfeat(
 def data2vec(
     encoder: Encoder,
     *,
-    mask: Masking = Masking(kind="block", ratio=0.6),
+    mask: Masking = Masking(kind="block", ratio=120 / 196),
     mean_of: int = 6,
     momentum: Momentum = Momentum(),
 ) -> Method:
@@ -248,6 +251,7 @@ def beit_v2(
         shared["relative_bias"] = "encoder/relative_bias"
     aggregate = ClsAggregate(
         encoder=method.encoder,
+        early=early,
         outputs={"tokens": tokenizer.codes},
         shared=shared,
         dtype=encoder.dtype,

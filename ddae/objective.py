@@ -96,7 +96,7 @@ def evaluate_terms(
         scored = None
         if context.seen is not None and term.target.teacher_layers:
             scored = _scored(context.mask, context.seen)
-            weights = scored if weights is None else weights * scored
+            weights = scored if weights is None else _mean_one(weights * scored)
         loss = weighted_mean(errors, weights)
         share = term.weight(progress) if callable(term.weight) else term.weight
         total = total + share * loss
@@ -110,6 +110,10 @@ def _scored(mask: Mask, seen: Mask) -> Float[Array, "b m"]:
     """Weights of mean 1: alike for hidden patches that the teacher saw, else 0."""
     inside = gather_patches((~seen.is_masked).astype(jnp.float32), mask.ids_masked)
     return inside * (mask.ids_masked.shape[1] / seen.ids_visible.shape[1])
+
+
+def _mean_one(weights: Float[Array, "b m"]) -> Float[Array, "b m"]:
+    return weights / weights.mean(axis=-1, keepdims=True)
 
 
 def _by_distance(

@@ -58,8 +58,13 @@ def test_votes_are_weighted_by_similarity():
     one, two = votes(query, *placed)
     # Exact on a TPU and a GPU too.
     assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(votes)(query, *placed))
-    np.testing.assert_allclose(one[0], [0, 0, np.exp(1 / 0.07)], rtol=1e-5)
+    np.testing.assert_allclose(one[0], [0, 0, 1.0], rtol=1e-5)
     assert two[0].argmax() == 2 and two[0, 0] > 0 and two[0, 1] == 0
+    less = float(bank[0] @ query[0] - bank[1] @ query[0])
+    np.testing.assert_allclose(two[0, 0], np.exp(-less / 0.07), rtol=1e-4)
+    cold = make_votes(mesh, (1, 2), 0.001, 3, size=3)(query, *placed)
+    np.testing.assert_allclose(cold[1, 0, 2], 1.0, rtol=1e-5)
+    assert np.isfinite(cold).all()
 
 
 def test_knn_takes_a_sample_of_the_set():

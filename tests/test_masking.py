@@ -72,6 +72,13 @@ def test_nothing_visible_or_nothing_masked_is_an_error(ratio):
         Masking(ratio=ratio).num_masked((4, 4))
 
 
+def test_blocks_want_a_grid_that_they_fit_in():
+    masking = Masking(kind="block", ratio=0.5)
+    with pytest.raises(ValueError, match="3 x 3 patches or more, not 2 x 16"):
+        masking.num_masked((2, 16))
+    assert masking.num_masked((3, 16)) == 24
+
+
 @pytest.mark.parametrize("count, says", [(0, "would be masked"), (4, "stay visible")])
 def test_make_mask_refuses_degenerate_counts(count, says):
     with pytest.raises(ValueError, match=says):

@@ -242,3 +242,16 @@ def test_gelu_is_exact_and_so_is_its_gradient():
     exact = exact * scipy.stats.norm.cdf(exact)
     found = np.asarray(found, np.float64)
     np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
+
+
+def test_small_layer_scales_are_not_lost_in_half_precision():
+    given = {"layer_scale": 1e-4, "final_norm": False}
+    images = jax.random.normal(jax.random.key(0), (2, 8, 16, 3))
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        encoder = Encoder(ViTSpec(32, 2, 2), (2, 4), 4, dtype=dtype, **given)
+        params = jax.jit(encoder.init)(jax.random.key(0), images)
+        taps = encoder.apply(params, images, taps=(0, 2))
+        found[dtype] = taps[2].patches - taps[0].patches
+    exact, half = found.values()
+    assert jnp.linalg.norm(half - exact) < 0.1 * jnp.linalg.norm(exact)

@@ -316,8 +316,9 @@ def test_a_cheaper_teacher_learns(features, digit_images):
 
 
 def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
-    from ddae.masking import part_of, random_mask
-    from ddae.objective import _scored
+    from ddae.difficulty import difficulty_weights, nearest_visible_distance
+    from ddae.masking import gather_patches, part_of, random_mask
+    from ddae.objective import _mean_one, _scored
 
     mask = random_mask(keys, (4, 4), 12)
     seen = part_of(mask, keys, 4)
@@ -326,6 +327,12 @@ def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
     weights = np.asarray(_scored(mask, seen))
     assert set(np.unique(weights)) == {0.0, 3.0}
     np.testing.assert_allclose(weights.mean(axis=1), 1.0)
+    # Nor do weights by distance change how much an image weighs.
+    distance = nearest_visible_distance(mask, (4, 4), "euclidean")
+    distance = gather_patches(distance, mask.ids_masked)
+    both = difficulty_weights(distance, 2.0) * weights
+    assert both.mean(axis=1).std() > 0.01
+    np.testing.assert_allclose(_mean_one(both).mean(axis=1), 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def _window(
 
 def photometric(image: Pixels, random: np.random.Generator) -> Pixels:
     """Brightness by up to 32 levels, contrast and saturation by a factor of .5 to 1.5,
-    hue by up to a twentieth of the circle; each with probability one half, contrast
+    hue by up to a tenth of the circle; each with probability one half, contrast
     before or after the other two (SSD's, as in mmsegmentation)."""
 
     def chosen() -> bool:

@@ -196,7 +196,8 @@ def make_votes(
         found, candidates = search(queries, bank, labels)
         similarity, at = jax.lax.top_k(found, most)
         labels = jnp.take_along_axis(candidates, at, axis=1)
-        each = jnp.exp(similarity / temperature)[..., None]
+        # Of the nearest 1, as a small temperature would make it infinite.
+        each = jnp.exp((similarity - similarity[:, :1]) / temperature)[..., None]
         each = each * jax.nn.one_hot(labels, num_classes)
         return jnp.stack([each[:, :k].sum(axis=1) for k in ks])
 

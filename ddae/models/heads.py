@@ -131,11 +131,13 @@ class MaskedLinear(nn.Module):
 class ClsAggregate(nn.Module):
     """BEiT-v2's patch aggregation: the final cls token among patches of an earlier tap.
 
-    They go through blocks of their own; norm, classifier and relative position bias are
-    shared with the rest. So what the patches lack has to come through cls.
+    They go through blocks of their own, numbered on from the tap's, `early`; norm,
+    classifier and relative position bias are shared with the rest. So what the patches
+    lack has to come through cls. These blocks drop no path.
     """
 
     encoder: Encoder
+    early: int
     outputs: Mapping[str, int]
     shared: Mapping[str, str]
     num_blocks: int = 2
@@ -161,8 +163,9 @@ class ClsAggregate(nn.Module):
             "layer_scale": self.encoder.layer_scale,
             "kernel": self.encoder.kernel,
         }
+        layers = range(self.early + 1, self.early + self.num_blocks + 1)
         x = through_blocks(
-            *(self, block, range(1, self.num_blocks + 1), x, bias),
+            *(self, block, layers, x, bias),
             remat=self.encoder.remat,
             scan=self.encoder.scan,
         )

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddae.models.vit import Block, Dense, Encoder, Features, LayerNorm, ViTSpec
@@ -134,7 +135,7 @@ def k_means(
     Fewer latents than codes are taken over and over; a cluster left empty keeps its
     centre.
     """
-    first = z[jnp.arange(codes) * len(z) // codes % len(z)]
+    first = z[np.arange(codes, dtype=np.int64) * len(z) // codes % len(z)]
 
     def step(_: int, centres: Float[Array, "k c"]) -> Float[Array, "k c"]:
         seen = sums_of(z, nearest(z[None], centres)[0], codes)

@@ -338,6 +338,9 @@ class Encoder(nn.Module):
         cls = self.param("cls_token", token_init, (1, 1, width)).astype(self.dtype)
         cls = jnp.broadcast_to(cls + cls_position, (x.shape[0], 1, width))
         x = jnp.concatenate([cls, x], axis=1)
+        if self.layer_scale:
+            # What a small factor leaves of a branch would be lost in half precision.
+            x = x.astype(jnp.float32)
         if self.style == "clip":
             x = LayerNorm(dtype=self.dtype, name="norm_embedding")(x)
         bias = None
@@ -390,15 +393,15 @@ def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
 
 
 def small_init(params: Any, key: Key[Array, ""]) -> Any:
-    """BEiT's first weights: every kernel from a normal of deviation .02 cut at 2
-    deviations, those at the end of block i's branches divided by sqrt(2 i)."""
+    """BEiT's first weights: every kernel from a normal of deviation .02 cut at one
+    deviation, those at the end of block i's branches divided by sqrt(2 i)."""
 
     def draw(path: Any, x: Array) -> Array:
         name = "/".join(str(getattr(part, "key", part)) for part in path)
         if not name.endswith("/kernel"):
             return x
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        x = 0.02 * jax.random.truncated_normal(own, -2.0, 2.0, x.shape, x.dtype)
+        x = 0.02 * jax.random.truncated_normal(own, -1.0, 1.0, x.shape, x.dtype)
         branch = re.search(r"block_(\d+)/(attention/out|mlp/down)/", name)
         return x / math.sqrt(2 * (int(branch[1]) + 1)) if branch else x
 
