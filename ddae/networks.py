@@ -20,7 +20,7 @@ class FrozenNetwork:
 
     init, apply: of parameters as they lie in that workdir, on images in [0, 1];
     apply gives ids [b, n] or features [b, n, width]. encoder, quantiser: what it is
-    made of.
+    made of; mean, std: how its images are standardised.
     """
 
     workdir: str
@@ -28,6 +28,8 @@ class FrozenNetwork:
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[[Params, Float[Array, "b h w c"]], Any]
     encoder: Encoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     quantiser: Quantiser | None = None
 
 
@@ -54,7 +56,15 @@ class EncoderSettings:
         def init(key: Key[Array, ""]) -> Params:
             return {"encoder": encoder.init(key, _one_image(encoder))["params"]}
 
-        return FrozenNetwork(self.workdir, encoder.spec.width, init, apply, encoder)
+        return FrozenNetwork(
+            workdir=self.workdir,
+            width=encoder.spec.width,
+            init=init,
+            apply=apply,
+            encoder=encoder,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +99,16 @@ class TokenizerSettings:
                 "heads": {"quantiser": head["params"]},
             }
 
-        return FrozenNetwork(self.workdir, self.codes, init, apply, encoder, quantiser)
+        return FrozenNetwork(
+            workdir=self.workdir,
+            width=self.codes,
+            init=init,
+            apply=apply,
+            encoder=encoder,
+            mean=self.mean,
+            std=self.std,
+            quantiser=quantiser,
+        )
 
 
 def encoder_output(

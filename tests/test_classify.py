@@ -25,7 +25,7 @@ from ddae.train import loop
 from ddae.train.checkpoint import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, merge
-from ddae.train.partial import InitSettings, load_pretrained
+from ddae.train.partial import InitSettings, load_frozen, load_pretrained
 from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
@@ -222,8 +222,16 @@ def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys
         ),
         ({"init__workdir": "/nowhere"}, "no checkpoint in /nowhere"),
         ({"init__may_leave": ()}, "of the weights have no place.*/encoder/norm"),
-        ({"model__layer_scale": 0.1}, "are not among the weights.*scale_attention"),
-        ({"model__positions": "learned"}, "has positions 'sincos'"),
+        (
+            {"model__layer_scale": 0.1},
+            "are not among the weights.*scale_attention; set"
+            " --config.model.layer_scale=0.0$",
+        ),
+        (
+            {"model__positions": "learned", "model__relative_bias": "shared"},
+            "config.model.positions=sincos, here it is learned; set"
+            " --config.model.positions=sincos --config.model.relative_bias=none",
+        ),
         ({"classifier__num_classes": 12}, "num_classes=12, but the data has 10"),
         ({"classifier__num_classes": 1}, "num_classes=1"),
         ({"classifier__tap": 3}, "classifier.tap=3"),
@@ -478,3 +486,39 @@ def test_linear_probe_equals_scikit_learns_logistic_regression(tmp_path):
     top1 = 100 * model.score(scaled["test"], splits.held_out.labels)
     assert same > 0.995
     assert abs(top1 - rows[-1]["eval/top1"]) < 0.3
+
+
+def test_a_frozen_network_is_what_its_run_trained(pretrained):
+    """Nothing of a teacher is left out in silence: what differs is named, as flags."""
+    teacher = {
+        "workdir": pretrained,
+        "mean": (0.3,),
+        "std": (0.5,),
+        "model": {"size": "Two", "patch_size": 2, "channels": 1},
+    }
+    teacher["model"] |= {"positions": "learned", "layer_scale": 0.1}
+    config = tiny_config(
+        task="tokenize",
+        tokenizer={"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": teacher},
+    )
+    del config["method"]
+
+    def begun():
+        job = loop.plan(config)
+        return load_frozen(job.task.frozen(), config, job.shapes.params)
+
+    with pytest.raises(UserError, match="than config.tokenizer.teacher says") as error:
+        begun()
+    assert str(error.value).endswith(
+        "set --config.tokenizer.teacher.model.positions=sincos"
+        " --config.tokenizer.teacher.model.layer_scale=0.0"
+        " --config.tokenizer.teacher.std='(0.4,)'"
+    )
+    teacher["model"] |= {"positions": "sincos", "layer_scale": 0.0}
+    teacher["std"] = (0.4,)
+    found, (line,) = begun()
+    theirs, _ = load_params(pretrained)
+    jax.tree.map(
+        np.testing.assert_array_equal, found["teacher"]["encoder"], theirs["encoder"]
+    )
+    assert line.startswith(f"teacher of {pretrained}, frozen: ")

@@ -17,6 +17,7 @@ from ddae.masking import Mask, gather_patches, part_of
 from ddae.methods import METHODS
 from ddae.models.heads import Head, Predictions
 from ddae.models.vit import Encoder, Features, small_init
+from ddae.networks import FrozenNetwork
 from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
 from ddae.patches import patch_statistics, patchify, unpatchify
 from ddae.settings import UserError
@@ -94,8 +95,8 @@ class Pretrain(Task):
             }
         return params
 
-    def frozen(self) -> dict[str, str]:
-        return {name: found.workdir for name, found in self.method.frozen.items()}
+    def frozen(self) -> Mapping[str, FrozenNetwork]:
+        return self.method.frozen
 
     def ema_of(self, params: Params) -> Params:
         """The encoder, where the method has a teacher."""

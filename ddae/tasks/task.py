@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, Shaped
 
 from ddae.models.vit import Features
+from ddae.networks import FrozenNetwork
 from ddae.objective import Metrics, Scalar
 
 Params = dict[str, Any]
@@ -34,9 +35,9 @@ class Task(Protocol):
         """Fresh parameters: nested dicts of float32 arrays."""
         ...
 
-    def frozen(self) -> Mapping[str, str]:
-        """Workdirs of networks that are asked and never trained: their weights lie at
-        params["frozen"][name]."""
+    def frozen(self) -> Mapping[str, FrozenNetwork]:
+        """Networks that are asked and never trained: their weights, of workdirs of
+        their own, lie at params["frozen"][name]."""
         return {}
 
     def begin(self, params: Params, batch: Batch) -> Params:

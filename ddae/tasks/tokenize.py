@@ -115,8 +115,8 @@ class Tokenize(Task):
             "frozen": {"teacher": self.teacher.init(keys[3])},
         }
 
-    def frozen(self) -> dict[str, str]:
-        return {"teacher": self.teacher.workdir}
+    def frozen(self) -> dict[str, FrozenNetwork]:
+        return {"teacher": self.teacher}
 
     def begin(self, params: Params, batch: Batch) -> Params:
         """The first codebook: k-means of latents of the first batch."""

@@ -117,8 +117,8 @@ def _known_params(job: Job) -> tuple[Any, list[str]]:
                 "warning: the encoder is random and stays so;"
                 " --config.init.workdir=RUN begins with that of a run"
             )
-    if workdirs := job.task.frozen():
-        known["frozen"], lines = load_frozen(workdirs, params)
+    if networks := job.task.frozen():
+        known["frozen"], lines = load_frozen(networks, job.config, params)
         origin += lines
     return known, origin
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from jax.core import Tracer
 
 from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias
-from ddae.models.vit import Encoder, Features
+from ddae.models.vit import VIT_SPECS, Encoder, Features
+from ddae.networks import FrozenNetwork
 from ddae.patches import Grid
 from ddae.settings import UserError
 from ddae.tasks.backbone import encoder_from_config, features_of
@@ -130,18 +132,16 @@ def load_pretrained(
         return None
     stored, theirs = load_params(init.workdir)
     old, new = encoder_from_config(theirs), encoder_from_config(config)
-    for key, one, two in (
-        ("size", old.spec, new.spec),
-        ("patch_size", old.patch_size, new.patch_size),
-        ("channels", old.channels, new.channels),
-    ):
-        if one != two:
-            of, here = (c["model"].get(key) for c in (theirs, config))
-            raise UserError(
-                f"{init.workdir} was trained with config.model.{key}={of}, here it is"
-                f" {here}; set --config.model.{key}={of}"
-            )
-    if {old.positions, new.positions} == {"sincos"}:
+    differs = _differing(old, new)
+    if (old.relative_bias, new.relative_bias) == ("shared", "block"):
+        del differs["relative_bias"]  # BEiT's fine-tuning: each block's own
+    mend = f"set {_flags('config.model', differs)}"
+    for key in differs.keys() - EXTRAS:
+        raise UserError(
+            f"{init.workdir} was trained with config.model.{key}={differs[key]}, here"
+            f" it is {config['model'].get(key)}; {mend}"
+        )
+    if old.positions == "sincos":
         known = old.position_grid or old.grid
         if known != (new.position_grid or new.grid):
             raise UserError(
@@ -149,23 +149,22 @@ def load_pretrained(
                 f" set config.model.position_grid={known} to have them resized to"
                 f" {new.grid}"
             )
-    elif old.positions != new.positions:
-        raise UserError(
-            f"{init.workdir} has positions {old.positions!r};"
-            f" config.model.positions is {new.positions!r}"
-        )
     weights = stored["encoder"]
     if (old.relative_bias, new.relative_bias) == ("shared", "block"):
-        shared = weights.pop("relative_bias")  # BEiT's fine-tuning: each block's own
+        shared = weights.pop("relative_bias")
         blocks = [name for name in weights if name.startswith("block_")]
         weights |= {name: weights[name] | {"relative_bias": shared} for name in blocks}
-    tree, loaded = load_into(
-        {"encoder": params["encoder"]},
-        {"encoder": weights},
-        may_miss=init.may_miss,
-        may_leave=init.may_leave,
-        resize=_resizer(old.grid, new.grid),
-    )
+    try:
+        tree, loaded = load_into(
+            {"encoder": params["encoder"]},
+            {"encoder": weights},
+            may_miss=init.may_miss,
+            may_leave=init.may_leave,
+            resize=_resizer(old.grid, new.grid),
+        )
+    except UserError as error:
+        said = f"{init.workdir}: {error}"
+        raise UserError(f"{said}; {mend}" if differs else said) from error
     encoder = jax.tree.map(
         lambda x: x if isinstance(x, np.ndarray) else None, tree["encoder"]
     )
@@ -178,28 +177,82 @@ def load_pretrained(
 
 
 def load_frozen(
-    workdirs: Mapping[str, str], params: Any
+    networks: Mapping[str, FrozenNetwork], config: Mapping[str, Any], params: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """(params["frozen"] from the workdirs of its networks, a line on each).
+    """(params["frozen"] from the workdirs of `networks`, a line on each).
 
-    Raises `UserError` where a network has no workdir, or not all of its weights.
+    Raises `UserError` where a network has no workdir, is not what that run trained, or
+    where not all of its weights are there.
     """
     found, lines = {}, []
-    for name, workdir in workdirs.items():
+    for name, network in networks.items():
+        sections = (s for s in ("method", "tokenizer") if name in config.get(s, {}))
+        section = f"config.{next(sections, '*')}.{name}"
+        workdir = network.workdir
         if not workdir:
             raise UserError(
                 f"the frozen network {name!r} has no weights; give its workdir,"
-                f" --config.*.{name}.workdir=DIR"
+                f" --{section}.workdir=DIR"
             )
-        stored, _ = load_params(workdir)
+        stored, theirs = load_params(workdir)
+        if flags := _frozen_flags(network, theirs, section):
+            raise UserError(
+                f"the run of {workdir} trained another network than {section} says; set"
+                f" {flags}"
+            )
         try:
             found[name], loaded = load_into(
-                params["frozen"][name], stored, may_leave=("",)
+                params["frozen"][name],
+                stored,
+                may_leave=("^/heads/", "^/frozen/", "/mask_token$"),
             )
         except UserError as error:
             raise UserError(f"{name} of {workdir}: {error}") from error
         lines.append(f"{name} of {workdir}, frozen: {len(loaded.matched)} arrays")
     return found, lines
+
+
+def _frozen_flags(
+    network: FrozenNetwork, theirs: Mapping[str, Any], section: str
+) -> str:
+    """What to set for `network` to be the one that the run of config `theirs` has."""
+    old, new = encoder_from_config(theirs), network.encoder
+    differs = _differing(old, new)
+    known = old.position_grid or old.grid
+    if old.positions == "sincos" and known != (new.position_grid or new.grid):
+        differs["position_grid"] = known
+    data = {
+        key: tuple(theirs["data"][key])
+        for key, own in (("mean", network.mean), ("std", network.std))
+        if not np.array_equal(theirs["data"][key], np.resize(own, new.channels))
+    }
+    parts = (_flags(f"{section}.model", differs), _flags(section, data))
+    return " ".join(part for part in parts if part)
+
+
+EXTRAS = {"relative_bias", "layer_scale"}
+"""Settings of a model that add parameters to it, which may be left or begin fresh."""
+
+
+def _differing(old: Encoder, new: Encoder) -> dict[str, Any]:
+    """Settings of `old`, by their keys in config.model, that `new` has otherwise."""
+    found = {
+        key: getattr(old, key)
+        for key in ("patch_size", "channels", "positions", "relative_bias", "style")
+        if getattr(old, key) != getattr(new, key)
+    }
+    if bool(old.layer_scale) != bool(new.layer_scale):
+        found["layer_scale"] = old.layer_scale
+    if old.spec != new.spec:
+        found["size"] = next(n for n, spec in VIT_SPECS.items() if spec == old.spec)
+    return found
+
+
+def _flags(section: str, values: Mapping[str, Any]) -> str:
+    """--section.key=value for each, as a shell takes them."""
+    return " ".join(
+        f"--{section}.{key}={shlex.quote(str(value))}" for key, value in values.items()
+    )
 
 
 def _resizer(old: Grid, new: Grid) -> Resize:
