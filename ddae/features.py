@@ -17,12 +17,13 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from ddae import data, settings, tasks
+from ddae import data, settings
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
 from ddae.eval.evaluator import over
 from ddae.settings import UserError
-from ddae.train.checkpoint import load_params
+from ddae.train.checkpoint import describe
+from ddae.train.partial import read_encoder
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 
@@ -34,20 +35,24 @@ POOLS = {
 
 
 def extract(
-    workdir: str, folder: str, tap: int = 0, pool: str = "mean"
+    workdir: str,
+    folder: str,
+    tap: int = 0,
+    pool: str = "mean",
+    on_error: str = "raise",
 ) -> tuple[np.ndarray, list[str]]:
     """(features, float32, the files they are of) for the images below `folder`.
 
     tap: the block to read, 0 for the last. pool: mean of the patches, cls, or none.
+    on_error: "skip" leaves out files that cannot be decoded.
     """
-    params, config = load_params(workdir)
-    task = tasks.from_config(config)
-    chosen = settings.build(data.DataSettings, config["data"], "data.")
-    records = FolderRecords(folder, "features")
-    source = ImageSource(records, task.image_shape, chosen)
+    params, encode, shape = read_encoder(workdir)
+    config = describe(workdir)["config"]["data"] | {"on_error": on_error}
+    chosen = settings.build(data.DataSettings, config, "data.")
+    source = ImageSource(records := FolderRecords(folder, "features"), shape, chosen)
 
     def pooled(params: Any, images: jax.Array) -> jax.Array:
-        return POOLS[pool](task.encode(params, images, tap))
+        return POOLS[pool](encode(params, images, tap))
 
     mesh = make_mesh(MeshSettings(), batch_size=jax.device_count(), accumulate=1)
     function = OnDevices(mesh)(pooled)
@@ -69,13 +74,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT.npz")
     parser.add_argument("--tap", type=int, default=0, help="block to read; 0: the last")
     parser.add_argument("--pool", choices=list(POOLS), default="mean")
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
     args = parser.parse_args(argv)
     try:
         if not args.out.endswith(".npz"):
             raise UserError(f"{args.out} does not end in .npz")
         if not os.path.isdir(folder := os.path.dirname(args.out) or "."):
             raise UserError(f"no folder {folder} for {args.out}; make it first")
-        features, files = extract(args.workdir, args.folder, args.tap, args.pool)
+        features, files = extract(
+            args.workdir, args.folder, args.tap, args.pool, args.on_error
+        )
         np.savez(args.out, features=features, files=np.array(files))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from ddae.data.arrays import ArraySource
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints, load_params
-from ddae.train.metrics import duration, progress_line, read_metrics
+from ddae.train.metrics import Meter, duration, progress_line, read_metrics
 from ddae.train.partial import Loaded, load_into
 
 LEAVES = jax.tree.leaves
@@ -301,3 +302,26 @@ def test_progress_line_and_durations():
     line = progress_line(10, 250, values)
     assert line == "step  10/250  loss 0.5000  1,234 images/s  data wait 2 %  eta 2m00s"
     assert duration(3723) == "1h02m" and duration(6.6) == "7s"
+
+
+def test_a_meter_counts_all_steps_of_its_interval(monkeypatch):
+    now = [100.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0])
+    monkeypatch.setattr("ddae.train.metrics.time", clock)
+    meter = Meter()
+    for _ in range(2):
+        metrics = {"loss": (jnp.float32(6.0), jnp.float32(2.0))}
+        meter.add(metrics, waited=0.5, steps=2)
+    now[0] += 9.0
+    meter.skip(1.0, 5.0)
+    assert meter.take(batch_size=16) == pytest.approx(
+        {
+            "train/loss": 3.0,
+            "train/images_per_second": 8.0,
+            "train/step_seconds": 2.0,
+            "train/cpu_seconds": 1.0,
+            "train/data_wait": 0.125,
+        }
+    )
+    now[0] += 1.0
+    assert meter.take(batch_size=16)["train/images_per_second"] == 0.0

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -522,3 +523,60 @@ def test_a_frozen_network_is_what_its_run_trained(pretrained):
         np.testing.assert_array_equal, found["teacher"]["encoder"], theirs["encoder"]
     )
     assert line.startswith(f"teacher of {pretrained}, frozen: ")
+
+
+@pytest.mark.slow
+def test_what_a_fine_tune_does_to_its_batch_reaches_the_loss(digit_images):
+    plain = {"mixing": PLAIN, "classifier__kernel_deviation": 1.0}
+    batch = {"image": digit_images, "label": jnp.arange(16) % 10}
+    keys = jax.random.split(jax.random.key(5), 16)
+    params, found = None, []
+    for changes in (
+        {},
+        {"mixing__smoothing": 0.5},
+        {"mixing__erasing": 1.0},
+        {"model__drop_path": 0.5},
+    ):
+        task = tasks.from_config(classify_config(**(plain | changes)))
+        if params is None:
+            params = jax.jit(task.init)(jax.random.key(0))
+        loss = jax.jit(lambda p, t=task: t.loss(p, {}, batch, 0.0, keys)[0])
+        found.append(float(loss(params)))
+    assert len(set(found)) == 4
+
+
+@pytest.mark.slow
+def test_a_probe_reads_the_block_that_it_names(digit_images):
+    task = tasks.from_config(probe_config(classifier__tap=1))
+    assert task.tap == 1
+    params = jax.jit(task.init)(jax.random.key(0))
+    found = task.logits(params, digit_images)["classifier"]
+    own = task.encode(params, digit_images).prefix[:, 0]
+    np.testing.assert_array_equal(
+        own, task.encode(params, digit_images, 1).prefix[:, 0]
+    )
+    linear = params["heads"]["classifier"]["linear"]  # the batch norm begins as nothing
+    np.testing.assert_allclose(found, own @ linear["kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluators_see_what_the_task_says_is_evaluated():
+    seen = []
+    job = types.SimpleNamespace(
+        evaluators={"one": lambda params, step: seen.append(params) or {"x": 1.0}},
+        task=types.SimpleNamespace(evaluated=lambda params, ema: ema),
+        signals=types.SimpleNamespace(beat=lambda: None),
+    )
+    report = types.SimpleNamespace(
+        say=lambda line: None, active=False, write=lambda step, values: None
+    )
+    state = types.SimpleNamespace(params="params", ema_params="average")
+    assert loop.evaluate(job, state, 3, report) == {"eval/x": 1.0}
+    assert seen == ["average"]
+
+
+def test_another_standardisation_is_said(pretrained):  # noqa: F811
+    config = probe_config(data__mean=(0.5,))
+    shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
+    begun = load_pretrained(InitSettings(workdir=pretrained), config, shapes)
+    assert "data.mean (0.3,), this run has (0.5,)" in str(begun)
+    assert "data.std" not in str(begun)

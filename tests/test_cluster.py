@@ -358,17 +358,96 @@ def test_a_failure_without_words_ends_all_processes_too(tmp_path, monkeypatch, e
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(cluster, "_end", ended.append)
+    monkeypatch.setattr(cluster, "_attempt", "5a")
     assert cluster.run_to_end(fails, {}, str(tmp_path)) == 1 and ended == [1]
-    assert type(error).__name__ in (tmp_path / "first_failure.txt").read_text()
+    said = (tmp_path / "first_failure.txt").read_text()
+    assert type(error).__name__ in said and said.endswith("\nattempt 5a\n")
+    # What another attempt says of itself is nothing to this one, nor is it removed.
+    monkeypatch.setattr(cluster, "_attempt", "5b")
+    assert cluster._word(str(tmp_path)) == ""
+    cluster.note_failure(str(tmp_path), "a reason")
+    cluster.note_failure(str(tmp_path), "a later one")
+    assert cluster._word(str(tmp_path)) == "process 0: a reason"
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):
-    gathered = np.array([[1, 2], [1, 2], [7, 2]], np.uint32)
+    gathered = np.array([1, 1, 7], np.uint32)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(
         cluster.multihost_utils, "process_allgather", lambda mine: gathered
     )
     with pytest.raises(UserError, match="process 2 of 3 has another config"):
-        cluster.check_together({})
+        cluster.check_together({}, str(tmp_path))
     with pytest.raises(UserError, match="belong together"):
         cluster.start("auto", "localhost:1", None, 0, 1)
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_and_leaves_the_first_alone(tmp_path):
+    config = tiny_config(total_steps=60, checkpoint_every_steps=60, log_every_steps=1)
+    first = Run(tmp_path, config, processes=2, devices=1)
+    until = time.monotonic() + 120
+    while not (first.workdir / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    second = Run(tmp_path, config, processes=2, devices=1)
+    codes = second.wait()
+    assert codes[0] == 2 and codes[1] != 0, second.said
+    assert "another run is at work" in second.said[1].splitlines()[-1]
+    assert first.wait() == [0, 0], first.said
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_one_process_ends_all_with_its_cause(tmp_path):
+    config = tiny_config(total_steps=100_000, checkpoint_every_steps=10, mesh__fsdp=2)
+    env = {"SHARDED": "256"}
+    fault = "full:1:15"
+    run = Run(tmp_path, config, processes=2, devices=1, fault=fault, env=env)
+    assert run.wait(240) == [1, 1], run.said
+    last = [said.splitlines()[-1] for said in run.said]
+    assert last[0] == last[1] and "the last good one is step 10" in run.said[0]
+    assert "process 1: error: a checkpoint could not be written" in last[0]
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_meets_is_damage_for_all(tmp_path):
+    config = tiny_config(checkpoint_every_steps=2, mesh__fsdp=2, watchdog_seconds=120.0)
+    env = {"SHARDED": "256"}
+    first = Run(tmp_path, config, processes=2, devices=1, env=env)
+    assert first.wait() == [0, 0], first.said
+    folder = first.workdir / "checkpoints" / "4" / "params" / "ocdbt.process_1" / "d"
+    for file in folder.iterdir():
+        os.truncate(file, 10)
+    config["total_steps"] = 6
+    again = Run(tmp_path, config, processes=2, devices=1, env=env)
+    assert again.wait() == [0, 0], again.said
+    assert (
+        "damaged checkpoint" in again.said[0] and "resuming at step 2" in again.said[0]
+    )
+    assert (again.workdir / "damaged_checkpoints" / "4").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["workdir", "data"])
+def test_all_processes_have_one_workdir_and_the_same_data(other, tmp_path, monkeypatch):
+    """The second process runs in a folder of its own, and paths are relative."""
+    for name, count in (("a", 32), ("b", 32 if other == "workdir" else 16)):
+        for split in ("train", "test"):
+            (tmp_path / name / "data").mkdir(parents=True, exist_ok=True)
+            images = np.zeros((count, 8, 8, 1), np.uint8)
+            path = tmp_path / name / "data" / f"{split}.npz"
+            np.savez(path, images=images, labels=np.arange(count) % 2)
+    config = tiny_config(data__name="npz", data__dir="data", mesh__fsdp=1)
+    start = subprocess.Popen
+    folders = iter("ab")
+
+    def popen(command, **given):
+        if other == "workdir":
+            command[3] = "run"
+        return start(command, cwd=tmp_path / next(folders), **given)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    run = Run(tmp_path / "one", config, processes=2, devices=1)
+    assert run.wait() == [2, 2], run.said
+    says = {"workdir": "of its own; it must be one folder", "data": "has other data"}
+    assert f"process 1 of 2 has {'a' if other == 'workdir' else ''}" in run.said[0]
+    assert says[other] in run.said[0] and says[other] in run.said[1]

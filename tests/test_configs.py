@@ -172,3 +172,125 @@ def test_cifar_configs_take_patch_two():
 def test_docstring_gives_the_command(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"python train.py --config=configs/{name}.py" in text
+
+
+IMAGENET = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0.225)}
+
+
+# What the papers' recipes say, apart from the code that says it too.
+RECIPES = {
+    ("mae_in1k", "model=B,epochs=800"): {
+        **IMAGENET,
+        "batch_size": 4096,
+        "method.mask.kind": "random",
+        "method.mask.ratio": 0.75,
+        "method.decoder.depth": 8,
+        "method.decoder.width": 512,
+        "method.decoder.num_heads": 16,
+        "optimizer.base_lr": 1.5e-4,
+        "optimizer.lr_batch": 256,
+        "optimizer.weight_decay": 0.05,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.warmup_epochs": 40.0,
+        "optimizer.clip_norm": 0.0,
+        "data.augment.scale": (0.2, 1.0),
+        "data.augment.flip": True,
+    },
+    ("finetune_in1k", "model=B"): {
+        **IMAGENET,
+        "batch_size": 1024,
+        "epochs": 100,
+        "data.eval_crop": 0.875,
+        "data.augment.rand_augment": 2,
+        "data.augment.magnitude": 9.0,
+        "data.augment.magnitude_std": 0.5,
+        "model.drop_path": 0.1,
+        "mixing.mixup": 0.8,
+        "mixing.cutmix": 1.0,
+        "mixing.smoothing": 0.1,
+        "mixing.erasing": 0.25,
+        "optimizer.base_lr": 5e-4,
+        "optimizer.lr_batch": 256,
+        "optimizer.b2": 0.999,
+        "optimizer.weight_decay": 0.05,
+        "optimizer.warmup_epochs": 5.0,
+        "optimizer.layer_decay": 0.65,
+        "optimizer.final_lr": 1e-6,
+    },
+    ("finetune_in1k", "model=L"): {
+        "epochs": 50,
+        "model.drop_path": 0.2,
+        "optimizer.base_lr": 1e-3,
+        "optimizer.layer_decay": 0.75,
+    },
+    ("linear_in1k", "model=B"): {
+        "batch_size": 16384,
+        "epochs": 90,
+        "classifier.pool": "cls",
+        "classifier.norm": "batch",
+        "classifier.kernel_deviation": 0.01,
+        "mixing.smoothing": 0.0,
+        "optimizer.name": "lars",
+        "optimizer.base_lr": 0.1,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.warmup_epochs": 10.0,
+    },
+    ("knn", None): {
+        "data.augment.crop": "none",
+        "evaluators.knn.k": (10, 20, 100, 200),
+        "evaluators.knn.temperature": 0.07,
+    },
+    ("simmim_in1k", "model=B"): {
+        "batch_size": 2048,
+        "method.mask.ratio": 0.6,
+        "model.drop_path": 0.1,
+        "optimizer.base_lr": 1e-4,
+        "optimizer.lr_batch": 512,
+        "optimizer.b2": 0.999,
+        "optimizer.clip_norm": 5.0,
+        "optimizer.warmup_epochs": 10.0,
+        "optimizer.schedule": "step",
+        "optimizer.step_at": 0.875,
+        "data.augment.scale": (0.67, 1.0),
+    },
+    ("beit_v2_in1k", "model=B,epochs=300"): {
+        "batch_size": 2048,
+        "method.mask.kind": "block",
+        "method.mask.ratio": 75 / 196,
+        "method.mask.min_area": 16,
+        "method.early": 9,
+        "model.layer_scale": 0.1,
+        "optimizer.base_lr": 1.5e-3,
+        "optimizer.lr_batch": 2048,
+        "optimizer.b2": 0.98,
+        "optimizer.clip_norm": 3.0,
+        "optimizer.warmup_epochs": 10.0,
+        "data.augment.color_jitter": 0.4,
+    },
+    ("segment_ade20k", "model=B"): {
+        "batch_size": 16,
+        "total_steps": 160_000,
+        "image_size": 512,
+        "data.scenes.scale": (2048, 512),
+        "data.scenes.ratio": (0.5, 2.0),
+        "model.drop_path": 0.1,
+        "segmenter.auxiliary_weight": 0.4,
+        "optimizer.base_lr": 1e-4,
+        "optimizer.b2": 0.999,
+        "optimizer.schedule": "poly",
+        "optimizer.layer_decay": 0.65,
+        "evaluators.miou.stride": 341,
+    },
+}
+
+
+@pytest.mark.parametrize("config", RECIPES, ids=str)
+def test_recipes_are_those_of_the_papers(config):
+    found = load(*config)
+    expected = RECIPES[config]
+    for key, value in expected.items():
+        section = found
+        for part in key.split("."):
+            section = section[part]
+        assert section == value, key

@@ -18,10 +18,10 @@ from test_step import trainer
 
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params
+from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params, load_state
 from ddae.train.digest import digests, nonfinite
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
-from ddae.train.state import NonFiniteError
+from ddae.train.state import NonFiniteError, TrainState
 
 # After an error Orbax leaves coroutines behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings(
@@ -270,3 +270,42 @@ def test_a_resume_after_damage_goes_back_and_repeats_the_steps(tmp_path):
     flip(tmp_path / "checkpoints" / "3")
     assert run() == before
     assert pathlib.Path(tmp_path / "damaged_checkpoints" / "3").is_dir()
+
+
+def small_state():
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, {"heads": {"kernel": jnp.ones((2, 3))}}, {}, {}, zero, zero)
+
+
+def test_arrays_that_read_otherwise_than_written_are_damaged(tmp_path, monkeypatch):
+    """Orbax finds nothing wrong with them; only our checksums do."""
+    state, config = small_state(), {"task": "pretrain"}
+    with monkeypatch.context() as patch:
+        wrong = lambda tree: {k: v ^ 1 for k, v in digests(tree).items()}  # noqa: E731
+        patch.setattr("ddae.train.checkpoint.digests", wrong)
+        with Checkpoints(str(tmp_path)) as checkpoints:
+            checkpoints.save(state, 1, config, {})
+    shapes = jax.eval_shape(lambda: state)
+    with pytest.raises(UserError, match="/heads/kernel: its checksum differs"):
+        load_params(str(tmp_path))
+    with pytest.raises(UserError, match="its checksum differs"):
+        load_state(str(tmp_path), shapes)
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        with pytest.raises(UserError, match="no checkpoint can be read: .*checksum"):
+            checkpoints.restore(state)
+
+
+def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
+    old = {"task": "pretrain", "image_size": 8, "data": {"mean": [0.3], "std": [0.4]}}
+    old |= {name: {"x": 1} for name in ("classifier", "mixing", "segmenter")}
+    state = small_state()
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(state, 1, old, {})
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        for key in ("task", "image_size", "data.mean", "data.std", "mixing.x"):
+            section, _, last = key.rpartition(".")
+            new = old | {key: 9}
+            if section:
+                new = old | {section: old[section] | {last: [9]}}
+            with pytest.raises(UserError, match=f"trained with config.{key} "):
+                checkpoints.check(state, {}, new)

@@ -3,12 +3,13 @@ import itertools
 import numpy as np
 import pytest
 from conftest import tiny_config
+from pictures import encoded, photograph
 from PIL import Image
 
 from ddae import data
-from ddae.data import stats
+from ddae.data import decode, stats
 from ddae.data.arrays import ArraySource
-from ddae.data.augment import Augment
+from ddae.data.augment import Augment, of_arrays, of_bytes
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
 from ddae.data.order import Order
@@ -319,3 +320,56 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
     splits = data.from_settings(settings, (8, 8, 3))
     assert splits.train.class_names == splits.held_out.class_names == ("a", "b")
     assert pack.main([out, "--dir", str(tmp_path / "none")]) == 2
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+ALL = slice(None)
+
+
+def test_half_of_the_arrays_are_flipped():
+    images = np.zeros((200, 4, 4, 1), np.float32)
+    images[:, 1, 0] = 1.0
+    source = ArraySource(images, np.zeros(200, int), "points", "train")
+    batches = source.train_batches(Order(200, 200, 0), 0, ALL, Augment(flip=True))
+    places = np.argwhere(next(batches)["image"][..., 0])[:, 1:]
+    assert set(map(tuple, places.tolist())) == {(1, 0), (1, 3)}
+    assert 70 < (places[:, 1] == 3).sum() < 130
+
+
+def test_crops_of_rgb_arrays_are_those_of_their_channels():
+    images = np.random.default_rng(0).integers(0, 256, (6, 12, 20, 3), np.uint8)
+    augment = Augment(crop="random_resized", scale=(0.3, 0.6), flip=True)
+    found = of_arrays(images, np.arange(6), 0, augment)
+    for c in range(3):
+        alone = of_arrays(images[..., c : c + 1], np.arange(6), 0, augment)
+        np.testing.assert_array_equal(found[..., c : c + 1], alone)
+    assert (found != images).any(axis=(1, 2, 3)).all()
+
+
+def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
+    tf = decode.tensorflow()
+    data, position = encoded(photograph(0, 24, 30), "PNG"), tf.constant(7, tf.int64)
+
+    def made(**settings):
+        augment = Augment(crop="random_resized", scale=(0.9, 1.0), **settings)
+        return of_bytes(tf.constant(data), (16, 16, 3), augment, 0, position).numpy()
+
+    pictures = [made(resize=kernel).tobytes() for kernel in decode.KERNELS]
+    assert len(set(pictures)) == 3
+    asked = {}
+
+    def operations(image, seeds, **given):
+        asked.update(given)
+        return image
+
+    def jitter(image, seeds, strength):
+        asked["strength"] = strength
+        return image
+
+    monkeypatch.setattr("ddae.data.randaugment.rand_augment", operations)
+    monkeypatch.setattr("ddae.data.randaugment.color_jitter", jitter)
+    made(rand_augment=3, magnitude=7.0, magnitude_std=0.2, color_jitter=0.3)
+    expected = {"num_ops": 3, "magnitude": 7.0, "magnitude_std": 0.2, "strength": 0.3}
+    assert asked == expected

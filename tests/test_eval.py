@@ -1,14 +1,22 @@
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from ddae import data, eval, tasks
+from ddae.data.arrays import ArraySource
+from ddae.eval.codes import make_codes
 from ddae.eval.figures import distance_curves
 from ddae.eval.knn import make_votes, place_bank, unit
+from ddae.features import POOLS
 from ddae.models.vit import Features
 from ddae.settings import UserError
+from ddae.tasks.tokenize import CodebookSettings, Tokenize
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 
@@ -149,3 +157,75 @@ def test_distance_curves_need_a_log():
         for b in ("d1", "d2")
     ]
     assert distance_curves(rows).ndim == 3
+
+
+def test_what_fills_up_the_bank_never_votes():
+    """Three of it over four devices; every one is farther than nothing at all."""
+    bank = np.array([[-1.0, 0.0], [-0.8, 0.6], [-0.8, -0.6]], np.float32)
+    mesh = devices(4).mesh
+    votes = make_votes(mesh, (1, 3), 1.0, 3, size=3)
+    placed = place_bank(mesh, bank, np.array([0, 1, 2]))
+    one, three = votes(np.array([[1.0, 0.0]], np.float32), *placed)
+    assert (np.asarray(three) > 0).all() and (np.asarray(one) > 0).sum() == 1
+
+
+def test_knn_and_the_linear_probe_read_what_they_are_told():
+    """The cls token holds the pixels, patches nothing; another temperature."""
+
+    class Cls(Pixels):
+        def encode(self, params, images):
+            found = super().encode(params, images)
+            return Features(prefix=found.prefix, patches=0.0 * found.patches)
+
+    section = {"k": 200, "pool": "cls", "temperature": 1.0, "linear": True}
+    config = tiny_config(evaluators={"knn": section})
+    task = Cls.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+    found = eval.from_config(config, task, splits, devices(2))["knn"]({}, 0)
+    bank, queries = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (s.images.reshape(-1, 64) for s in (splits.train, splits.held_out))
+    )
+    labels, truth = splits.train.labels, splits.held_out.labels
+    votes = lambda distance: np.exp(1 - distance)  # noqa: E731
+    model = KNeighborsClassifier(200, metric="cosine", weights=votes).fit(bank, labels)
+    expected = 100 * model.score(queries, truth)
+    assert found["knn200_top1"] == pytest.approx(expected, abs=1e-4)
+    mean, deviation = bank.mean(axis=0), bank.std(axis=0) + 1e-6
+    probe = LogisticRegression(max_iter=500, tol=1e-3)
+    probe.fit((bank - mean) / deviation, labels)
+    expected = 100 * probe.score((queries - mean) / deviation, truth)
+    assert found["linear_top1"] == pytest.approx(expected, abs=0.6)
+
+
+def test_the_error_of_a_reconstruction_is_that_of_hidden_pixels():
+    task, evaluators, splits = setup(reconstruct={"num_images": 3})
+    params = jax.jit(task.init)(jax.random.key(0))
+    found = evaluators["reconstruct"](params, 7)["masked_rmse"]
+    indices = np.random.default_rng(0).permutation(len(splits.held_out))[:3]
+    keys = jax.random.split(jax.random.key(0), 3)
+    result = jax.jit(task.reconstruct)(params, splits.held_out.images[indices], keys)
+    hidden = np.asarray(result.is_masked).repeat(2, 1).repeat(2, 2)
+    error = np.asarray(result.reconstruction - result.original)[hidden]
+    assert found == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+
+
+def test_codes_are_counted():
+    """Two of eight codes, one taken by three patches of four."""
+    images = np.zeros((5, 2, 2, 1), np.float32)
+    source = ArraySource(images, np.zeros(5, int), "zeros", "test")
+    ids = np.tile(np.array([6.0, 6.0, 6.0, 1.0]), (5, 1))
+    tokens = {"ids": ids, "cosine": np.full((5, 4), 0.25)}
+    task = Tokenize(None, CodebookSettings(codes=8), None, None)
+    splits = types.SimpleNamespace(held_out=source)
+    found = make_codes(task, splits, lambda _: lambda params, images: tokens)({}, 0)
+    perplexity = 1 / (0.75**0.75 * 0.25**0.25)
+    expected = {"codes_used": 25.0, "code_perplexity": perplexity, "code_cosine": 0.25}
+    assert found == pytest.approx(expected)
+
+
+def test_features_are_pooled_as_they_are_told():
+    """For tests/test_features.py; or ("cls", (5, 32)) there, a run each."""
+    features = Features(prefix=jnp.ones((2, 1, 3)), patches=jnp.full((2, 4, 3), 5.0))
+    assert (POOLS["cls"](features) == 1.0).all() and POOLS["cls"](features).ndim == 2
+    assert (POOLS["mean"](features) == 5.0).all()

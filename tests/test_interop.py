@@ -18,6 +18,7 @@ from ddae import tasks
 from ddae.interop import huggingface, official, timm
 from ddae.interop.convert import Hints, class_names, import_weights
 from ddae.interop.files import read_weights, write_weights
+from ddae.interop.huggingface import STANDARDISED
 from ddae.interop.names import fixed_positions, flat
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -377,3 +378,17 @@ def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
     assert lines == [f"digit {i}" for i in range(10)]
     assert class_names(str(tmp_path / "back"), 9)[-1] == "class 8"  # of other classes
     assert "Two" in VIT_SPECS and len(flat({"a": {"b": np.zeros(1)}})) == 1
+
+
+def test_images_of_every_family_are_standardised_as_they_were_there():
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    half = ((0.5,) * 3, (0.5,) * 3)
+    assert (Hints().mean, Hints().std) == imagenet  # MAE, DINO, timm's ViT
+    clip = STANDARDISED["clip"]
+    assert {k: v for k, v in STANDARDISED.items() if k != "clip"} == {
+        "vit": half,
+        "vit_mae": imagenet,
+        "beit": half,
+    }
+    # OpenAI's, to four digits.
+    assert clip == ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))

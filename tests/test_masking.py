@@ -88,3 +88,12 @@ def test_make_mask_refuses_degenerate_counts(count, says):
 def test_a_cell_that_does_not_divide_the_grid_is_an_error(keys):
     with pytest.raises(ValueError, match="does not divide the grid"):
         Masking(kind="cell", cell=3, ratio=0.5).draw(keys, (8, 8))
+
+
+def test_blocks_are_as_small_as_they_may_be(keys):
+    for min_area, expected in ((40, 40), (None, 16)):
+        masking = Masking(kind="block", ratio=0.4, min_area=min_area)
+        np.testing.assert_array_equal(
+            masking.draw(keys, (14, 14)).is_masked,
+            block_mask(keys, (14, 14), 79, min_area=expected).is_masked,
+        )

@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 
-from ddae import losses
+from ddae import losses, tasks
 from ddae.dds import with_dds
 from ddae.difficulty import constant_beta
 from ddae.masking import Masking
 from ddae.methods import METHODS, beit, beit_v2, simmim
+from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
+from ddae.models.vit import VIT_SPECS
+from ddae.networks import EncoderSettings
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation
 from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh, replicated
@@ -286,3 +290,59 @@ def test_simmim_is_mae_with_one_linear_and_l1():
     assert term.loss is losses.l1 and not term.target.standardise
     (ids,) = beit(ENCODER, tokenizer=make("beit", settings_only=True)).terms
     assert ids.loss is losses.cross_entropy
+
+
+def test_beit_v2_reads_three_quarters_of_the_depth():
+    deep = ENCODER.clone(spec=VIT_SPECS["Ti"])
+    method = beit_v2(deep, tokenizer=make("beit", settings_only=True))
+    assert [term.taps for term in method.terms] == [(12,), (9, 12)]
+
+
+@pytest.mark.slow
+def test_a_frozen_network_standardises_images_its_own_way():
+    model = ModelSettings(size="Two", patch_size=2, channels=1)
+    network = EncoderSettings(model=model, mean=(0.2,), std=(0.4,)).network(ENCODER)
+    params = network.init(jax.random.key(0))
+    found = network.apply(params, images_of())
+    given = {"params": params["encoder"]}
+    expected = network.encoder.apply(given, (images_of() - 0.2) / 0.4)[2].patches
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def tokenizer_task(**settings):
+    teacher = {"model": {"size": "Two", "patch_size": 2, "channels": 1}}
+    given = {"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": teacher}
+    config = tiny_config(task="tokenize", tokenizer=given | settings)
+    del config["method"]
+    return tasks.from_config(config)
+
+
+@pytest.mark.slow
+def test_cosine_and_commitment_both_teach_the_encoder():
+    """The one through the codes, straight on to the latents; codes learn by none."""
+    batch, keys = {"image": images_of()}, jax.random.split(jax.random.key(0), 6)
+    found = []
+    for weight in (0.0, 1.0):
+        task = tokenizer_task(commitment=weight)
+        params = jax.jit(task.init)(jax.random.key(1))
+        gradient = jax.grad(lambda p, t=task: t.loss(p, {}, batch, 0.0, keys)[0])
+        found.append(jax.jit(gradient)(params))
+    without, both = found
+    kernel = lambda g: g["encoder"]["block_01"]["mlp"]["down"]["kernel"]  # noqa: E731
+    assert np.abs(kernel(without)).max() > 0
+    assert np.abs(kernel(both) - kernel(without)).max() > 1e-6
+    assert not np.asarray(both["heads"]["quantiser"]["codebook"]["codes"]).any()
+
+
+def test_the_first_codebook_is_of_the_first_batch():
+    task = tokenizer_task()
+    params = jax.jit(task.init)(jax.random.key(1))
+    begun = task.begin(params, {"image": images_of()})
+
+    def fit(params):
+        z, ids = task._latents(params, images_of())
+        codes = params["heads"]["quantiser"]["codebook"]["codes"]
+        return float((z * codes[ids]).sum(axis=-1).mean())
+
+    assert fit(begun) > fit(params) + 0.05
+    assert begun["encoder"] is params["encoder"]

@@ -8,9 +8,9 @@ import scipy.stats
 
 from ddae.masking import Masking
 from ddae.models import kernels, vit
-from ddae.models.heads import MaskedLinear, TapDecoder
+from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.positions import sincos
-from ddae.models.vit import VIT_SPECS, Encoder, ViTSpec
+from ddae.models.vit import VIT_SPECS, Block, Encoder, Features, ViTSpec
 
 SMALL = ViTSpec(32, 3, 2)
 
@@ -255,3 +255,36 @@ def test_small_layer_scales_are_not_lost_in_half_precision():
         found[dtype] = taps[2].patches - taps[0].patches
     exact, half = found.values()
     assert jnp.linalg.norm(half - exact) < 0.1 * jnp.linalg.norm(exact)
+
+
+def test_drop_path_rises_from_block_to_block(monkeypatch):
+    encoder, images = make(drop_path=0.6, final_norm=False)
+    rates = []
+
+    def record(owner, settings, layers, x, bias, keys, drop_path, **_):
+        rates.extend(drop_path)
+        return x
+
+    monkeypatch.setattr(vit, "through_blocks", record)
+    encoder.init(jax.random.key(0), images, taps=(1, 3))
+    np.testing.assert_allclose(rates, [0.0, 0.3, 0.6])
+
+
+def test_a_branch_that_is_kept_makes_up_for_those_that_are_dropped():
+    block = Block(SMALL, jnp.float32)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 3, 32)), (64, 3, 32))
+    params = block.init(jax.random.key(1), x)["params"]
+    params["mlp"]["down"] = jax.tree.map(jnp.zeros_like, params["mlp"]["down"])
+    branch = block.apply({"params": params}, x) - x
+    keys = jax.random.split(jax.random.key(2), 64)
+    found = block.apply({"params": params}, x, None, keys, 0.25) - x
+    kept = (np.abs(found) > 1e-6).any(axis=(1, 2))
+    assert 32 < kept.sum() < 64
+    np.testing.assert_allclose(found[kept], branch[kept] / 0.75, rtol=1e-3, atol=1e-5)
+
+
+def test_a_classifier_begins_as_small_as_it_is_told():
+    features = Features(prefix=jnp.zeros((1, 1, 64)), patches=jnp.zeros((1, 4, 64)))
+    head = Classifier(50, "mean", "none", num_heads=2, kernel_deviation=0.5)
+    kernel = head.init(jax.random.key(0), features)["params"]["linear"]["kernel"]
+    np.testing.assert_allclose(np.std(kernel), 0.5, rtol=0.05)

@@ -1,6 +1,7 @@
 """The central test: beta = 0 at the last tap alone is the base method, to the bit."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from ddae import losses
+from ddae import losses, tasks
 from ddae.dds import (
     FeatureSettings,
     Method,
+    Momentum,
     default_taps,
     with_dds,
     with_features,
@@ -22,11 +24,12 @@ from ddae.difficulty import (
     difficulty_weights,
     nearest_visible_distance,
 )
-from ddae.masking import Masking
-from ddae.methods import Decoder, ddae, mae
-from ddae.models.vit import VIT_SPECS, Encoder
-from ddae.objective import evaluate_terms, head_taps
-from ddae.tasks.pretrain import Pretrain, Standardisation
+from ddae.masking import Masking, gather_patches, part_of, random_mask
+from ddae.methods import Decoder, data2vec, ddae, mae
+from ddae.models.vit import VIT_SPECS, Encoder, Features
+from ddae.objective import Difficulty, Term, evaluate_terms, head_taps
+from ddae.targets import TargetContext, TeacherLayer
+from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
 
 ENCODER = Encoder(VIT_SPECS["Pico"], (4, 4), 2, channels=1)
 DECODER = Decoder(depth=1, width=32, num_heads=2)
@@ -348,3 +351,113 @@ def test_a_teacher_that_sees_what_it_cannot_is_an_error(features, says):
 
     with pytest.raises(ValueError, match=says):
         tasks.from_config(tiny_config(method__features=features))
+
+
+def context_of(mask, image, **changes):
+    given = {"image": image, "standardised": image, "mask": mask, "teacher": {}}
+    given |= {"grid": (4, 4), "patch_size": 2}
+    return TargetContext(**(given | changes))
+
+
+@pytest.mark.parametrize("metric", ["chebyshev", "manhattan"])
+def test_a_terms_own_metric_weighs_it(metric, digit_images, keys):
+    mask = random_mask(keys, (4, 4), 12)
+    base = mae(ENCODER, decoder=DECODER, standardise_pixels=False)
+    beta = constant_beta(2.0)
+    method = with_dds(base, taps=(4,), beta=beta, metric=metric)
+    context = context_of(mask, digit_images[:8])
+    nothing = {"block04": {"pixels": jnp.zeros((8, 12, 4))}}
+    total, _ = evaluate_terms(method.terms, nothing, context, jnp.float32(0.0))
+    distance = nearest_visible_distance(mask, (4, 4), metric)
+    weights = difficulty_weights(gather_patches(distance, mask.ids_masked), 2.0)
+    patches = gather_patches(base.terms[0].target(context), mask.ids_masked)
+    expected = (weights * (patches**2).mean(axis=-1)).mean()
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
+    mask = random_mask(keys, (4, 4), 12)
+    seen = part_of(mask, keys, 4)
+    features, made = jax.random.normal(jax.random.key(1), (2, 8, 12, 6))
+    teacher = {4: Features(prefix=features[:, :1], patches=features[:, :4])}
+    context = context_of(mask, jnp.zeros((8, 8, 8, 1)), teacher=teacher, seen=seen)
+    term = Term(
+        name="features",
+        taps=(4,),
+        head="head",
+        output="features",
+        target=TeacherLayer(teacher_layers=(4,)),
+        loss=losses.mse,
+        difficulty=Difficulty(beta=constant_beta(1.0), depth=1.0),
+    )
+    hidden = gather_patches(seen.is_masked.astype(jnp.int32), mask.ids_masked)
+    found = []
+    for values in (made, jnp.where(hidden[..., None], 9.0, made)):
+        predictions = {"head": {"features": values}}
+        found.append(evaluate_terms((term,), predictions, context, jnp.float32(0.5)))
+    (total, metrics), (other, _) = found
+    np.testing.assert_allclose(total, other, rtol=1e-6)
+    bins = [count for key, (_, count) in metrics.items() if "distance/" in key]
+    assert sum(map(float, bins)) == 8 * 4
+
+
+def test_a_coarse_teachers_patch_stands_for_its_cell():
+    grid = (2, 4)
+    mask = Masking(ratio=0.5).draw(jax.random.key(0)[None], grid)
+    context = context_of(mask, jnp.zeros((1, 4, 8, 1)), grid=grid)
+    found = context.on_grid(jnp.array([[[1.0], [2.0]]]))
+    assert found[0, :, 0].tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
+
+
+def test_a_smaller_image_keeps_the_positions_that_were_learned_with():
+    images = jnp.arange(64.0).reshape(1, 8, 8, 1)
+    network, smaller = _shrunk(ENCODER, images, 2)
+    assert (network.grid, network.position_grid) == ((2, 2), (4, 4))
+    np.testing.assert_allclose(smaller[0, 0, :2, 0], [4.5, 6.5])
+
+
+@pytest.mark.parametrize(
+    "name, loss",
+    [
+        ("mse", losses.normalised_mse),
+        ("smooth_l1", losses.smooth_l1),
+        ("cosine", losses.cosine),
+    ],
+)
+def test_the_loss_of_features_is_the_one_that_is_named(name, loss):
+    method = with_features(mae(ENCODER, decoder=DECODER), FeatureSettings(loss=name))
+    assert method.terms[-1].loss is loss
+
+
+@pytest.mark.parametrize("build", [ddae, functools.partial(data2vec, mean_of=2)])
+def test_the_teacher_moves_as_it_was_told(build):
+    momentum = Momentum(start=0.5, middle=0.6, end=0.7, rise=0.1)
+    assert build(ENCODER, momentum=momentum).momentum is momentum
+
+
+def test_a_collapsed_teacher_shows():
+    mask = Masking().draw(jax.random.split(jax.random.key(0), 2), (4, 4))
+    spread = jax.random.normal(jax.random.key(1), (2, 16, 32))
+    for patches, low, high in (
+        (spread, 0.8, 1.2),
+        (jnp.broadcast_to(spread[:1, :1], spread.shape), -1.0, 1e-3),
+    ):
+        teacher = {4: Features(prefix=patches[:, :1], patches=patches)}
+        context = context_of(mask, jnp.zeros((2, 8, 8, 1)), teacher=teacher)
+        assert low < _teacher_metrics({}, context)["teacher_std/block04"][0] < high
+
+
+@pytest.mark.slow
+def test_the_student_drops_paths_and_its_teacher_does_not(digit_images):
+    found = []
+    for drop_path in (0.0, 0.5):
+        task = tasks.from_config(tiny_config(model__drop_path=drop_path))
+        params = jax.jit(task.init)(jax.random.key(0))
+        keys = jax.random.split(jax.random.key(5), len(digit_images))
+        batch = {"image": digit_images}
+        ema = task.ema_of(params)
+        _, metrics, _ = jax.jit(task.loss)(params, ema, batch, jnp.float32(0.5), keys)
+        found.append({name: float(total) for name, (total, _) in metrics.items()})
+    plain, dropped = found
+    assert dropped["loss/pixels/block02"] != plain["loss/pixels/block02"]
+    assert dropped["teacher_std/block02"] == plain["teacher_std/block02"]

@@ -335,3 +335,16 @@ def test_a_pretrained_encoder_comes_with_its_positions(root, tmp_path):
     stored, _ = load_params(workdir)
     del stored["encoder"]["norm"]
     jax.tree.map(np.testing.assert_array_equal, pretrained.encoder, stored["encoder"])
+
+
+@pytest.mark.slow
+def test_a_segmenter_drops_paths(root):  # noqa: F811
+    found = []
+    for drop_path in (0.0, 0.5):
+        config = scenes.config(root, model__drop_path=drop_path)
+        config["model"] = scenes.config(root)["model"] | {"drop_path": drop_path}
+        config["segmenter"]["head"] = "linear"
+        task = tasks.from_config(config)
+        params = jax.jit(task.init)(jax.random.key(0))
+        found.append(float(loss_of(task, params, batch_of(4))[0]))
+    assert found[0] != found[1]

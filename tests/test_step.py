@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny_config
 
 from ddae import tasks
+from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
@@ -20,7 +21,7 @@ from ddae.train.sharding import (
     state_sharding,
 )
 from ddae.train.state import make_init
-from ddae.train.step import OnDevices, make_step
+from ddae.train.step import OnDevices, _cropped, _gradient, make_step
 
 ROOT = jax.random.key(3)
 
@@ -290,3 +291,114 @@ def test_encode_pads_and_never_masks(digit_images):
     expected = jax.jit(task.encode)(params, images)
     np.testing.assert_allclose(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(features.patches, encode(params, images).patches)
+
+
+class Toy(Task):
+    """One kernel under the loss that it is given; it sees the random keys, too."""
+
+    def __init__(self, loss):
+        self.of = loss
+
+    def init(self, rng):
+        return {"heads": {"kernel": jnp.zeros((2, 2))}}
+
+    def loss(self, params, ema_params, batch, progress, rngs):
+        value = self.of(params["heads"]["kernel"], batch["image"])
+        drawn = jax.random.uniform(rngs[0])
+        one = jnp.ones(())
+        return value, {"loss": (value, one), "drawn": (drawn, one)}, {}
+
+
+def toy(loss, **settings):
+    """(state, jitted step) of a Toy, warmed up over two steps of ten."""
+    task = Toy(loss)
+    given = {"base_lr": 0.1, "weight_decay": 0.0} | settings
+    optimizer = make_optimizer(OptimizerSettings(**given), 256, 2, 10)
+    mesh = make_mesh(MeshSettings(), 4, 1, jax.devices()[:1])
+    return make_init(task, optimizer)(ROOT), jax.jit(
+        make_step(task, optimizer, mesh, 10, 1)
+    )
+
+
+BATCH = {"image": jnp.ones((4, 1, 1, 1))}
+
+
+def test_every_step_draws_anew_and_its_rate_is_that_of_the_steps_before_it():
+    state, step = toy(lambda kernel, _: kernel.sum())
+    drawn, kernels = [], []
+    for _ in range(3):
+        state, metrics = step(state, BATCH, ROOT)
+        drawn.append(float(metrics["drawn"][0]))
+        kernels.append(float(state.params["heads"]["kernel"][0, 0]))
+    assert len(set(drawn)) == 3
+    # The first of two steps of warmup is at rate 0; Adam's steps are of length 1.
+    np.testing.assert_allclose(kernels, [0.0, -0.05, -0.15], rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_none_though_the_loss_is():
+    state, step = toy(lambda kernel, _: jnp.sqrt((kernel**2).sum()))
+    for number in (1, 2):
+        state, metrics = step(state, BATCH, ROOT)
+        assert int(state.nonfinite_in_row) == number
+    assert not np.asarray(state.params["heads"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_gradient_of_parts_is_that_of_the_whole(accumulate):
+    mesh = make_mesh(MeshSettings(), 8, accumulate, jax.devices()[:2])
+    x = jnp.arange(8.0)
+
+    def loss(w, x, _):
+        value = (w * x).mean()
+        return value, ({"loss": (value, jnp.ones(()))}, {})
+
+    gradient = jax.jit(lambda w: _gradient(loss, w, (x, x), accumulate, mesh))
+    (metrics, _), found = gradient(jnp.float32(2.0))
+    np.testing.assert_allclose(found, 3.5)
+    np.testing.assert_allclose(metrics["loss"][0] / metrics["loss"][1], 7.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings, given",
+    [
+        (
+            {"crop": "random_resized", "scale": (0.3, 0.4), "flip": True},
+            {"scale": (0.3, 0.4), "flip": True},
+        ),
+        ({"crop": "shift", "pad": 2, "scale": (0.3, 0.4)}, {"pad": 2}),
+    ],
+)
+def test_the_step_cuts_images_as_it_is_told(settings, given, digit_images, keys):
+    batch = {"image": digit_images[:8], "label": jnp.arange(8)}
+    found = _cropped(batch, keys, Augment(on_device=True, **settings))
+    expected = crop_and_flip(batch["image"], keys, **given)
+    np.testing.assert_array_equal(found["image"], expected)
+    assert (np.asarray(expected) != batch["image"]).any()
+    np.testing.assert_array_equal(found["label"], batch["label"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_the_rate_goes_by_the_batch_and_ends_where_it_is_told(schedule):
+    settings = OptimizerSettings(base_lr=1e-3, final_lr=1e-5, schedule=schedule)
+    optimizer = make_optimizer(settings, 1024, warmup_steps=0, total_steps=100)
+    assert optimizer.peak == pytest.approx(4e-3)  # per 256 images
+    found = [float(optimizer.schedule(jnp.int32(step))) for step in (0, 100)]
+    np.testing.assert_allclose(found, [4e-3, 1e-5], rtol=1e-4)
+
+
+def test_adams_moments_decay_as_they_are_told():
+    import optax
+
+    settings = OptimizerSettings(base_lr=0.1, weight_decay=0.0, b1=0.5, b2=0.8)
+    ours = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
+    theirs = optax.scale_by_adam(0.5, 0.8)
+    params = {"kernel": jnp.ones((3, 2))}
+    state, other = ours.init(params), theirs.init(params)
+    for step in range(3):
+        grads = jax.tree.map(lambda p, s=step: jnp.cos(p + s), params)
+        rate = ours.schedule(jnp.int32(step))
+        direction, other = theirs.update(grads, other)
+        expected = jax.tree.map(lambda p, d, r=rate: p - r * d, params, direction)
+        params, state = ours.update(grads, state, params, jnp.int32(step))
+        np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-5)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -17,6 +18,7 @@ from ddae.train import loop
 from ddae.train.checkpoint import load_params
 from ddae.train.feed import cut
 from ddae.train.metrics import read_metrics
+from ddae.train.plan import plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -306,3 +308,10 @@ def test_compiled_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
     one, two, three = found
     assert len(one) == 1 and one == two and one.keys() == three.keys()
     assert kept.stat().st_size > 0.9 * whole
+
+
+def test_the_warmup_is_a_share_of_the_run():
+    job = plan(tiny_config(total_steps=200, optimizer__warmup_epochs=10.0))
+    rates = [float(job.optimizer.schedule(jnp.int32(step))) for step in (10, 20, 21)]
+    peak = job.optimizer.peak  # 10 of 100 epochs are 20 of 200 steps
+    assert rates[:2] == pytest.approx([peak / 2, peak]) and rates[2] < peak

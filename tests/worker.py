@@ -2,13 +2,16 @@
 
 python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a cluster]
 
-FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. term: SIGTERM there;
+FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. full: no file of more
+than 64 KB can be written from there on, as on a full disk. term: SIGTERM there;
 term-eval, term-compile: SIGTERM in the evaluation at STEP, or while the step is traced.
-With INTERLEAVE in the environment neighbours in the mesh are of different processes.
+With INTERLEAVE in the environment neighbours in the mesh are of different processes;
+with SHARDED matrices of that many numbers are cut by FSDP.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -31,6 +34,11 @@ def strike(kind, process):
         raise ValueError("a fault of the test")
     if kind == "hang":
         time.sleep(10_000)
+    if kind == "full":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit))
+        return
     if kind == "kill":
         time.sleep(3)  # what is being saved is saved
     sent = signal.SIGKILL if kind == "kill" else signal.SIGTERM
@@ -86,6 +94,8 @@ def interleaved(shape, devices, **options):
 def main(config, workdir, fault="", coordinator=None, count=None, process=None):
     if fault:
         prepare(fault)
+    if "SHARDED" in os.environ:
+        sharding.MIN_SHARDED = int(os.environ["SHARDED"])
     if "INTERLEAVE" in os.environ:
         sharding.mesh_utils.create_device_mesh = interleaved
     number = None if count is None else int(count)

@@ -38,6 +38,9 @@ def open_bytes(path: str) -> Iterator[BinaryIO | Any]:
             yield file
 
 
+BROKEN = (zipfile.BadZipFile, zlib.error)
+
+
 def indexed(
     kind: str,
     paths: Sequence[str],
@@ -58,10 +61,10 @@ def indexed(
     except tensorflow().errors.OpError as error:
         raise UserError(f"cannot be read: {error.message}") from error
     sizes = [size for _, size, _ in state]
-    folder = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = zlib.crc32(repr(state).encode())
     kept = os.path.join(folder, "ddae", f"{kind}-{key:08x}.npz")
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, *BROKEN):
         with np.load(kept, allow_pickle=False) as index:
             if index["state"] == repr(state):
                 return dict(index)

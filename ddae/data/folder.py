@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import os
+import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+UNREAD = (".tif", ".tiff", ".heic", ".avif", ".jp2", ".ppm", ".pgm")
+"""Endings of images that TensorFlow does not decode."""
 
 
 class FolderRecords:
@@ -41,7 +46,8 @@ class FolderRecords:
         unknown = sorted(set(found) - set(classes))
         if unknown:
             raise UserError(
-                f"{root} has a folder {unknown[0]!r}, which the training set has not;"
+                f"{root} has a folder {unknown[0]!r}, which the training set has not"
+                " (without held-out images of its classes: eval_split=train);"
                 f" its classes are {classes[0]!r} to {classes[-1]!r}"
             )
         self.num_classes, self.class_names = len(classes), classes
@@ -90,7 +96,8 @@ def folder_sources(
 
 
 def _scan(root: str) -> list[str]:
-    """Paths of the image files below `root`, relative to it, in alphabetical order."""
+    """Paths of the image files below `root`, relative to it, in alphabetical order;
+    what begins with a dot is passed over."""
     expected = (
         f"expected {os.path.join(root, 'CLASS', '*.jpg')}, or images of no class in"
         f" {root} itself; without held-out ones: --config.data.eval_split=train"
@@ -99,13 +106,20 @@ def _scan(root: str) -> list[str]:
         raise UserError(f"no folder {root}; {expected}")
     files = []
     with Console(stderr=True).status(f"listing the images of {root}"):
-        for folder, _, names in os.walk(root, followlinks=True):
+        for folder, inner, names in os.walk(root, followlinks=True):
+            inner[:] = [name for name in inner if not name.startswith(".")]
             below = os.path.relpath(folder, root)
             files += [
                 os.path.normpath(os.path.join(below, name))
                 for name in names
-                if name.lower().endswith(EXTENSIONS)
+                if not name.startswith(".")
             ]
-    if not files:
-        raise UserError(f"no images under {root}; {expected}")
-    return sorted(files)
+    found = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    others = collections.Counter(os.path.splitext(file)[1].lower() for file in files)
+    unread = [f"{others[kind]} end in {kind}" for kind in UNREAD if others[kind]]
+    said = f"{', '.join(unread)}, which is not read ({', '.join(EXTENSIONS)} are)"
+    if not found:
+        raise UserError(f"no images under {root}; {said if unread else expected}")
+    if unread:
+        print(f"warning: of the files under {root} {said}", file=sys.stderr, flush=True)
+    return sorted(found)

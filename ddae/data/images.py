@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,11 @@ CHUNK = 64
 
 READERS = 4
 """Chunks read at a time."""
+
+UNREADABLE = "cannot be read"
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
+"""Seconds before another look where the storage seems to be away."""
 
 Chunk = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
@@ -88,6 +94,7 @@ class ImageSource:
         self.num_classes, self.class_names = records.num_classes, records.class_names
         self.identity = records.identity
         self.bad: dict[int, str] = {}
+        self._tries = 0  # in vain, one after the other
 
     def __len__(self) -> int:
         return len(self.records)
@@ -113,6 +120,7 @@ class ImageSource:
             numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
             try:
                 for batch in self._batches(numbers, chunk, image, len(own)):
+                    self._tries = 0
                     yield batch
                     step += 1
             except unreadable as error:
@@ -134,6 +142,7 @@ class ImageSource:
             numbers = tf.data.Dataset.range(-(-len(left) // CHUNK))
             try:
                 for batch in self._batches(numbers, chunk, image, batch_size):
+                    self._tries = 0
                     yield batch
                     left = left[batch_size:]
             except unreadable as error:
@@ -147,6 +156,8 @@ class ImageSource:
             decode(data, self.image_shape[2])
         except RecordError as error:
             return str(error)
+        except (tf.errors.NotFoundError, tf.errors.UnavailableError) as error:
+            return f"{UNREADABLE} ({_reason(error)})"
         except tf.errors.OpError as error:
             return f"no image that can be decoded ({_reason(error)})"
         if not 0 <= int(label) < self.num_classes:
@@ -210,12 +221,19 @@ class ImageSource:
             return b""
 
     def _condemn(self, indices: np.ndarray, error: Exception) -> None:
-        """Finds the bad records behind `error`, and remembers or raises them."""
+        """Finds the bad records behind `error`, and remembers or raises them.
+
+        Where none is bad any more, or none of several can be read at all, the storage
+        was or is away: returns after one of `PAUSES`, to be tried again. Raises
+        `OSError` after the last.
+        """
         with ThreadPoolExecutor() as pool:
             verdicts = list(pool.map(self.verdict, map(int, indices)))
         found = {int(i): why for i, why in zip(indices, verdicts, strict=True) if why}
-        if not found:
-            raise error
+        away = len(found) > 1 and all(w.startswith(UNREADABLE) for w in found.values())
+        if not found or (away and len(found) == len(indices)):
+            self._pause(error, indices[0])
+            return
         for index, why in found.items():
             line = f"{self.records.key(index)}: {why}"
             if self.data.on_error == "raise":
@@ -230,6 +248,15 @@ class ImageSource:
                     f"{len(self.bad)} bad records, more than config.data.max_bad="
                     f"{self.data.max_bad}; the last: {line}"
                 ) from error
+
+    def _pause(self, error: Exception, index: int) -> None:
+        said = f"images cannot be read, {self.records.key(int(index))} among them"
+        if self._tries == len(PAUSES):
+            raise OSError(f"{said}: {error}") from error
+        seconds = PAUSES[self._tries]
+        self._tries += 1
+        print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
+        time.sleep(seconds)
 
     def _substitutes(self, indices: np.ndarray) -> np.ndarray:
         """Each index that is known as bad becomes the next that is not."""

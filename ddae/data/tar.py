@@ -141,6 +141,8 @@ def _walk(path: str, size: int) -> Found:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 stem, extension = os.path.splitext(member.name)
+                if re.search(r"(^|/)\.[^./]", member.name):
+                    continue  # hidden, as the ._NAME of a Mac
                 if extension.lower() in EXTENSIONS and not member.isdir():
                     images.append((*_bytes_of(path, member, known), member.name))
                     known[member.name] = images[-1][:2]

@@ -46,8 +46,9 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
     )
     for axis, term in zip(axes.flat, terms, strict=False):
         labels = sorted(curves[term])
-        # Few patches are as far as the farthest: faint, and the axis is the others'.
-        usual = labels[: max(1, len(labels) - 1)]
+        # Of many, few patches are as far as the farthest: faint, and the axis is the
+        # others'.
+        usual = labels[:-1] if len(labels) > 2 else labels
         for label in labels:
             faint = {} if label in usual else {"alpha": 0.35}
             name = label.removeprefix("d")

@@ -204,9 +204,11 @@ class Runner:
         with open(self.path(run, ".claim"), "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError:  # a file system without locks: nobody else is to be there
+                pass
             yield self.result(run) is None
 
     def work(self, runs: list[Run], until: float | None) -> Iterator[str]:

@@ -8,12 +8,13 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from ddae.settings import UserError, changed
 from ddae.train.digest import digests, nonfinite
@@ -119,7 +120,10 @@ class Checkpoints:
             "config": dict(config),
             "data": dict(data_state),
             "digests": {"params": digests(params), "training": digests(training)},
-            "best": {str(step): value for step, value in self._values.items()},
+            "best": {
+                "name": self._keep_best,
+                "values": {str(step): value for step, value in self._values.items()},
+            },
         }
         with self._writing(step):
             saved = self._manager.save(
@@ -133,6 +137,16 @@ class Checkpoints:
             )
             if not saved:
                 raise RuntimeError("it holds a later one")
+
+    def failed(self) -> bool:
+        """Whether a save in the background has failed in this process."""
+        return self._manager.failure is not None
+
+    def give_up(self) -> NoReturn:
+        """Raises `CheckpointError` where a save has failed, in this process or in
+        another, for which no process may wait."""
+        error = self._manager.failure or RuntimeError("see the other processes")
+        raise self._unwritten("a checkpoint", error) from error
 
     def check(
         self,
@@ -198,6 +212,8 @@ class Checkpoints:
                 continue
             for bad in reasons:
                 _move_away(self.folder, str(bad))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged steps moved")
             self._manager.reload()
             return state
         if reasons:
@@ -224,8 +240,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, CheckpointError) and jax.process_count() > 1:
+            self._unlock()  # the others' saves never end
+        else:
+            self.close()
 
     @contextlib.contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
@@ -233,24 +252,31 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise CheckpointError(
-                f"{what} could not be written to {self.folder}: {_first_line(error)};"
-                f" the last good one is step {self.latest()}"
-            ) from error
+            raise self._unwritten(what, error) from error
+
+    def _unwritten(self, what: str, error: Exception) -> CheckpointError:
+        good = max(_committed(self.folder), default=None)
+        return CheckpointError(
+            f"{what} could not be written to {self.folder}: {_first_line(error)};"
+            f" the last good one is step {good}"
+        )
 
     def _meta(self, step: int) -> dict[str, Any]:
-        return _read_meta(self._manager, self.folder, step)
+        return _read_meta(_Alone(self.folder), self.folder, step)
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
         params, training = _split(shapes)
-        meta = self._meta(step)
-        restored = _read_items(
-            self._manager, self.folder, step, {"params": params, "training": training}
-        )
+        targets = {"params": params, "training": training}
+        with _together(f"{self.folder}/{step}"):
+            meta = self._meta(step)
+            alone = _Alone(self.folder)
+            restored = _read_items(alone, self.folder, step, targets)
         for item, expected in meta.get("digests", {}).items():
             _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
-        self._values |= {int(at): v for at, v in meta.get("best", {}).items()}
+        best = meta.get("best", {})
+        if best.get("name") == self._keep_best:  # else they are of something else
+            self._values |= {int(at): v for at, v in best["values"].items()}
         return TrainState(params=restored["params"], **restored["training"])
 
 
@@ -318,7 +344,44 @@ def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
             raise UserError(f"damaged checkpoint: {error}") from error
 
 
-def _manager(folder: epath.Path, kept: Any = None) -> ocp.CheckpointManager:
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which remembers at once why a save in the background failed: it raises
+    that only when all processes have met, and those that did not fail wait for this
+    one. Where Orbax calls that step otherwise, nothing but the haste is lost."""
+
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            self.failure = error
+            raise
+
+
+class _Alone:
+    """Reads what this process needs of a step of `folder`, and waits for no other:
+    where only one cannot read its part, Orbax's own way has the others wait for it."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def restore(self, step: int, args: Any) -> Any:
+        one = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={jax.process_index()}
+        )
+        handlers: dict[str, Any] = {
+            "params": ocp.StandardCheckpointHandler(multiprocessing_options=one),
+            "training": ocp.StandardCheckpointHandler(multiprocessing_options=one),
+            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=one),
+        }
+        options = ocp.CompositeOptions(multiprocessing_options=one)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options, **handlers)
+        with ocp.Checkpointer(handler, multiprocessing_options=one) as reader:
+            return reader.restore(self._folder / str(step), args=args)
+
+
+def _manager(folder: epath.Path, kept: Any = None) -> _Manager:
     mode = ocp.options.AtomicityMode.COMMIT_FILE
     options = ocp.CheckpointManagerOptions(
         preservation_policy=kept,
@@ -330,7 +393,7 @@ def _manager(folder: epath.Path, kept: Any = None) -> ocp.CheckpointManager:
         "meta": ocp.JsonCheckpointHandler(),
     }
     try:
-        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        return _Manager(folder, options=options, item_handlers=handlers)
     except OSError as error:
         raise UserError(f"{folder} cannot be used: {error.strerror}") from error
 
@@ -367,13 +430,31 @@ def _lock(workdir: epath.Path) -> Any:
         raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise UserError(
             f"another run is at work in {workdir}; wait for it, or take another"
             " --workdir"
         ) from error
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"warning: {workdir} cannot be locked ({error.strerror}): see that no other"
+            " run works in it",
+            file=sys.stderr,
+            flush=True,
+        )
     return file
+
+
+def _committed(folder: epath.Path) -> list[int]:
+    """The steps that are whole, whatever is being written."""
+    with contextlib.suppress(OSError):  # as a disk's that is full or gone
+        return [
+            int(entry.name)
+            for entry in folder.iterdir()
+            if entry.name.isdigit() and (entry / "commit_success.txt").exists()
+        ]
+    return []
 
 
 def _sweep(folder: epath.Path) -> None:
@@ -443,6 +524,24 @@ def _read_items(
         named = f", file {files[-1]}" if files else named
         reason = _first_line(error)
         raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _together(where: str) -> Iterator[None]:
+    """A `DamagedError` of one process within is one of all; each may read other files,
+    and what comes after is done by all."""
+    mine = None
+    try:
+        yield
+    except DamagedError as error:
+        mine = error
+    found = np.array([mine is not None])
+    if jax.process_count() > 1:
+        found = np.asarray(multihost_utils.process_allgather(found)).reshape(-1)
+    if mine is not None:
+        raise mine
+    if found.any():
+        raise DamagedError(f"{where}: process {found.argmax()} could not read it")
 
 
 def _verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import random
 import re
 import signal
 import sys
@@ -31,6 +32,12 @@ POLL_SECONDS = 2.0
 """How often a process looks whether another has failed."""
 
 FAILURE = "first_failure.txt"
+
+SHARED_SECONDS = 20.0
+"""How long a process looks for what another has written into the workdir."""
+
+_attempt = ""
+"""Names this run of all processes; one of another attempt may write there too."""
 
 
 class PreemptedError(RuntimeError):
@@ -160,26 +167,58 @@ def _connected(port: int) -> int:
     )
 
 
-def check_together(config: Mapping[str, Any]) -> None:
-    """A first collective: every process is there, and has the same config.
+def check_together(config: Mapping[str, Any], workdir: str) -> None:
+    """A first collective: every process is there, and has the same config and workdir.
 
-    Raises `UserError` naming the process whose config differs from process 0's.
+    Raises `UserError` naming the process that has not what process 0 has.
     """
+    global _attempt
     if jax.process_count() == 1:
         return
-    text = json.dumps(config, sort_keys=True, default=str)
-    mine = np.array([zlib.crc32(text.encode()), jax.local_device_count()], np.uint32)
-    every = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 2)
-    other = np.flatnonzero(every[:, 0] != every[0, 0])
-    if len(other):
-        raise UserError(
-            f"process {other[0]} of {len(every)} has another config than process 0;"
-            " start all with the same command"
-        )
-    if every[:, 1].sum() != jax.device_count():
-        raise UserError(
-            f"{every[:, 1].sum()} devices answered, not {jax.device_count()}"
-        )
+    agree(config, "another config than process 0; start all with the same command")
+    answered = _gathered(jax.local_device_count()).sum()
+    if answered != jax.device_count():
+        raise UserError(f"{answered} devices answered, not {jax.device_count()}")
+    _attempt = f"{_gathered(random.getrandbits(31))[0]:08x}"
+    agree(
+        _sees(epath.Path(workdir) / ".attempt"),
+        f"a {workdir} of its own; it must be one folder for all processes",
+    )
+
+
+def agree(value: Any, otherwise: str) -> None:
+    """Raises `UserError` in every process where one has another `value` than process 0:
+    that process has `otherwise`. A collective."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    every = _gathered(zlib.crc32(text.encode()))
+    if len(other := np.flatnonzero(every != every[0])):
+        raise UserError(f"process {other[0]} of {len(every)} has {otherwise}")
+
+
+def _gathered(number: int) -> np.ndarray:
+    """The `number` of every process, each in [0, 2^32)."""
+    mine = np.array([number], np.uint32)
+    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)
+
+
+def _sees(path: epath.Path) -> bool:
+    """Whether this process sees what process 0 writes there; True in all where that
+    cannot write, which it says itself later."""
+    wrote = True
+    if jax.process_index() == 0:
+        try:
+            path.write_text(_attempt)
+        except Exception:  # a bucket's are TensorFlow's own
+            wrote = False
+    if not _gathered(wrote)[0]:
+        return True
+    until = time.monotonic() + SHARED_SECONDS
+    while time.monotonic() < until:  # a network's folder may lag
+        with contextlib.suppress(Exception):
+            if path.read_text() == _attempt:
+                return True
+        time.sleep(0.5)
+    return False
 
 
 class Watchdog:
@@ -194,6 +233,7 @@ class Watchdog:
     def __init__(self, workdir: str, seconds: float, signals: Signals):
         self._workdir, self._seconds, self._signals = workdir, seconds, signals
         self._ended = threading.Event()
+        signals.beat()  # what came before may have taken long
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -204,16 +244,16 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(POLL_SECONDS, self._seconds or POLL_SECONDS)):
             silent = time.monotonic() - self._signals.last_beat
-            if jax.process_count() > 1 and _failed(self._workdir):
+            if jax.process_count() > 1 and (word := _word(self._workdir)):
                 if 0 < self._seconds / 2 < silent:
                     faulthandler.dump_traceback(all_threads=True)
-                say_first_failure(self._workdir)
+                say_first_failure(self._workdir, word)
                 _end(1)
             if 0 < self._seconds < silent:
                 faulthandler.dump_traceback(all_threads=True)
                 reason = f"no step finished in {self._seconds:g} s (watchdog_seconds)"
                 note_failure(self._workdir, reason)
-                say_first_failure(self._workdir)
+                say_first_failure(self._workdir, reason)
                 _end(1)
 
 
@@ -248,7 +288,7 @@ def run_to_end(
     print(reason, file=sys.stderr, flush=True)
     if jax.process_count() > 1:
         note_failure(workdir, reason)
-        say_first_failure(workdir)
+        say_first_failure(workdir, reason)
         _end(code)
     return code
 
@@ -266,34 +306,37 @@ def _end(code: int) -> NoReturn:
 
 
 def forget_failure(workdir: str) -> None:
-    """Removes what an earlier attempt noted; before the processes meet."""
-    if jax.process_index() == 0:
-        _path(workdir).unlink(missing_ok=True)
+    """Removes what an earlier attempt noted."""
+    if jax.process_index() == 0 and not _word(workdir):
+        with contextlib.suppress(Exception):
+            _path(workdir).unlink(missing_ok=True)
 
 
 def note_failure(workdir: str, reason: str) -> None:
-    """Leaves word of why this process ends, unless another was first."""
-    path = _path(workdir)
+    """Leaves word of why this process ends, unless another of this attempt was first.
+
+    Before the processes have met there is none: those that wait for this one are ended
+    by jax.
+    """
     # A bucket's errors are TensorFlow's own; whatever they are, the end goes on.
     with contextlib.suppress(Exception):
-        if not path.exists():
-            path.write_text(f"process {jax.process_index()}: {reason}")
+        if (_attempt or jax.process_count() == 1) and not _word(workdir):
+            said = f"process {jax.process_index()}: {reason}"
+            _path(workdir).write_text(f"{said}\nattempt {_attempt}\n")
 
 
-def say_first_failure(workdir: str) -> None:
+def say_first_failure(workdir: str, reason: str) -> None:
     """Prints what ended the run, as the last line of this process."""
-    try:
-        first = _path(workdir).read_text()
-    except Exception:  # as in `note_failure`
-        first = "unknown: a process ended without a word"
+    first = _word(workdir) or f"process {jax.process_index()}: {reason}"
     print(f"first failure: {first}", file=sys.stderr, flush=True)
 
 
-def _failed(workdir: str) -> bool:
-    """Whether some process has left word; a look that fails is no word."""
+def _word(workdir: str) -> str:
+    """What a process of this attempt has left; a look that fails is no word."""
     with contextlib.suppress(Exception):
-        return _path(workdir).exists()
-    return False
+        said, _, attempt = _path(workdir).read_text().strip().rpartition("\n")
+        return said if attempt == f"attempt {_attempt}".strip() else ""
+    return ""
 
 
 def _path(workdir: str) -> epath.Path:

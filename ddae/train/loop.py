@@ -22,6 +22,7 @@ from ddae.train.cluster import (
     PreemptedError,
     Signals,
     Watchdog,
+    agree,
     check_together,
     forget_failure,
 )
@@ -38,6 +39,9 @@ from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
 
+STOP, FAILED = 1, 2
+"""What a process may ask of all: to save and stop, or to end, as a save has failed."""
+
 LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
 
@@ -52,9 +56,20 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     signals = Signals()
     workdir = _open(workdir)
     with signals.listening():
-        forget_failure(workdir)
-        check_together(config)
-        _run(plan(config, signals), workdir)
+        check_together(config, workdir)
+        job = plan(config, signals)
+        check_data(job)
+        _run(job, workdir)
+
+
+def check_data(job: Job) -> None:
+    """Raises `UserError` where a process has other data than process 0."""
+    if jax.process_count() > 1:
+        data = (job.data_state, job.splits.held_out.identity, job.total_steps)
+        agree(
+            data,
+            "other data than process 0; config.data.dir must hold the same for all",
+        )
 
 
 def _open(workdir: str) -> str:
@@ -81,11 +96,13 @@ def _run(job: Job, workdir: str) -> None:
         ) as checkpoints,
         contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
     ):
+        forget_failure(workdir)  # it has the workdir now, and no other run
         changes = checkpoints.check(job.shapes, job.data_state, job.config)
         known, origin = None, []
         if checkpoints.latest() is None:
             known, origin = _known_params(job)
         state = checkpoints.restore(_targets(job))
+        job.signals.beat()
         step = None if state is None else int(state.step)
         if step is None or step < job.total_steps:
             _write_config(job, workdir)
@@ -94,6 +111,7 @@ def _run(job: Job, workdir: str) -> None:
             if state is None:
                 report.say("\n".join(origin))
                 state = _first_state(job, known)
+                job.signals.beat()
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
                 if changes:
@@ -210,7 +228,8 @@ def train(
         waited = time.monotonic() - waiting
         if steps.start == 1:
             state = _begun(job, state, batch)
-        batch["stop"] = flag_devices(job.signals.stop_requested, job.mesh)
+        asked = FAILED if checkpoints.failed() else STOP * job.signals.stop_requested
+        batch["stop"] = flag_devices(asked, job.mesh)
         profile.before(steps)
         state, metrics = take_steps(state, batch, root)
         profile.after(steps, metrics)
@@ -220,18 +239,20 @@ def train(
         outcomes.append((step, (metrics["nonfinite_in_row"][0], stop)))
         last = step == last_step
         saves = step % options.checkpoint_every_steps == 0 or last
-        stopping = False
+        asked = 0
         while len(outcomes) > (0 if saves else LAG):
             past, (in_row, stop) = outcomes.popleft()
             check_finite(past, in_row, options.max_nonfinite_steps, checkpoints)
-            stopping |= bool(stop)
+            asked = max(asked, int(stop))
+        if asked == FAILED:
+            checkpoints.give_up()
         job.signals.beat()
         if step % options.log_every_steps == 0 or last:
             values = meter.take(options.batch_size)
             values["data/bad_records"] = job.splits.num_bad
             report.write(step, values)
             report.say(progress_line(step, last_step, values))
-        if stopping and not last:
+        if asked == STOP and not last:
             _save_and_stop(job, state, step, checkpoints)
         aside, aside_cpu = time.monotonic(), time.process_time()
         # Before the save: a run killed in an evaluation takes it again.

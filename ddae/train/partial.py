@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias
 from ddae.models.vit import VIT_SPECS, Encoder, Features
 from ddae.networks import FrozenNetwork
 from ddae.patches import Grid
 from ddae.settings import UserError
-from ddae.tasks.backbone import encoder_from_config, features_of
+from ddae.tasks.backbone import (
+    encoder_from_config,
+    features_of,
+    standardisation_from_config,
+)
 from ddae.tasks.backbone import image_shape as network_shape
 from ddae.train.checkpoint import load_params
 from ddae.train.optimizer import path_name
@@ -272,6 +275,28 @@ def _resizer(old: Grid, new: Grid) -> Resize:
     return resize
 
 
+Encode = Callable[[Any, Any, int], Features]
+"""(parameters, images [b, height, width, c], tap) -> what that block makes of them."""
+
+
+def read_encoder(
+    workdir: str, image_size: int | tuple[int, int] | None = None
+) -> tuple[Any, Encode, tuple[int, int, int]]:
+    """(parameters, what reads them, the shape of its images) of a workdir, whatever its
+    task or method is: as `load_encoder`, not jitted."""
+    params, config = load_params(workdir)
+    network = encoder_from_config(config, final_norm="norm" in params["encoder"])
+    standardise = standardisation_from_config(config, network.channels)
+    usual = config.get("classifier", {}).get("tap", 0)  # it may read an earlier block
+    if image_size is not None:
+        network, params = _at_another_size(workdir, config, network, image_size)
+
+    def encode(params: Any, images: Any, tap: int) -> Features:
+        return features_of(network, standardise, params, images, tap or usual)
+
+    return params, encode, network_shape(network)
+
+
 def load_encoder(
     workdir: str, image_size: int | tuple[int, int] | None = None
 ) -> Callable[..., Features]:
@@ -282,18 +307,7 @@ def load_encoder(
     standardised with the run's mean and deviation and never masked. tap: the block to
     read, from 1 on; 0 is the last. Raises `UserError` for other images.
     """
-    params, config = load_params(workdir)
-    task: Any = tasks.from_config(config)
-    shape, encode = task.image_shape, task.encode
-    if image_size is not None:
-        network, params = _at_another_size(workdir, config, task, image_size)
-        shape = network_shape(network)
-        usual = getattr(task, "tap", 0)  # a classifier may read an earlier block
-
-        def encode(params: Any, images: Any, tap: int) -> Features:
-            tap = tap or usual
-            return features_of(network, task.standardise, params, images, tap)
-
+    params, encode, shape = read_encoder(workdir, image_size)
     encode = jax.jit(encode, static_argnums=2)
 
     def encoder(images: Any, tap: int = 0) -> Features:
@@ -342,12 +356,10 @@ def _check_range(images: Any) -> None:
 def _at_another_size(
     workdir: str,
     config: Mapping[str, Any],
-    task: Any,
+    own: Encoder,
     image_size: int | tuple[int, int],
 ) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder of `task` for images of another size, and its parameters. Of a method
-    the encoder alone: its masks need not fit that size."""
-    own = task.method.encoder if hasattr(task, "method") else task.encoder
+    """The encoder `own` of a workdir for images of another size, and its parameters."""
     known = own.position_grid or own.grid
     model = {**config["model"], "position_grid": known}
     config = {**config, "image_size": image_size, "model": model}

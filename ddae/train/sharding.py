@@ -135,7 +135,7 @@ def host_rows(batch_size: int, sharding: NamedSharding) -> Int[np.ndarray, " row
     return np.unique([np.arange(batch_size)[place] for place in places.values()])
 
 
-def flag_devices(flag: bool, mesh: Mesh) -> jax.Array:
+def flag_devices(flag: int, mesh: Mesh) -> jax.Array:
     """This process's `flag` on each of its devices: its maximum is known to all."""
     rows = host_rows(mesh.size, batch_sharding(mesh))
     flags = np.full(len(rows), flag, np.int32)

@@ -140,7 +140,8 @@ def first_of(batches: Batch) -> Batch:
 
 def make_steps(step: Step) -> Step:
     """`step` for as many batches as are stacked along a new first axis of all that is
-    not WHOLE. Metrics are summed over the steps; `nonfinite_in_row` is the last one's.
+    not WHOLE. Metrics are summed over the steps; of `nonfinite_in_row` and `stop` it is
+    the last one's.
 
     Their number is known to XLA, so that a GPU need not ask the host between steps.
     """
@@ -154,8 +155,8 @@ def make_steps(step: Step) -> Step:
 
         state, each = jax.lax.scan(one, state, stacked)
         metrics = jax.tree.map(lambda x: x.sum(axis=0), each)
-        last = jax.tree.map(lambda x: x[-1], each["nonfinite_in_row"])
-        return state, metrics | {"nonfinite_in_row": last}
+        last = {name: each[name] for name in ("nonfinite_in_row", "stop")}
+        return state, metrics | jax.tree.map(lambda x: x[-1], last)
 
     return steps
 
