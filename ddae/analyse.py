@@ -54,6 +54,8 @@ def open_run(
     `UserError`.
     """
     config = describe(workdir)["config"]
+    if "epochs" not in config:
+        raise UserError(f"{workdir} holds imported weights, and no run to analyse")
     config["model"]["drop_path"] = 0.0
     config["evaluators"] = {}
     # The training's mesh need not be here.

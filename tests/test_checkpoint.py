@@ -277,6 +277,7 @@ def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
 
 def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     import ddae
+    from ddae.interop.convert import write_workdir
 
     run(tmp_path)
     encoder = ddae.load_encoder(str(tmp_path))
@@ -284,6 +285,12 @@ def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     assert features.patches.shape == (16, 16, 32)
     assert jnp.isfinite(features.prefix).all()
     np.testing.assert_array_equal(encoder(digit_images).patches, features.patches)
+    # Of a method that nobody here knows, too.
+    params, config = load_params(str(tmp_path))
+    config["method"]["name"] = "of_a_user"
+    write_workdir(str(tmp_path / "own"), params, config)
+    own = ddae.load_encoder(str(tmp_path / "own"))
+    np.testing.assert_array_equal(own(digit_images).patches, features.patches)
 
 
 def test_metrics_cut_short_by_a_kill_are_read(tmp_path):

@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,35 @@ def folder(tmp_path_factory):
 def folder_source(path, shape, **settings):
     chosen = data.DataSettings(name="folder", mean=(0.5,), std=(0.5,), **settings)
     return ImageSource(FolderRecords(str(path), path.name), shape, chosen)
+
+
+def test_hidden_files_are_no_images_and_unread_ones_are_counted(tmp_path, capsys):
+    for name in ("a/0.JPG", "b/1.png", "b/._1.png", ".cache/2.png", "b/3.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    records = FolderRecords(str(tmp_path), "train")
+    assert records.files == ["a/0.JPG", "b/1.png"]
+    assert records.class_names == ("a", "b")
+    assert "1 end in .tif, which is not read" in capsys.readouterr().err
+    (tmp_path / "a/0.JPG").unlink(), (tmp_path / "b/1.png").unlink()
+    with pytest.raises(UserError, match="no images under .*; 1 end in .tif, which"):
+        FolderRecords(str(tmp_path), "train")
+
+
+def test_storage_that_is_away_for_a_while_is_waited_for(folder, tmp_path, monkeypatch):
+    from ddae.data import images
+
+    here, away = tmp_path / "train", tmp_path / "away"
+    shutil.copytree(folder / "train", here)
+    source = folder_source(here, (16, 24, 3), on_error="skip")
+    here.rename(away)
+    monkeypatch.setattr(images.time, "sleep", lambda _: away.rename(here))
+    batches = list(source.batches(np.arange(9), 4))
+    assert sum(len(batch["label"]) for batch in batches) == 9 and not source.bad
+    here.rename(away)
+    monkeypatch.setattr(images, "PAUSES", ())
+    with pytest.raises(OSError, match="images cannot be read, .*train/cat/0.*among"):
+        next(source.batches(np.arange(9), 4))
 
 
 def test_folder_reads_every_image_at_one_size(folder):

@@ -332,6 +332,18 @@ def test_a_cls_classifier_with_a_norm_is_timms_norm(tmp_path):
     np.testing.assert_allclose(ours, again, rtol=1e-4, atol=1e-6)
 
 
+def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
+    file = str(tmp_path / "model.safetensors")
+    write_weights(file, timm_vit(0, "cls"))
+    assert timm.main(["import", file, f"--workdir={tmp_path / 'one'}"]) == 0
+    assert "assumed: see --mean and --std" in capsys.readouterr().out
+    said = {"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert timm.main(["import", file, f"--workdir={tmp_path / 'two'}"]) == 0
+    out = capsys.readouterr().out
+    assert "mean (0.1, 0.2, 0.3), std (0.4, 0.5, 0.6)\n" in out
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 def test_positions_are_fixed_ones_only_where_they_are(kind):
     weights = timm_vit(0, "cls")

@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image_size", type=int, default=32, help="pixels")
     args = parser.parse_args(argv)
     try:
+        if args.image_size < 1:
+            raise UserError(f"--image_size={args.image_size} is not 1 or more")
         data = DataSettings(
             name=args.name,
             dir=args.dir,

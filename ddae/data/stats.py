@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     shape = (args.image_size, args.image_size, args.channels)
     try:
+        if args.image_size < 1:
+            raise UserError(f"--image_size={args.image_size} is not 1 or more")
         report(data.from_config({"data": section}, shape).train, args.limit)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

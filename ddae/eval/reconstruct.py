@@ -65,8 +65,9 @@ def draw(result: Reconstruction, step: int, note: str = "") -> np.ndarray:
     images = np.asarray(result.original)
     hidden = _at_pixels(np.asarray(result.is_masked), images)
     masked = images * (1 - hidden) + 0.5 * hidden
-    rows = len(images)
-    figure, axes = new_figure(rows, len(titles), width=6.4, height=1.5 * rows + 0.5)
+    rows, (height, width) = len(images), images.shape[1:3]
+    tall = 1.5 * rows * height / width + 0.5
+    figure, axes = new_figure(rows, len(titles), width=6.4, height=tall)
     farthest = max(float(result.distance.max()), 2.0)
     for row in range(rows):
         for column, image in enumerate((images, masked, result.reconstruction)):

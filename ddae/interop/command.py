@@ -64,9 +64,11 @@ def bring_in(
     dialect: str,
     args: argparse.Namespace,
     class_names: tuple[str, ...] = (),
+    assumed: bool = False,
     **known: Any,
 ) -> None:
-    """Writes the workdir, after everything was checked."""
+    """Writes the workdir, after everything was checked. assumed: mean and std are
+    those usual for the kind, as nothing beside the weights says them."""
     given = {
         key: getattr(args, key)
         for key in ("image_size", "num_heads", "mean", "std")
@@ -84,7 +86,9 @@ def bring_in(
         f" positions, task {config['task']} {method}".rstrip()
     )
     data = config["data"]
-    print(f"images standardised by mean {data['mean']}, std {data['std']}")
+    said = f"images standardised by mean {data['mean']}, std {data['std']}"
+    unsure = assumed and args.mean is None
+    print(said + (", which is assumed: see --mean and --std" if unsure else ""))
 
 
 def run(function: Callable[[], None]) -> int:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import HALF
+from ddae.interop.convert import HALF, IMAGENET
 from ddae.interop.files import read_weights
 
 
@@ -17,7 +17,9 @@ def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
     if any("gamma_1" in k or "relative_position" in k for k in weights):
-        command.bring_in(weights, "timm_beit", args, mean=HALF[0], std=HALF[1])
+        # BEiT-v2's pretraining, which has blocks for cls alone, takes ImageNet's.
+        mean, std = IMAGENET if any("cls_pt_layers" in k for k in weights) else HALF
+        command.bring_in(weights, "timm_beit", args, mean=mean, std=std)
     elif any(k.startswith("decoder_") for k in weights):
         command.bring_in(weights, "mae", args)
     else:

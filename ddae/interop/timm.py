@@ -10,7 +10,7 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, export_weights, read_run
-from ddae.interop.files import read_weights, write_weights
+from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -54,7 +54,13 @@ def bring_in(args: Any) -> None:
     weights = read_weights(args.path)
     beit = any("gamma_1" in k or "relative_position" in k for k in weights)
     known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
-    command.bring_in(weights, "timm_beit" if beit else "timm_vit", args, **known)
+    folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
+    path = os.path.join(folder, "config.json")  # as timm's weights are published
+    said = read_json(path).get("pretrained_cfg", {}) if os.path.isfile(path) else {}
+    if told := {"mean", "std"} <= said.keys():
+        known = {key: tuple(said[key]) for key in ("mean", "std")}
+    dialect = "timm_beit" if beit else "timm_vit"
+    command.bring_in(weights, dialect, args, assumed=not told, **known)
 
 
 def main(argv: list[str] | None = None) -> int:
