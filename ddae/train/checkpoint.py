@@ -3,10 +3,8 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -18,8 +16,20 @@ from jax.experimental import multihost_utils
 
 from ddae.settings import UserError, changed
 from ddae.train.digest import digests, nonfinite
-from ddae.train.optimizer import path_name
 from ddae.train.state import NonFiniteError, TrainState
+from ddae.train.stored import (
+    Alone,
+    DamagedError,
+    checksum,
+    first_line,
+    item_metadata_of,
+    open_manager,
+    plain,
+    read_items,
+    read_meta,
+    shapes_of,
+    together,
+)
 
 Tree = Any
 
@@ -30,10 +40,6 @@ SAME = (
 )
 """Keys of a config that a resumed run cannot change: it would go on with another task
 than its state has learned. What is frozen may lie elsewhere."""
-
-
-class DamagedError(ValueError):
-    """A checkpoint that cannot be read, or reads otherwise than it was written."""
 
 
 class CheckpointError(RuntimeError):
@@ -70,7 +76,7 @@ class Checkpoints:
                 raise UserError(f"{self.folder} is a file; take another --workdir")
             _sweep(self.folder)
             kept = _preserved(keep, keep_every_steps, self._values)
-            self._manager = _manager(self.folder, kept)
+            self._manager = open_manager(self.folder, kept)
         except BaseException:
             self._unlock()
             raise
@@ -131,7 +137,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     training=ocp.args.StandardSave(training),
-                    meta=ocp.args.JsonSave(meta | {"crc": _crc(meta)}),
+                    meta=ocp.args.JsonSave(meta | {"crc": checksum(meta)}),
                 ),
                 force=True,
             )
@@ -165,7 +171,7 @@ class Checkpoints:
             return []
         try:
             meta = self._meta(step)
-            stored = _shapes(_item_metadata(self._manager, self.folder, step))
+            stored = shapes_of(item_metadata_of(self._manager, self.folder, step))
         except DamagedError:
             return []  # `restore` finds a step that can be used
         stored_data = meta.get("data", {})
@@ -176,7 +182,7 @@ class Checkpoints:
                     f" {value!r}, this config has {data_state.get(field)!r}; use its"
                     " own data, seed and batch size, or another --workdir"
                 )
-        wanted = _shapes(shapes.params)
+        wanted = shapes_of(shapes.params)
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise UserError(
@@ -257,21 +263,21 @@ class Checkpoints:
     def _unwritten(self, what: str, error: Exception) -> CheckpointError:
         good = max(_committed(self.folder), default=None)
         return CheckpointError(
-            f"{what} could not be written to {self.folder}: {_first_line(error)};"
+            f"{what} could not be written to {self.folder}: {first_line(error)};"
             f" the last good one is step {good}"
         )
 
     def _meta(self, step: int) -> dict[str, Any]:
-        return _read_meta(_Alone(self.folder), self.folder, step)
+        return read_meta(Alone(self.folder), self.folder, step)
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
         params, training = _split(shapes)
         targets = {"params": params, "training": training}
-        with _together(f"{self.folder}/{step}"):
+        with together(f"{self.folder}/{step}"):
             meta = self._meta(step)
-            alone = _Alone(self.folder)
-            restored = _read_items(alone, self.folder, step, targets)
+            alone = Alone(self.folder)
+            restored = read_items(alone, self.folder, step, targets)
         for item, expected in meta.get("digests", {}).items():
             _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
         best = meta.get("best", {})
@@ -287,15 +293,15 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     `UserError` where there is no checkpoint, or where it is damaged.
     """
     with _reading(workdir) as (manager, folder, step):
-        meta = _read_meta(manager, folder, step)
+        meta = read_meta(manager, folder, step)
         averaged = bool(meta["config"].get("classifier", {}).get("average"))
         item = "training" if averaged else "params"
         target = jax.tree.map(
             lambda x: np.empty(x.shape, x.dtype),
-            _plain(_item_metadata(manager, folder, step, item)),
+            plain(item_metadata_of(manager, folder, step, item)),
             is_leaf=lambda x: hasattr(x, "shape"),
         )
-        restored = _read_items(manager, folder, step, {item: target})[item]
+        restored = read_items(manager, folder, step, {item: target})[item]
         expected = meta.get("digests", {}).get(item, {})
         _verify(f"{folder}/{step}/{item}", restored, expected)
     return restored["ema_params"] if averaged else restored, meta["config"]
@@ -308,11 +314,11 @@ def load_state(workdir: str, shapes: TrainState) -> TrainState:
     `load_params`, and where the checkpoint is of another optimiser or teacher.
     """
     with _reading(workdir) as (manager, folder, step):
-        meta = _read_meta(manager, folder, step)
+        meta = read_meta(manager, folder, step)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         params, training = _split(target)
         items = {"params": params, "training": training}
-        restored = _read_items(manager, folder, step, items)
+        restored = read_items(manager, folder, step, items)
         for item, expected in meta.get("digests", {}).items():
             _verify(f"{folder}/{step}/{item}", restored[item], expected)
     return TrainState(params=restored["params"], **restored["training"])
@@ -324,7 +330,7 @@ def describe(workdir: str) -> dict[str, Any]:
     Raises `UserError` where there is none, or where it is damaged.
     """
     with _reading(workdir) as (manager, folder, step):
-        meta = _read_meta(manager, folder, step)
+        meta = read_meta(manager, folder, step)
         steps = sorted(manager.all_steps())
     return {"steps": steps, "data": {}} | meta
 
@@ -334,7 +340,7 @@ def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
     folder = epath.Path(workdir).resolve() / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {folder}")
-    with _manager(folder) as manager:
+    with open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"no checkpoint in {folder}")
@@ -342,60 +348,6 @@ def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
             yield manager, folder, step
         except DamagedError as error:
             raise UserError(f"damaged checkpoint: {error}") from error
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which remembers at once why a save in the background failed: it raises
-    that only when all processes have met, and those that did not fail wait for this
-    one. Where Orbax calls that step otherwise, nothing but the haste is lost."""
-
-    failure: Exception | None = None
-
-    def _wait_for_checkpointers(self) -> None:
-        try:
-            super()._wait_for_checkpointers()
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            self.failure = error
-            raise
-
-
-class _Alone:
-    """Reads what this process needs of a step of `folder`, and waits for no other:
-    where only one cannot read its part, Orbax's own way has the others wait for it."""
-
-    def __init__(self, folder: epath.Path):
-        self._folder = folder
-
-    def restore(self, step: int, args: Any) -> Any:
-        one = ocp.options.MultiprocessingOptions(
-            primary_host=None, active_processes={jax.process_index()}
-        )
-        handlers: dict[str, Any] = {
-            "params": ocp.StandardCheckpointHandler(multiprocessing_options=one),
-            "training": ocp.StandardCheckpointHandler(multiprocessing_options=one),
-            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=one),
-        }
-        options = ocp.CompositeOptions(multiprocessing_options=one)
-        handler = ocp.CompositeCheckpointHandler(composite_options=options, **handlers)
-        with ocp.Checkpointer(handler, multiprocessing_options=one) as reader:
-            return reader.restore(self._folder / str(step), args=args)
-
-
-def _manager(folder: epath.Path, kept: Any = None) -> _Manager:
-    mode = ocp.options.AtomicityMode.COMMIT_FILE
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=kept,
-        atomicity_options=ocp.options.AtomicityOptions(mode=mode),
-    )
-    handlers = {
-        "params": ocp.StandardCheckpointHandler(),
-        "training": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
-    try:
-        return _Manager(folder, options=options, item_handlers=handlers)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be used: {error.strerror}") from error
 
 
 def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:
@@ -482,95 +434,12 @@ def _move_away(folder: epath.Path, name: str) -> None:
     print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
-def _read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
-    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    where = f"{folder}/{step}/meta"
-    try:
-        meta = manager.restore(step, args=args)["meta"]
-    except Exception as error:  # Orbax raises what it meets
-        raise DamagedError(f"{where}: {_first_line(error)}") from error
-    crc = meta.pop("crc", None)
-    if crc is not None and crc != _crc(meta):
-        raise DamagedError(f"{where}: its checksum differs")
-    return meta
-
-
-def _item_metadata(
-    manager: Any, folder: epath.Path, step: int, item: str = "params"
-) -> Any:
-    try:
-        return manager.item_metadata(step)[item]
-    except Exception as error:  # as above
-        raise DamagedError(f"{folder}/{step}/{item}: {_first_line(error)}") from error
-
-
-def _read_items(
-    manager: Any, folder: epath.Path, step: int, targets: Mapping[str, Tree]
-) -> dict[str, Tree]:
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
-        return {name: restored[name] for name in targets}
-    except Exception as error:  # as above
-        if isinstance(error, ValueError) and "structure" in str(error):
-            raise UserError(
-                f"checkpoint {folder}/{step} holds another optimiser or teacher than"
-                " this config makes; use its own config or another --workdir"
-            ) from error
-        text = str(error)
-        arrays = re.findall(r"'path': '([^']+?)/?',?\n    \}", text)
-        files = re.findall(r'local file "([^"]+)"', text)
-        named = f", array {arrays[0]}" if arrays else ""
-        named = f", file {files[-1]}" if files else named
-        reason = _first_line(error)
-        raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _together(where: str) -> Iterator[None]:
-    """A `DamagedError` of one process within is one of all; each may read other files,
-    and what comes after is done by all."""
-    mine = None
-    try:
-        yield
-    except DamagedError as error:
-        mine = error
-    found = np.array([mine is not None])
-    if jax.process_count() > 1:
-        found = np.asarray(multihost_utils.process_allgather(found)).reshape(-1)
-    if mine is not None:
-        raise mine
-    if found.any():
-        raise DamagedError(f"{where}: process {found.argmax()} could not read it")
-
-
 def _verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:
     for name, digest in digests(tree).items():
         if expected and expected.get(name) != digest:
             raise DamagedError(f"{where}{name}: its checksum differs")
 
 
-def _crc(meta: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True, default=list).encode())
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().split("\n")[0]
-    return line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0][:300]
-
-
 def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
     fields = dict(vars(state))
     return fields.pop("params"), fields
-
-
-def _plain(tree: Tree) -> Tree:
-    """Orbax wraps the metadata of a tree."""
-    return getattr(tree, "tree", tree)
-
-
-def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        _plain(tree), is_leaf=lambda x: hasattr(x, "shape")
-    )
-    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,170 @@
+"""What Orbax has in a folder of checkpoints, and what can go wrong in reading it."""
+
+import contextlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ddae.settings import UserError
+from ddae.train.optimizer import path_name
+
+Tree = Any
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read, or reads otherwise than it was written."""
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's, which remembers at once why a save in the background failed: it raises
+    that only when all processes have met, and those that did not fail wait for this
+    one. Where Orbax calls that step otherwise, nothing but the haste is lost."""
+
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            self.failure = error
+            raise
+
+
+class Alone:
+    """Reads what this process needs of a step of `folder`, and waits for no other:
+    where only one cannot read its part, Orbax's own way has the others wait for it."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def restore(self, step: int, args: Any) -> Any:
+        one = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={jax.process_index()}
+        )
+        handlers: dict[str, Any] = {
+            "params": ocp.StandardCheckpointHandler(multiprocessing_options=one),
+            "training": ocp.StandardCheckpointHandler(multiprocessing_options=one),
+            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=one),
+        }
+        options = ocp.CompositeOptions(multiprocessing_options=one)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options, **handlers)
+        with ocp.Checkpointer(handler, multiprocessing_options=one) as reader:
+            return reader.restore(self._folder / str(step), args=args)
+
+
+def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
+    """Of the steps in `folder`, each with a commit file; `kept`: which of them stay."""
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=kept,
+        atomicity_options=ocp.options.AtomicityOptions(mode=mode),
+    )
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    try:
+        return Manager(folder, options=options, item_handlers=handlers)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used: {error.strerror}") from error
+
+
+def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
+    """What is written beside the arrays of `step`; `DamagedError` naming it."""
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    where = f"{folder}/{step}/meta"
+    try:
+        meta = manager.restore(step, args=args)["meta"]
+    except Exception as error:  # Orbax raises what it meets
+        raise DamagedError(f"{where}: {first_line(error)}") from error
+    crc = meta.pop("crc", None)
+    if crc is not None and crc != checksum(meta):
+        raise DamagedError(f"{where}: its checksum differs")
+    return meta
+
+
+def item_metadata_of(
+    manager: Any, folder: epath.Path, step: int, item: str = "params"
+) -> Any:
+    """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
+    try:
+        return manager.item_metadata(step)[item]
+    except Exception as error:  # as above
+        raise DamagedError(f"{folder}/{step}/{item}: {first_line(error)}") from error
+
+
+def read_items(
+    manager: Any, folder: epath.Path, step: int, targets: Mapping[str, Tree]
+) -> dict[str, Tree]:
+    """The arrays of items, as `targets` says of each; manager: or `Alone`.
+
+    Raises `DamagedError` naming the file, `UserError` for items of another structure.
+    """
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in targets}
+    except Exception as error:  # as above
+        if isinstance(error, ValueError) and "structure" in str(error):
+            raise UserError(
+                f"checkpoint {folder}/{step} holds another optimiser or teacher than"
+                " this config makes; use its own config or another --workdir"
+            ) from error
+        text = str(error)
+        arrays = re.findall(r"'path': '([^']+?)/?',?\n    \}", text)
+        files = re.findall(r'local file "([^"]+)"', text)
+        named = f", array {arrays[0]}" if arrays else ""
+        named = f", file {files[-1]}" if files else named
+        reason = first_line(error)
+        raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
+
+
+@contextlib.contextmanager
+def together(where: str) -> Iterator[None]:
+    """A `DamagedError` of one process within is one of all; each may read other files,
+    and what comes after is done by all."""
+    mine = None
+    try:
+        yield
+    except DamagedError as error:
+        mine = error
+    found = np.array([mine is not None])
+    if jax.process_count() > 1:
+        found = np.asarray(multihost_utils.process_allgather(found)).reshape(-1)
+    if mine is not None:
+        raise mine
+    if found.any():
+        raise DamagedError(f"{where}: process {found.argmax()} could not read it")
+
+
+def checksum(meta: Mapping[str, Any]) -> int:
+    """Of what is written beside the arrays."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True, default=list).encode())
+
+
+def first_line(error: BaseException) -> str:
+    """What Orbax or TensorStore say, without the rest."""
+    line = str(error).strip().split("\n")[0]
+    return line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0][:300]
+
+
+def plain(tree: Tree) -> Tree:
+    """Orbax wraps the metadata of a tree."""
+    return getattr(tree, "tree", tree)
+
+
+def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """The shape of every array, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        plain(tree), is_leaf=lambda x: hasattr(x, "shape")
+    )
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
