@@ -410,7 +410,7 @@ def test_a_full_disk_in_one_process_ends_all_with_its_cause(tmp_path):
 
 @pytest.mark.slow
 def test_damage_that_one_process_meets_is_damage_for_all(tmp_path):
-    config = tiny_config(checkpoint_every_steps=2, mesh__fsdp=2, watchdog_seconds=120.0)
+    config = tiny_config(checkpoint_every_steps=2, mesh__fsdp=2)
     env = {"SHARDED": "256"}
     first = Run(tmp_path, config, processes=2, devices=1, env=env)
     assert first.wait() == [0, 0], first.said

@@ -62,6 +62,7 @@ def give_frozen(config, folder):
         for name in {"teacher", "tokenizer"} & section.keys():
             own = section[name]
             own["model"]["size"] = "Two"
+            own |= {key: config["data"][key] for key in ("mean", "std")}
             task = classify()
             if name == "tokenizer":
                 own |= {"codes": 8, "code_dim": 4}
