@@ -409,24 +409,6 @@ def test_a_full_disk_in_one_process_ends_all_with_its_cause(tmp_path):
 
 
 @pytest.mark.slow
-def test_damage_that_one_process_meets_is_damage_for_all(tmp_path):
-    config = tiny_config(checkpoint_every_steps=2, mesh__fsdp=2)
-    env = {"SHARDED": "256"}
-    first = Run(tmp_path, config, processes=2, devices=1, env=env)
-    assert first.wait() == [0, 0], first.said
-    folder = first.workdir / "checkpoints" / "4" / "params" / "ocdbt.process_1" / "d"
-    for file in folder.iterdir():
-        os.truncate(file, 10)
-    config["total_steps"] = 6
-    again = Run(tmp_path, config, processes=2, devices=1, env=env)
-    assert again.wait() == [0, 0], again.said
-    assert (
-        "damaged checkpoint" in again.said[0] and "resuming at step 2" in again.said[0]
-    )
-    assert (again.workdir / "damaged_checkpoints" / "4").is_dir()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("other", ["workdir", "data"])
 def test_all_processes_have_one_workdir_and_the_same_data(other, tmp_path, monkeypatch):
     """The second process runs in a folder of its own, and paths are relative."""
