@@ -75,31 +75,32 @@ class Run:
         flags = f"--xla_force_host_platform_device_count={devices}"
         flags += " --xla_backend_optimization_level=0"
         self.started = []
+        # Not pipes: who is read last would stand still when its own is full.
+        self._outputs = [folder / f"said{number}.txt" for number in range(processes)]
         for number in range(processes):
             command = [sys.executable, str(WORKER), str(path), str(self.workdir), fault]
             if processes > 1:
                 command += [f"localhost:{port}", str(processes), str(number)]
-            self.started.append(
-                subprocess.Popen(
-                    command,
-                    env=os.environ | {"XLA_FLAGS": flags} | (env or {}),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
+            with open(self._outputs[number], "w") as output:
+                self.started.append(
+                    subprocess.Popen(
+                        command,
+                        env=os.environ | {"XLA_FLAGS": flags} | (env or {}),
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
                 )
-            )
 
     def wait(self, timeout=600):
         """Exit codes; `said` is then what each process printed."""
         deadline = time.monotonic() + timeout
         try:
-            self.said = [
-                process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0]
-                for process in self.started
-            ]
+            for process in self.started:
+                process.wait(timeout=max(1.0, deadline - time.monotonic()))
         finally:
             for process in self.started:
                 process.kill()
+        self.said = [output.read_text(errors="replace") for output in self._outputs]
         return [process.returncode for process in self.started]
 
     def losses(self):
@@ -406,6 +407,24 @@ def test_a_full_disk_in_one_process_ends_all_with_its_cause(tmp_path):
     last = [said.splitlines()[-1] for said in run.said]
     assert last[0] == last[1] and "the last good one is step 10" in run.said[0]
     assert "process 1: error: a checkpoint could not be written" in last[0]
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_meets_is_damage_for_all(tmp_path):
+    config = tiny_config(checkpoint_every_steps=2, mesh__fsdp=2)
+    env = {"SHARDED": "256"}
+    first = Run(tmp_path, config, processes=2, devices=1, env=env)
+    assert first.wait() == [0, 0], first.said
+    folder = first.workdir / "checkpoints" / "4" / "params" / "ocdbt.process_1" / "d"
+    for file in folder.iterdir():
+        os.truncate(file, 10)
+    config["total_steps"] = 6
+    again = Run(tmp_path, config, processes=2, devices=1, env=env)
+    assert again.wait() == [0, 0], again.said
+    assert "damaged checkpoint" in again.said[0]
+    assert "resuming at step 2" in again.said[0]
+    assert "Event loop is closed" not in again.said[1]  # once for each array
+    assert (again.workdir / "damaged_checkpoints" / "4").is_dir()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -46,8 +47,9 @@ class Alone:
         self._folder = folder
 
     def restore(self, step: int, args: Any) -> Any:
+        mine = jax.process_index()
         one = ocp.options.MultiprocessingOptions(
-            primary_host=None, active_processes={jax.process_index()}
+            primary_host=mine, active_processes={mine}
         )
         handlers: dict[str, Any] = {
             "params": ocp.StandardCheckpointHandler(multiprocessing_options=one),
@@ -97,7 +99,8 @@ def item_metadata_of(
 ) -> Any:
     """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
     try:
-        return manager.item_metadata(step)[item]
+        with _one_error():
+            return manager.item_metadata(step)[item]
     except Exception as error:  # as above
         raise DamagedError(f"{folder}/{step}/{item}: {first_line(error)}") from error
 
@@ -111,7 +114,8 @@ def read_items(
     """
     args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
     try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        with _one_error():
+            restored = manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
         if isinstance(error, ValueError) and "structure" in str(error):
@@ -126,6 +130,22 @@ def read_items(
         named = f", file {files[-1]}" if files else named
         reason = first_line(error)
         raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Where an array cannot be read, what the reads of all others say, a traceback each
+    and some only when they are collected, is not printed."""
+    before = sys.unraisablehook
+
+    def printed(what: Any) -> None:
+        of_reads = "_read_array_index" in repr(what.object)
+        if not of_reads and "Event loop is closed" not in str(what.exc_value):
+            before(what)
+
+    sys.unraisablehook = printed
+    yield
+    sys.unraisablehook = before
 
 
 @contextlib.contextmanager
