@@ -65,8 +65,10 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
+    from ddae.settings import at_home
+
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(at_home(argv))
         for name in ("config", "workdir"):
             if flags.FLAGS[name].value is None:
                 raise ValueError(f"--{name} is missing")

@@ -15,7 +15,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from ddae.settings import UserError
+from ddae.settings import UserError, at_home
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
 from ddae.study.table import read_study, runs_of
@@ -117,7 +117,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="SCORE,...",
         help="train nothing: these scores, of runs that are done with weights kept",
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(at_home(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
