@@ -10,8 +10,10 @@ import pytest
 from conftest import tiny_config
 from test_step import ROOT, place, trainer
 
+import ddae
 from ddae import inspect
 from ddae.data.arrays import ArraySource
+from ddae.interop.convert import write_workdir
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints, load_params
@@ -276,9 +278,6 @@ def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
 
 
 def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
-    import ddae
-    from ddae.interop.convert import write_workdir
-
     run(tmp_path)
     encoder = ddae.load_encoder(str(tmp_path))
     features = encoder(digit_images)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from sklearn.linear_model import LogisticRegression
 
 from ddae import data, eval, tasks
 from ddae.eval.accuracy import topk
@@ -455,8 +456,6 @@ def test_topk_counts_ties_against_the_label():
 @pytest.mark.slow
 def test_linear_probe_equals_scikit_learns_logistic_regression(tmp_path):
     """Weight decay of LARS is its L2 penalty: both go to one optimum."""
-    from sklearn.linear_model import LogisticRegression
-
     config = probe_config(
         batch_size=1436,
         total_steps=400,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scenes
 
-from ddae import data
+from ddae import data, tasks
 from ddae.data.arrays import ArraySource
 from ddae.train import loop
 from ddae.train.metrics import read_metrics
@@ -130,8 +130,6 @@ def test_takes_two_steps(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", ["S", "B", "L", "H"])
 @pytest.mark.parametrize("name", ["ddae_in1k", "mae_in1k"])
 def test_imagenet_configs_build_at_full_size(name, model):
-    from ddae import tasks
-
     config = load(name, f"model={model},epochs=300")
     assert config.epochs == 300
     task = tasks.from_config(config.to_dict())

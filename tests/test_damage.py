@@ -20,6 +20,7 @@ from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params, load_state
 from ddae.train.digest import digests, nonfinite
+from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
 
@@ -258,8 +259,6 @@ def test_a_digest_does_not_depend_on_the_mesh_and_sees_every_bit():
 
 @pytest.mark.slow
 def test_a_resume_after_damage_goes_back_and_repeats_the_steps(tmp_path):
-    from ddae.train.metrics import read_metrics
-
     def run():
         loop.run(tiny_config(checkpoint_every_steps=1), str(tmp_path))
         rows = read_metrics(str(tmp_path / "metrics.jsonl"))

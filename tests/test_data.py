@@ -8,12 +8,13 @@ from pictures import encoded, photograph
 from PIL import Image
 
 from ddae import data
-from ddae.data import decode, stats
+from ddae.data import decode, pack, stats
 from ddae.data.arrays import ArraySource
 from ddae.data.augment import Augment, of_arrays, of_bytes
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
 from ddae.data.order import Order
+from ddae.eval.evaluator import over
 from ddae.settings import UserError
 
 ALL = slice(None)
@@ -302,8 +303,6 @@ def test_wrong_images_in_an_npz_file_are_named(tmp_path, images, says):
 
 
 def test_a_set_of_which_nothing_can_be_read_is_named(tmp_path):
-    from ddae.eval.evaluator import over
-
     (tmp_path / "0.jpg").write_bytes(b"no image")
     source = folder_source(tmp_path, (8, 8, 3), on_error="skip")
     with pytest.raises(UserError, match="kNN: none of the 1 images can be read"):
@@ -333,8 +332,6 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
 
 
 def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
-    from ddae.data import pack
-
     random = np.random.default_rng(0)
     for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"):
         path = tmp_path / "images" / name

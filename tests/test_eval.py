@@ -1,7 +1,6 @@
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -13,7 +12,6 @@ from ddae.data.arrays import ArraySource
 from ddae.eval.codes import make_codes
 from ddae.eval.figures import distance_curves
 from ddae.eval.knn import make_votes, place_bank, unit
-from ddae.features import POOLS
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.tasks.tokenize import CodebookSettings, Tokenize
@@ -222,10 +220,3 @@ def test_codes_are_counted():
     perplexity = 1 / (0.75**0.75 * 0.25**0.25)
     expected = {"codes_used": 25.0, "code_perplexity": perplexity, "code_cosine": 0.25}
     assert found == pytest.approx(expected)
-
-
-def test_features_are_pooled_as_they_are_told():
-    """For tests/test_features.py; or ("cls", (5, 32)) there, a run each."""
-    features = Features(prefix=jnp.ones((2, 1, 3)), patches=jnp.full((2, 4, 3), 5.0))
-    assert (POOLS["cls"](features) == 1.0).all() and POOLS["cls"](features).ndim == 2
-    assert (POOLS["mean"](features) == 5.0).all()

@@ -7,6 +7,7 @@ from PIL import Image
 
 import ddae
 from ddae import features, tasks
+from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import load_params
@@ -128,3 +129,9 @@ def test_wrong_arguments_are_one_line(
     assert features.main(command) == 2
     said = capsys.readouterr().err
     assert says in said and len(said.strip().splitlines()) == 1
+
+
+def test_features_are_pooled_as_they_are_told():
+    found = Features(prefix=np.ones((2, 1, 3)), patches=np.full((2, 4, 3), 5.0))
+    assert (features.POOLS["cls"](found) == np.ones((2, 3))).all()
+    assert (features.POOLS["mean"](found) == np.full((2, 3), 5.0)).all()

@@ -14,7 +14,7 @@ from conftest import tiny_config
 from ddae import losses, tasks
 from ddae.dds import with_dds
 from ddae.difficulty import constant_beta
-from ddae.masking import Masking
+from ddae.masking import Masking, _rectangle
 from ddae.methods import METHODS, beit, beit_v2, simmim
 from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
@@ -192,8 +192,6 @@ def test_block_masks_of_beits_recipe():
 
 
 def test_rectangles_have_beits_areas_and_aspects():
-    from ddae.masking import _rectangle
-
     keys, limit = jax.random.split(jax.random.key(1), 10_000), jnp.int32(75)
     draw = jax.vmap(lambda key: _rectangle(key, (14, 14), 16, limit, (0.3, 1 / 0.3)))
     blocks = np.asarray(jax.jit(draw)(keys))

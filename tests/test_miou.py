@@ -132,6 +132,7 @@ def test_miou_is_that_of_scikit_learn(root, devices, images):
     assert values["segmentation"].ndim == values["class_table"].ndim == 3
 
 
+@pytest.mark.slow
 def test_miou_is_the_same_on_two_processes(root, tmp_path):
     processes = 2
     with socket.socket() as free:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from ddae import losses, tasks
+from ddae import flops, losses, tasks
 from ddae.dds import (
     FeatureSettings,
     Method,
@@ -27,7 +27,14 @@ from ddae.difficulty import (
 from ddae.masking import Masking, gather_patches, part_of, random_mask
 from ddae.methods import Decoder, data2vec, ddae, mae
 from ddae.models.vit import VIT_SPECS, Encoder, Features
-from ddae.objective import Difficulty, Term, evaluate_terms, head_taps
+from ddae.objective import (
+    Difficulty,
+    Term,
+    _mean_one,
+    _scored,
+    evaluate_terms,
+    head_taps,
+)
 from ddae.targets import TargetContext, TeacherLayer
 from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
 
@@ -292,8 +299,6 @@ CHEAPER = ({"share": 0.25}, {"shrink": 2}, {"target": "middle"})
 )
 def test_a_cheaper_teacher_learns(features, digit_images):
     """The features' loss falls on one batch; half of it at the least."""
-    from ddae import flops, tasks
-
     whole = tasks.from_config(tiny_config(method__features={"ramp": 0.0}))
     task = tasks.from_config(tiny_config(method__features={"ramp": 0.0, **features}))
     assert flops.step_flops(task) < flops.step_flops(whole)
@@ -319,10 +324,6 @@ def test_a_cheaper_teacher_learns(features, digit_images):
 
 
 def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
-    from ddae.difficulty import difficulty_weights, nearest_visible_distance
-    from ddae.masking import gather_patches, part_of, random_mask
-    from ddae.objective import _mean_one, _scored
-
     mask = random_mask(keys, (4, 4), 12)
     seen = part_of(mask, keys, 4)
     assert seen.ids_visible.shape == (8, 4)
@@ -347,8 +348,6 @@ def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
     ],
 )
 def test_a_teacher_that_sees_what_it_cannot_is_an_error(features, says):
-    from ddae import tasks
-
     with pytest.raises(ValueError, match=says):
         tasks.from_config(tiny_config(method__features=features))
 

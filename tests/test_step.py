@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import tiny_config
 
@@ -226,8 +227,6 @@ def test_clipping_bounds_the_gradient_but_reports_the_true_norm(digit_images):
 
 
 def test_adamw_against_optax():
-    import optax
-
     settings = OptimizerSettings(base_lr=0.1, weight_decay=0.05)
     ours = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
     theirs = optax.adamw(
@@ -388,8 +387,6 @@ def test_the_rate_goes_by_the_batch_and_ends_where_it_is_told(schedule):
 
 
 def test_adams_moments_decay_as_they_are_told():
-    import optax
-
     settings = OptimizerSettings(base_lr=0.1, weight_decay=0.0, b1=0.5, b2=0.8)
     ours = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
     theirs = optax.scale_by_adam(0.5, 0.8)

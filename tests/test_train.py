@@ -172,6 +172,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_digits_train_where_tensorflow_is_not_installed(tmp_path):
     result = train(
         "--config=configs/quickstart.py",
