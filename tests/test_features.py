@@ -7,6 +7,7 @@ from PIL import Image
 
 import ddae
 from ddae import features, tasks
+from ddae.interop.convert import write_workdir
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train import loop
@@ -76,6 +77,16 @@ def test_encoder_at_another_size(workdir, digit_images):
     )
     wide = ddae.load_encoder(workdir, image_size=(6, 12))
     assert wide(np.zeros((2, 6, 12, 1), np.float32)).patches.shape == (2, 18, 32)
+
+
+def test_positions_stay_those_of_the_first_pretraining(workdir, digit_images, tmp_path):
+    """Of a run at 12 pixels that began with one at 8, asked at 8 again."""
+    params, config = load_params(workdir)
+    config |= {"image_size": 12, "model": config["model"] | {"position_grid": (4, 4)}}
+    write_workdir(str(tmp_path / "later"), params, config)
+    found = ddae.load_encoder(str(tmp_path / "later"), image_size=8)(digit_images)
+    wanted = ddae.load_encoder(workdir)(digit_images)
+    np.testing.assert_allclose(found.patches, wanted.patches, atol=1e-5)
 
 
 def test_encoder_at_a_size_that_its_masks_do_not_fit(tmp_path, digit_images):
