@@ -13,7 +13,8 @@ from conftest import tiny_config
 from sklearn.linear_model import LogisticRegression
 
 from ddae import data, eval, tasks
-from ddae.eval.accuracy import topk
+from ddae.data.arrays import ArraySource
+from ddae.eval.accuracy import make_accuracy, topk
 from ddae.models.heads import BatchNorm
 from ddae.models.positions import (
     relative_index,
@@ -444,6 +445,23 @@ def test_every_held_out_image_counts_once_on_any_devices(held_out):
         right = (scores.argmax(axis=1) == splits.held_out.labels).mean()
         np.testing.assert_allclose(found[0]["top1"], 100 * right, atol=1e-4)
         assert found[0]["top5"] > found[0]["top1"]
+
+
+def test_the_best_of_a_sweeps_heads_is_the_accuracy():
+    config = probe_config()
+    task = tasks.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+    labels = splits.held_out.labels[:40]
+    right = np.eye(10)[labels]
+    half = np.where(np.arange(40)[:, None] < 20, right, -right)
+    given = {"lr_1": half, "lr_2": right, "lr_3": -right}
+    splits = types.SimpleNamespace(
+        train=splits.train,
+        held_out=ArraySource(splits.held_out.images[:40], labels, "digits", "test"),
+    )
+    found = make_accuracy(task, splits, lambda _: lambda params, images: given)({}, 0)
+    each = [found[f"top1/{name}"] for name in given]
+    assert each == [50.0, 100.0, 0.0] and found["top1"] == 100.0
 
 
 def test_topk_counts_ties_against_the_label():
