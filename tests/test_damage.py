@@ -232,6 +232,21 @@ def test_the_best_step_stays_whose_evaluation_a_sigterm_put_off(tmp_path):
             checkpoints.evaluated(6, {"eval/top1": 1.0})
 
 
+def test_the_best_by_another_value_is_another(tmp_path):
+    """Losses of one run, up to 90, are no top-1 of the next, up to 20."""
+    state, _, _, _ = trainer()
+    values = {"eval/loss": (90.0, 1.0, 1.0), "eval/top1": (10.0, 20.0, 5.0)}
+    step = 0
+    for name, found in values.items():
+        with Checkpoints(str(tmp_path), keep=1, keep_best=name) as checkpoints:
+            checkpoints.restore(targets(state))
+            for value in found:
+                step += 1
+                checkpoints.evaluated(step, {name: value})
+                checkpoints.save(state, step, tiny_config(), {})
+    assert kept_steps(tmp_path) == [5, 6]
+
+
 def test_a_digest_does_not_depend_on_the_mesh_and_sees_every_bit():
     tree = {
         "a": jax.random.normal(jax.random.key(0), (64, 96)),

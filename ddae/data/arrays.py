@@ -162,6 +162,6 @@ def refuse_colours(data: DataSettings) -> None:
     """Raises `UserError` for augmentation that wants image files."""
     if data.augment.colours:
         raise UserError(
-            "config.data.augment.rand_augment and color_jitter are for image files, not"
-            " for arrays in memory"
+            "colours are augmented of image files, not of arrays in memory: give"
+            " --config.data.augment.rand_augment=0, and color_jitter=0 if it is set"
         )
