@@ -85,6 +85,13 @@ def test_shards_have_the_numbers_that_lie_beside_the_images(shards):
     assert both.train.records.key(4).endswith("train-000001.tar, ./000004.jpg")
 
 
+def test_hidden_files_of_a_shard_are_no_images(shards):
+    """What a Mac lays beside a file, and a viewer into a folder."""
+    hidden = [("./._000000.jpg", b"no image"), ("./.thumbs/000009.jpg", jpeg(9))]
+    write_tar(shards / "test-000000.tar", hidden + numbered(3, first=20))
+    assert labels_of(splits(shards).held_out) == [3]
+
+
 @pytest.mark.parametrize("prefix", ["", "./", "train/"])
 def test_a_folder_in_a_tar_file_is_the_folder_pixel_for_pixel(tmp_path, prefix):
     names = ["cat/0.jpg", "cat/1.v2.jpg", "dog/0.jpg", "dog/2.png", "elk/5.JPEG"]
