@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -278,6 +279,32 @@ def test_several_steps_a_dispatch_are_those_steps(tmp_path, fsdp):
                 assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+
+
+def test_compiling_is_said_and_is_no_time_of_a_step(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0])
+    jitted = loop._jitted
+
+    def slow(job):
+        step, calls = jitted(job), []
+
+        def take(*operands):
+            calls.append(1)
+            now[0] += 100.0 if len(calls) == 1 else 2.0
+            return step(*operands)
+
+        return take
+
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr("ddae.train.metrics.time", clock)
+    monkeypatch.setattr(loop, "_jitted", slow)
+    loop.run(tiny_config(total_steps=4, log_every_steps=2), str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["train/step_seconds"] for row in rows] == [1.0, 2.0]
+    said = capsys.readouterr().out.splitlines()
+    at = said.index("compiling the train step")
+    assert said[at + 1] == "compiled in 1m40s" and said[at + 2].startswith("step 2/4")
 
 
 @pytest.mark.slow

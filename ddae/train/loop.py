@@ -27,7 +27,7 @@ from ddae.train.cluster import (
     forget_failure,
 )
 from ddae.train.feed import cut, feed
-from ddae.train.metrics import Meter, Report, progress_line
+from ddae.train.metrics import Meter, Report, duration, progress_line
 from ddae.train.optimizer import rule_table, rules_of
 from ddae.train.partial import load_frozen, load_pretrained
 from ddae.train.plan import Job, plan
@@ -214,13 +214,14 @@ def train(
     """Steps `first_step` + 1 to the last, with logs, checkpoints and evaluations."""
     options, last_step = job.options, job.total_steps
     most = options.steps_per_dispatch
-    take_steps = _jitted(job)
     root = jax.random.key(options.seed)
     every = (options.log_every_steps, options.checkpoint_every_steps)
     every += (options.eval_every_steps,)
     spans = functools.partial(cut, first_step, last_step, most, every)
     batches = feed(job.splits, job.order, first_step, spans(), most, job.mesh)
     meter = Meter()
+    take_steps = _jitted(job)
+    take = _compiling(take_steps, meter, report)
     outcomes: collections.deque[tuple[int, Any]] = collections.deque()
     for steps in spans():
         waiting = time.monotonic()
@@ -231,7 +232,8 @@ def train(
         asked = FAILED if checkpoints.failed() else STOP * job.signals.stop_requested
         batch["stop"] = flag_devices(asked, job.mesh)
         profile.before(steps)
-        state, metrics = take_steps(state, batch, root)
+        state, metrics = take(state, batch, root)
+        take = take_steps
         profile.after(steps, metrics)
         step = steps[-1]
         stop, _ = metrics.pop("stop")
@@ -279,6 +281,21 @@ def _jitted(job: Job) -> Any:
         job.splits.augment,
         several=job.options.steps_per_dispatch > 1,
     )
+
+
+def _compiling(take_steps: Any, meter: Meter, report: Report) -> Any:
+    """`take_steps` for its first call: that it compiles is said, and no step's time."""
+
+    def first(*operands: Any) -> Any:
+        report.say("compiling the train step")
+        begun, cpu = time.monotonic(), time.process_time()
+        found = take_steps(*operands)
+        seconds = time.monotonic() - begun
+        meter.skip(seconds, time.process_time() - cpu)
+        report.say(f"compiled in {duration(seconds)}")
+        return found
+
+    return first
 
 
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:

@@ -102,7 +102,7 @@ class Meter:
         self._steps, self._waited = self._steps + steps, self._waited + waited
 
     def skip(self, seconds: float, cpu_seconds: float) -> None:
-        """Leaves time spent elsewhere (an evaluation, a save) out of the interval."""
+        """Leaves time spent elsewhere (compiling, an evaluation, a save) out of it."""
         self._start += seconds
         self._cpu_start += cpu_seconds
 
