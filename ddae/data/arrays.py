@@ -163,5 +163,5 @@ def refuse_colours(data: DataSettings) -> None:
     if data.augment.colours:
         raise UserError(
             "colours are augmented of image files, not of arrays in memory: give"
-            " --config.data.augment.rand_augment=0, and color_jitter=0 if it is set"
+            " --config.data.augment.rand_augment=0, or color_jitter=0, where it is set"
         )
