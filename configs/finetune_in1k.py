@@ -37,7 +37,7 @@ def get_config(text=None):
     chosen = common.arguments(text, model="B", family="mae")
     model, family = chosen["model"], chosen["family"]
     if family not in RECIPES:
-        raise ValueError(f"config argument {family=!s} is not one of {[*RECIPES]}")
+        raise ValueError(f"config argument {family=} is not one of {[*RECIPES]}")
     recipes = {"S": RECIPES[family]["B"]} | RECIPES[family]
     if model not in recipes:
         raise ValueError(f"config argument model={model!r} is not one of {[*recipes]}")

@@ -145,7 +145,7 @@ def test_imagenet_configs_build_at_full_size(name, model):
     [
         ("finetune_in1k", "model=Ti", "model='Ti' is not one of"),
         ("finetune_in1k", "model=H,family=beit", "model='H' is not one of"),
-        ("finetune_in1k", "family=vit", "family=vit is not one of"),
+        ("finetune_in1k", "family=vit", "family='vit' is not one of"),
         ("mae_cifar10", "dds=yes", "dds='yes' is not like False"),
         ("mae_cifar10", "patch=four", "patch='four' is not like 4"),
         ("ddae_cifar10", "dds", "argument 'dds' is not one of"),

@@ -212,8 +212,9 @@ def test_images_that_the_step_will_crop_are_left_as_they_are(folder):
 
 
 def test_arrays_refuse_what_needs_files():
-    with pytest.raises(UserError, match="arrays in memory: give .*color_jitter=0"):
-        data.from_config(tiny_config(data__augment={"color_jitter": 0.4}), (8, 8, 1))
+    for asked in ({"color_jitter": 0.4}, {"rand_augment": 2}):
+        with pytest.raises(UserError, match="give .*rand_augment=0, or color_jitter=0"):
+            data.from_config(tiny_config(data__augment=asked), (8, 8, 1))
     with pytest.raises(UserError, match=r"digits are \(8, 8, 1\), not \(16, 16, 3\)"):
         data.from_config(tiny_config(), (16, 16, 3))
 

@@ -78,10 +78,6 @@ WRONG = [
     ({"eval_every_steps": -1}, "eval_every_steps=-1 must not be negative"),
     ({"data__mean": 0.3}, "config.data.mean=0.3 is not a tuple of numbers"),
     (
-        {"data__augment": {"rand_augment": 2}},
-        "give --config.data.augment.rand_augment=0",
-    ),
-    (
         {"model__position_grid": (7,)},
         r"config.model.position_grid=\(7,\) is not a tuple of 2 like a whole number",
     ),

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -220,8 +221,7 @@ def train(
     spans = functools.partial(cut, first_step, last_step, most, every)
     batches = feed(job.splits, job.order, first_step, spans(), most, job.mesh)
     meter = Meter()
-    take_steps = _jitted(job)
-    take = _compiling(take_steps, meter, report)
+    take_steps = _compiling(_jitted(job), meter, report)
     outcomes: collections.deque[tuple[int, Any]] = collections.deque()
     for steps in spans():
         waiting = time.monotonic()
@@ -232,8 +232,7 @@ def train(
         asked = FAILED if checkpoints.failed() else STOP * job.signals.stop_requested
         batch["stop"] = flag_devices(asked, job.mesh)
         profile.before(steps)
-        state, metrics = take(state, batch, root)
-        take = take_steps
+        state, metrics = take_steps(state, batch, root)
         profile.after(steps, metrics)
         step = steps[-1]
         stop, _ = metrics.pop("stop")
@@ -256,17 +255,16 @@ def train(
             report.say(progress_line(step, last_step, values))
         if asked == STOP and not last:
             _save_and_stop(job, state, step, checkpoints)
-        aside, aside_cpu = time.monotonic(), time.process_time()
-        # Before the save: a run killed in an evaluation takes it again.
-        if job.evaluates(step):
-            try:
-                found = evaluate(job, state, step, report)
-            except PreemptedError:
-                _save_and_stop(job, state, step, checkpoints)
-            checkpoints.evaluated(step, found)
-        if saves:
-            checkpoints.save(state, step, job.config, job.data_state)
-        meter.skip(time.monotonic() - aside, time.process_time() - aside_cpu)
+        with meter.aside():
+            # Before the save: a run killed in an evaluation takes it again.
+            if job.evaluates(step):
+                try:
+                    found = evaluate(job, state, step, report)
+                except PreemptedError:
+                    _save_and_stop(job, state, step, checkpoints)
+                checkpoints.evaluated(step, found)
+            if saves:
+                checkpoints.save(state, step, job.config, job.data_state)
 
 
 def _jitted(job: Job) -> Any:
@@ -284,18 +282,20 @@ def _jitted(job: Job) -> Any:
 
 
 def _compiling(take_steps: Any, meter: Meter, report: Report) -> Any:
-    """`take_steps` for its first call: that it compiles is said, and no step's time."""
+    """`take_steps`; that its first call compiles is said, and is no time of a step."""
+    calls = itertools.count()
 
-    def first(*operands: Any) -> Any:
+    def take(*operands: Any) -> Any:
+        if next(calls):
+            return take_steps(*operands)
         report.say("compiling the train step")
-        begun, cpu = time.monotonic(), time.process_time()
-        found = take_steps(*operands)
-        seconds = time.monotonic() - begun
-        meter.skip(seconds, time.process_time() - cpu)
-        report.say(f"compiled in {duration(seconds)}")
+        begun = time.monotonic()
+        with meter.aside():
+            found = take_steps(*operands)
+        report.say(f"compiled in {duration(time.monotonic() - begun)}")
         return found
 
-    return first
+    return take
 
 
 def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:

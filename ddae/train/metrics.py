@@ -1,10 +1,11 @@
 """What a run says: metrics.jsonl, TensorBoard, figures, and a line on the terminal."""
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -101,8 +102,15 @@ class Meter:
         self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
         self._steps, self._waited = self._steps + steps, self._waited + waited
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves time within (compiling, an evaluation, a save) out of the interval."""
+        begun, cpu_begun = time.monotonic(), time.process_time()
+        yield
+        self.skip(time.monotonic() - begun, time.process_time() - cpu_begun)
+
     def skip(self, seconds: float, cpu_seconds: float) -> None:
-        """Leaves time spent elsewhere (compiling, an evaluation, a save) out of it."""
+        """Leaves as much time out of the interval."""
         self._start += seconds
         self._cpu_start += cpu_seconds
 

@@ -134,8 +134,8 @@ def read_items(
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-    """Where an array cannot be read, what the reads of all others say, a traceback each
-    and some only when they are collected, is not printed."""
+    """Where an array cannot be read, what the reads of all others say, a traceback
+    each, is not printed, nor afterwards: some say it only when they are collected."""
     before = sys.unraisablehook
 
     def printed(what: Any) -> None:
