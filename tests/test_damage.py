@@ -177,7 +177,7 @@ def test_a_full_disk_keeps_the_last_good_step(saved, tmp_path):
     workdir, states = saved
     shutil.copytree(workdir, tmp_path / "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(CheckpointError, match="could not be written to .* is step 2"):
+    with pytest.raises(CheckpointError, match="File too large; .* is step 2$"):
         with Checkpoints(str(tmp_path / "run")) as checkpoints:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
             try:

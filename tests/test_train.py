@@ -18,7 +18,7 @@ from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import load_params
 from ddae.train.feed import cut
-from ddae.train.metrics import read_metrics
+from ddae.train.metrics import Meter, read_metrics
 from ddae.train.plan import plan
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -301,6 +301,16 @@ def test_compiling_is_said_and_is_no_time_of_a_step(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     at = said.index("compiling the train step")
     assert said[at + 1] == "compiled in 1m40s" and said[at + 2].startswith("step 2/4")
+
+
+def test_another_number_of_steps_at_once_compiles_again():
+    said = []
+    report = types.SimpleNamespace(say=said.append)
+    take = loop._compiling(lambda *operands: operands[1], Meter(), report)
+    for number in (3, 3, 1, 3):
+        batch = {"image": np.zeros((number, 2))}
+        assert take(None, batch, None) is batch
+    assert said.count("compiling the train step") == 2
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from ddae.train.stored import (
     DamagedError,
     checksum,
     first_line,
+    first_word,
     item_metadata_of,
     open_manager,
     plain,
@@ -149,10 +150,11 @@ class Checkpoints:
         return self._manager.failure is not None
 
     def give_up(self) -> NoReturn:
-        """Raises `CheckpointError` where a save has failed, in this process or in
-        another, for which no process may wait."""
-        error = self._manager.failure or RuntimeError("see the other processes")
-        raise self._unwritten("a checkpoint", error) from error
+        """Raises `CheckpointError` in all processes, with the cause of the one whose
+        save has failed: no process may wait for it."""
+        error = self._manager.failure
+        cause = first_word(first_line(error) if error else "")
+        raise self._unwritten("a checkpoint", RuntimeError(cause)) from error
 
     def check(
         self,
@@ -274,7 +276,7 @@ class Checkpoints:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
         params, training = _split(shapes)
         targets = {"params": params, "training": training}
-        with together(f"{self.folder}/{step}"):
+        with together():
             meta = self._meta(step)
             alone = Alone(self.folder)
             restored = read_items(alone, self.folder, step, targets)

@@ -280,11 +280,16 @@ def run_to_end(
     except CheckpointError as error:
         code, reason = 1, f"error: {error}"
     except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        traceback.print_exc()
         first = str(error).partition("\n")[0]
-        code, reason = 1, f"{type(error).__name__}: {first}"
+        if re.search("No space left on device|Disk quota exceeded", first):
+            first = re.sub("{{.*?}} ", "", first)  # TensorFlow's
+            mend = f"make room for {workdir} and give the same command again"
+            code, reason = 1, f"error: {first}; {mend}"
+        elif jax.process_count() == 1:
+            raise
+        else:
+            traceback.print_exc()
+            code, reason = 1, f"{type(error).__name__}: {first}"
     print(reason, file=sys.stderr, flush=True)
     if jax.process_count() > 1:
         note_failure(workdir, reason)

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
+from ddae.tasks.task import Batch
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
     PreemptedError,
@@ -32,10 +32,7 @@ from ddae.train.metrics import Meter, Report, duration, progress_line
 from ddae.train.optimizer import rule_table, rules_of
 from ddae.train.partial import load_frozen, load_pretrained
 from ddae.train.plan import Job, plan
-from ddae.train.sharding import (
-    bytes_a_device,
-    flag_devices,
-)
+from ddae.train.sharding import bytes_a_device, flag_devices
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
@@ -228,7 +225,8 @@ def train(
         batch = next(batches)
         waited = time.monotonic() - waiting
         if steps.start == 1:
-            state = _begun(job, state, batch)
+            with meter.aside():
+                state = jax.block_until_ready(_begun(job, state, batch))
         asked = FAILED if checkpoints.failed() else STOP * job.signals.stop_requested
         batch["stop"] = flag_devices(asked, job.mesh)
         profile.before(steps)
@@ -282,16 +280,19 @@ def _jitted(job: Job) -> Any:
 
 
 def _compiling(take_steps: Any, meter: Meter, report: Report) -> Any:
-    """`take_steps`; that its first call compiles is said, and is no time of a step."""
-    calls = itertools.count()
+    """`take_steps`; that it compiles, at first and for another number of steps at once,
+    is said, and is no time of a step."""
+    compiled = set()
 
-    def take(*operands: Any) -> Any:
-        if next(calls):
-            return take_steps(*operands)
+    def take(state: TrainState, batch: Batch, root: Any) -> Any:
+        shapes = tuple(x.shape for x in batch.values())
+        if shapes in compiled:
+            return take_steps(state, batch, root)
+        compiled.add(shapes)
         report.say("compiling the train step")
         begun = time.monotonic()
         with meter.aside():
-            found = take_steps(*operands)
+            found = take_steps(state, batch, root)
         report.say(f"compiled in {duration(time.monotonic() - begun)}")
         return found
 

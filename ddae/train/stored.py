@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import logging
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,29 @@ class Manager(ocp.CheckpointManager):
         except Exception as error:  # Orbax and TensorStore raise many kinds
             self.failure = error
             raise
+
+
+class Brief:
+    """A `sys.unraisablehook`: `shown`, without what all the other arrays say, a
+    traceback each, where one cannot be read or written; some say it only when they are
+    collected."""
+
+    def __init__(self, shown: Callable[[Any], object]):
+        self._shown = shown
+
+    def __call__(self, what: Any) -> None:
+        of_reads = "_read_array_index" in repr(what.object)
+        if not of_reads and "Event loop is closed" not in str(what.exc_value):
+            self._shown(what)
+
+
+def _no_echo(record: logging.LogRecord) -> bool:
+    """The same of what is logged: errors of files that Orbax or asyncio print with a
+    traceback each, before it is raised, or after."""
+    error = record.exc_info[1] if record.exc_info else None
+    named = re.search("os_error_code|OCDBT", str(error))
+    of_files = named or isinstance(error, OSError)
+    return not of_files or not re.search("orbax|asyncio", record.pathname)
 
 
 class Alone:
@@ -74,6 +98,10 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         "training": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
+    if not isinstance(sys.unraisablehook, Brief):
+        sys.unraisablehook = Brief(sys.unraisablehook)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_no_echo)
     try:
         return Manager(folder, options=options, item_handlers=handlers)
     except OSError as error:
@@ -99,8 +127,7 @@ def item_metadata_of(
 ) -> Any:
     """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
     try:
-        with _one_error():
-            return manager.item_metadata(step)[item]
+        return manager.item_metadata(step)[item]
     except Exception as error:  # as above
         raise DamagedError(f"{folder}/{step}/{item}: {first_line(error)}") from error
 
@@ -114,8 +141,7 @@ def read_items(
     """
     args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
     try:
-        with _one_error():
-            restored = manager.restore(step, args=ocp.args.Composite(**args))
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
         if isinstance(error, ValueError) and "structure" in str(error):
@@ -133,23 +159,7 @@ def read_items(
 
 
 @contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """Where an array cannot be read, what the reads of all others say, a traceback
-    each, is not printed, nor afterwards: some say it only when they are collected."""
-    before = sys.unraisablehook
-
-    def printed(what: Any) -> None:
-        of_reads = "_read_array_index" in repr(what.object)
-        if not of_reads and "Event loop is closed" not in str(what.exc_value):
-            before(what)
-
-    sys.unraisablehook = printed
-    yield
-    sys.unraisablehook = before
-
-
-@contextlib.contextmanager
-def together(where: str) -> Iterator[None]:
+def together() -> Iterator[None]:
     """A `DamagedError` of one process within is one of all; each may read other files,
     and what comes after is done by all."""
     mine = None
@@ -157,13 +167,22 @@ def together(where: str) -> Iterator[None]:
         yield
     except DamagedError as error:
         mine = error
-    found = np.array([mine is not None])
-    if jax.process_count() > 1:
-        found = np.asarray(multihost_utils.process_allgather(found)).reshape(-1)
-    if mine is not None:
-        raise mine
-    if found.any():
-        raise DamagedError(f"{where}: process {found.argmax()} could not read it")
+    if word := first_word(f"{mine or ''}"):
+        raise mine or DamagedError(word)
+
+
+def first_word(mine: str) -> str:
+    """The first `mine` of all processes that is not empty, and whose it is: what one
+    met, for all to say. Each must call this."""
+    if jax.process_count() == 1:
+        return mine
+    sent = np.zeros(1024, np.uint8)
+    text = np.frombuffer(mine.encode()[: sent.size], np.uint8)
+    sent[: text.size] = text
+    for number, row in enumerate(np.asarray(multihost_utils.process_allgather(sent))):
+        if word := bytes(row).rstrip(b"\0").decode(errors="replace"):
+            return f"process {number}: {word}"
+    return ""
 
 
 def checksum(meta: Mapping[str, Any]) -> int:
@@ -172,9 +191,13 @@ def checksum(meta: Mapping[str, Any]) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """What Orbax or TensorStore say, without the rest."""
+    """What Orbax or TensorStore say, without the rest; of a file, what the system says,
+    which comes after all their names."""
+    if said := re.search(r"((?:[^:\n\"]+: )?[^:\n\"]+) \[os_error_code", str(error)):
+        return said[1].strip()
     line = str(error).strip().split("\n")[0]
-    return line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0][:300]
+    line = line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0]
+    return line[:300] or type(error).__name__
 
 
 def plain(tree: Tree) -> Tree:
