@@ -372,13 +372,26 @@ def test_a_failure_without_words_ends_all_processes_too(tmp_path, monkeypatch, e
     assert cluster._word(str(tmp_path)) == "process 0: a reason"
 
 
-def test_a_full_disk_is_one_line(tmp_path, capsys):
-    def fails(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+GONE = OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/at/run/metrics.jsonl")
 
-    assert cluster.run_to_end(fails, {}, str(tmp_path)) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch("error: .*No space left.*'metrics.jsonl'; make room.*\n", said)
+
+@pytest.mark.parametrize("error", [FULL, GONE], ids=["full", "gone"])
+def test_a_workdir_that_fails_is_one_line(error, capsys):
+    def fails(*_):
+        raise error
+
+    assert cluster.run_to_end(fails, {}, "/at/run") == 1
+    mend = "give the same command again when /at/run can be written"
+    assert capsys.readouterr().err == f"error: {error}; {mend}\n"
+
+
+def test_a_file_elsewhere_that_is_gone_is_shown_with_its_place_in_the_code():
+    def fails(*_):
+        raise GONE
+
+    with pytest.raises(FileNotFoundError):
+        cluster.run_to_end(fails, {}, "/at/other")
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):

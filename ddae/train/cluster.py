@@ -281,9 +281,10 @@ def run_to_end(
         code, reason = 1, f"error: {error}"
     except BaseException as error:
         first = str(error).partition("\n")[0]
-        if re.search("No space left on device|Disk quota exceeded", first):
+        of_workdir = isinstance(error, OSError) and workdir in str(error.filename)
+        if of_workdir or re.search("No space left on dev|Disk quota exceeded", first):
             first = re.sub("{{.*?}} ", "", first)  # TensorFlow's
-            mend = f"make room for {workdir} and give the same command again"
+            mend = f"give the same command again when {workdir} can be written"
             code, reason = 1, f"error: {first}; {mend}"
         elif jax.process_count() == 1:
             raise
