@@ -65,7 +65,7 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    from ddae.settings import at_home
+    from ddae.commands import at_home
 
     try:
         rest = flags.FLAGS(at_home(argv))

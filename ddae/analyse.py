@@ -7,7 +7,6 @@ and, for methods that weigh patches, what share of them the weights leave.
 docs/reading_a_run.md says how to read each. Exit codes: 0; 2 wrong arguments or data.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from PIL import Image
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from ddae import commands
 from ddae.difficulty import (
     DISTANCE_BINS,
     difficulty_weights,
@@ -311,33 +311,27 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.analyse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.analyse", __doc__)
     parser.add_argument("workdir")
     parser.add_argument("--beside", default="", help="another run, for CKA")
     parser.add_argument("--out", help="default: WORKDIR/analysis")
     parser.add_argument("--num_images", type=int, default=512)
     parser.add_argument("--data", action="append", default=[], metavar="KEY=VALUE")
-    args = parser.parse_args(argv)
+    return commands.run(_analyse, parser, argv)
+
+
+def _analyse(args: Any) -> None:
     out = args.out or os.path.join(args.workdir, "analysis")
-    try:
-        if args.num_images < 1:
-            raise UserError(f"--num_images={args.num_images} is not 1 or more")
-        changes = dict(text.split("=", 1) for text in args.data if "=" in text)
-        found = analyse(args.workdir, args.beside, args.num_images, changes)
-        os.makedirs(out, exist_ok=True)
-        with open(os.path.join(out, "analysis.json"), "w") as file:
-            json.dump(found, file, indent=1)
-        for name, picture in figures(found).items():
-            Image.fromarray(picture).save(os.path.join(out, f"{name}.png"))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.num_images < 1:
+        raise UserError(f"--num_images={args.num_images} is not 1 or more")
+    changes = dict(text.split("=", 1) for text in args.data if "=" in text)
+    found = analyse(args.workdir, args.beside, args.num_images, changes)
+    os.makedirs(out, exist_ok=True)
+    with open(os.path.join(out, "analysis.json"), "w") as file:
+        json.dump(found, file, indent=1)
+    for name, picture in figures(found).items():
+        Image.fromarray(picture).save(os.path.join(out, f"{name}.png"))
     print("\n".join([*lines(found), out]))
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ OUT.npz: features [n, d] (or [n, patches, d]), float32, and files [n]. Exit code
 wrong arguments or data.
 """
 
-import argparse
 import os
 import sys
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from ddae import data, settings
+from ddae import commands, data, settings
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
 from ddae.eval.evaluator import over
@@ -64,32 +63,26 @@ def extract(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.features", __doc__)
     parser.add_argument("workdir")
     parser.add_argument("folder")
     parser.add_argument("out", metavar="OUT.npz")
     parser.add_argument("--tap", type=int, default=0, help="block to read; 0: the last")
     parser.add_argument("--pool", choices=list(POOLS), default="mean")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
-    args = parser.parse_args(argv)
-    try:
-        if not args.out.endswith(".npz"):
-            raise UserError(f"{args.out} does not end in .npz")
-        if not os.path.isdir(folder := os.path.dirname(args.out) or "."):
-            raise UserError(f"no folder {folder} for {args.out}; make it first")
-        features, files = extract(
-            args.workdir, args.folder, args.tap, args.pool, args.on_error
-        )
-        np.savez(args.out, features=features, files=np.array(files))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return commands.run(_features, parser, argv)
+
+
+def _features(args: Any) -> None:
+    if not args.out.endswith(".npz"):
+        raise UserError(f"{args.out} does not end in .npz")
+    if not os.path.isdir(folder := os.path.dirname(args.out) or "."):
+        raise UserError(f"no folder {folder} for {args.out}; make it first")
+    features, files = extract(
+        args.workdir, args.folder, args.tap, args.pool, args.on_error
+    )
+    np.savez(args.out, features=features, files=np.array(files))
     print(f"{args.out}: features {features.shape} of {len(files)} images")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ Method, model, data, how far it has come, its figures, and every checkpoint; the
 one's weights are read and their checksums verified. Exit codes: 0; 2 nothing to see.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from clu import parameter_overview
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from ddae.settings import UserError
+from ddae import commands
 from ddae.train.checkpoint import describe, load_params
 from ddae.train.metrics import read_metrics
 
@@ -55,21 +55,15 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.inspect", __doc__)
     parser.add_argument("workdir")
     parser.add_argument("--parameters", action="store_true", help="list each of them")
-    args = parser.parse_args(argv)
-    try:
-        for line in lines(args.workdir, args.parameters):
-            print(line)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return commands.run(_inspect, parser, argv)
+
+
+def _inspect(args: Any) -> None:
+    for line in lines(args.workdir, args.parameters):
+        print(line)
 
 
 if __name__ == "__main__":

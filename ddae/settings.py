@@ -9,10 +9,9 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,12 +79,6 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if not fits(value, annotation):
         raise UserError(f"config.{where}={value!r} is not {_named(annotation)}")
     return value
-
-
-def at_home(arguments: Iterable[str]) -> list[str]:
-    """Arguments of a command; a shell leaves the ~ of --workdir=~/runs as it is."""
-    parts = (text.partition("=") for text in arguments)
-    return [f"{key}{equals}{os.path.expanduser(path)}" for key, equals, path in parts]
 
 
 def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from ddae.settings import UserError, at_home, build
+from ddae.settings import UserError, build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,3 @@ def test_builds_nested_dataclasses_and_tuples():
 def test_a_key_that_nobody_reads_is_an_error(section, says):
     with pytest.raises(UserError, match=says):
         build(Outer, section, "x.")
-
-
-def test_the_tilde_of_a_flag_is_the_home_that_a_shell_did_not_see(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    given = ["--workdir=~/runs/a", "--set", "data.dir=~", "~", "--config.a=b~/c=~"]
-    found = at_home(given)
-    assert found[:3] == ["--workdir=/home/me/runs/a", "--set", "data.dir=/home/me"]
-    assert found[3:] == given[3:]

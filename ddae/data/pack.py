@@ -9,15 +9,16 @@ evaluation reads it, labels [n] and class_names [k]. Then --config.data.name=npz
 Exit codes: 0; 2 wrong arguments or data.
 """
 
-import argparse
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from ddae import commands
 from ddae.data import DataSettings, from_settings
 from ddae.settings import UserError
 
@@ -44,35 +45,29 @@ def pack(out: str, data: DataSettings, image_size: int) -> dict[str, int]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.data.pack",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.data.pack", __doc__)
     parser.add_argument("out")
     parser.add_argument("--name", default="folder", help="folder or tfds/SET")
     parser.add_argument("--dir", default="", help="the set's folder")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="test")
     parser.add_argument("--image_size", type=int, default=32, help="pixels")
-    args = parser.parse_args(argv)
-    try:
-        if args.image_size < 1:
-            raise UserError(f"--image_size={args.image_size} is not 1 or more")
-        data = DataSettings(
-            name=args.name,
-            dir=args.dir,
-            train_split=args.train_split,
-            eval_split=args.eval_split,
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-        )
-        for path, count in pack(args.out, data, args.image_size).items():
-            print(f"{path}: {count} images of {args.image_size} px")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return commands.run(_pack, parser, argv)
+
+
+def _pack(args: Any) -> None:
+    if args.image_size < 1:
+        raise UserError(f"--image_size={args.image_size} is not 1 or more")
+    data = DataSettings(
+        name=args.name,
+        dir=args.dir,
+        train_split=args.train_split,
+        eval_split=args.eval_split,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    for path, count in pack(args.out, data, args.image_size).items():
+        print(f"{path}: {count} images of {args.image_size} px")
 
 
 if __name__ == "__main__":

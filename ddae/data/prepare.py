@@ -9,7 +9,6 @@ left half written is removed, and at the end every record is counted. Exit codes
 copy is whole; 2 wrong arguments or data.
 """
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -21,6 +20,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from ddae import commands
 from ddae.data.tfds import TfdsRecords, load_builder
 from ddae.settings import UserError
 
@@ -92,29 +92,23 @@ def _alone(builder: Any) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.data.prepare", __doc__)
     parser.add_argument("name", help="the TFDS set: imagenet2012, cifar10, ...")
     parser.add_argument("--data_dir", default="", help="default: ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", help="where archives that you fetched lie")
     parser.add_argument(
         "--file_format", choices=["array_record", "tfrecord"], default="array_record"
     )
-    args = parser.parse_args(argv)
-    try:
-        if "://" in args.data_dir:
-            raise UserError(
-                f"--data_dir={args.data_dir} is no folder of this machine; prepare in"
-                " one, then copy it there"
-            )
-        prepare(args.name, args.data_dir, args.manual_dir, args.file_format)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return commands.run(_prepare, parser, argv)
+
+
+def _prepare(args: Any) -> None:
+    if "://" in args.data_dir:
+        raise UserError(
+            f"--data_dir={args.data_dir} is no folder of this machine; prepare in one,"
+            " then copy it there"
+        )
+    prepare(args.name, args.data_dir, args.manual_dir, args.file_format)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... Every image 
 that cannot be decoded are listed. Exit codes: 0; 2 wrong arguments or data.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from rich.progress import track
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from ddae import data
+from ddae import commands, data
 from ddae.settings import UserError
 
 BATCH = 256
@@ -45,18 +45,19 @@ def channel_stats(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.data.stats",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("ddae.data.stats", __doc__)
     parser.add_argument("name", help="config.data.name")
     parser.add_argument("--dir", default="", help="config.data.dir")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="0 reads every image")
-    args = parser.parse_args(argv)
+    return commands.run(_stats, parser, argv)
+
+
+def _stats(args: Any) -> None:
+    if args.image_size < 1:
+        raise UserError(f"--image_size={args.image_size} is not 1 or more")
     section = {
         "name": args.name,
         "dir": args.dir,
@@ -68,14 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "max_bad": sys.maxsize,
     }
     shape = (args.image_size, args.image_size, args.channels)
-    try:
-        if args.image_size < 1:
-            raise UserError(f"--image_size={args.image_size} is not 1 or more")
-        report(data.from_config({"data": section}, shape).train, args.limit)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    report(data.from_config({"data": section}, shape).train, args.limit)
 
 
 def report(source: data.Source, limit: int) -> None:

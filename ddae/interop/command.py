@@ -1,13 +1,12 @@
 """What the commands of this package have in common."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from ddae import commands
 from ddae.interop.convert import Hints, import_weights, write_workdir
 from ddae.interop.names import Weights, flat
-from ddae.settings import UserError
 
 
 def main(
@@ -25,24 +24,23 @@ def main(
     what: is imported, by `bring_in(args)`. where: exports go, by
     `export(workdir, path, head)`; None has no such command.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ddae.interop.{prog}",
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_import(commands, what)
+    parser = commands.parser(f"ddae.interop.{prog}", text)
+    choices = parser.add_subparsers(dest="command", required=True)
+    _add_import(choices, what)
     if export is not None:
-        _add_export(commands, where)
-    args = parser.parse_args(argv)
-    if export is None or args.command == "import":
-        return run(lambda: bring_in(args))
-    return run(lambda: export(args.workdir, args.path, args.head))
+        _add_export(choices, where)
+
+    def chosen(args: Any) -> None:
+        if export is None or args.command == "import":
+            return bring_in(args)
+        return export(args.workdir, args.path, args.head)
+
+    return commands.run(chosen, parser, argv)
 
 
-def _add_import(commands: Any, what: str) -> None:
+def _add_import(choices: Any, what: str) -> None:
     """The command import: weights into a workdir of their own."""
-    made = commands.add_parser("import", help=f"{what} into a workdir")
+    made = choices.add_parser("import", help=f"{what} into a workdir")
     made.add_argument("path", help=what)
     made.add_argument("--workdir", required=True, help="a new one")
     made.add_argument("--image_size", type=int, help="pixels, where not as trained")
@@ -51,9 +49,9 @@ def _add_import(commands: Any, what: str) -> None:
     made.add_argument("--std", type=_numbers)
 
 
-def _add_export(commands: Any, where: str) -> None:
+def _add_export(choices: Any, where: str) -> None:
     """The command export: a workdir's weights under other names."""
-    made = commands.add_parser("export", help="a workdir's weights")
+    made = choices.add_parser("export", help="a workdir's weights")
     made.add_argument("workdir")
     made.add_argument("path", help=where)
     made.add_argument("--head", help="which head of a sweep, lr_1")
@@ -89,19 +87,6 @@ def bring_in(
     said = f"images standardised by mean {data['mean']}, std {data['std']}"
     unsure = assumed and args.mean is None
     print(said + (", which is assumed: see --mean and --std" if unsure else ""))
-
-
-def run(function: Callable[[], None]) -> int:
-    """Exit code 0, or 2 after one line that says what is wrong."""
-    try:
-        function()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _numbers(text: str) -> tuple[float, ...]:

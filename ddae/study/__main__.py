@@ -15,7 +15,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from ddae.settings import UserError, at_home
+from ddae import commands
+from ddae.settings import UserError
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
 from ddae.study.table import read_study, runs_of
@@ -24,15 +25,11 @@ from ddae.train.cluster import PreemptedError
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    args = parse(argv)
     try:
-        return study(args)
+        return commands.run(study, _parser(), argv)
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 75
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def study(args: argparse.Namespace) -> int:
@@ -82,13 +79,9 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddae.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> argparse.ArgumentParser:
+    """Of the command's arguments."""
+    parser = commands.parser("ddae.study", __doc__)
     parser.add_argument("study", help="a file of configs/studies/")
     parser.add_argument("--workdir", required=True)
     parser.add_argument(
@@ -117,7 +110,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="SCORE,...",
         help="train nothing: these scores, of runs that are done with weights kept",
     )
-    return parser.parse_args(at_home(sys.argv[1:] if argv is None else argv))
+    return parser
 
 
 if __name__ == "__main__":

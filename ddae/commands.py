@@ -1,0 +1,43 @@
+"""What all commands of this package have in common: `python -m ddae.NAME`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ddae.settings import UserError
+
+
+def parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Of the module `name`, whose docstring `text` is its help."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run(
+    function: Callable[[Any], int | None],
+    made: argparse.ArgumentParser,
+    argv: list[str] | None,
+) -> int:
+    """Calls `function` with the arguments as `made` reads them (None: the command
+    line's); returns the exit code: its own, 0 for None, or 2 after one line that says
+    what is wrong with what was given."""
+    args = made.parse_args(at_home(sys.argv[1:] if argv is None else argv))
+    try:
+        return function(args) or 0
+    except BrokenPipeError:  # who reads, say head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def at_home(arguments: Iterable[str]) -> list[str]:
+    """Arguments of a command; a shell leaves the ~ of --workdir=~/runs as it is."""
+    parts = (text.partition("=") for text in arguments)
+    return [f"{key}{equals}{os.path.expanduser(path)}" for key, equals, path in parts]

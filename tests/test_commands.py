@@ -1,0 +1,53 @@
+"""What all commands have in common."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ddae import commands
+from ddae.settings import UserError
+
+
+def test_the_tilde_of_a_flag_is_the_home_that_a_shell_did_not_see(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--workdir=~/runs/a", "--set", "data.dir=~", "~", "--config.a=b~/c=~"]
+    found = commands.at_home(given)
+    assert found[:3] == ["--workdir=/home/me/runs/a", "--set", "data.dir=/home/me"]
+    assert found[3:] == given[3:]
+
+
+def parser():
+    made = commands.parser("ddae.name", "What it does.")
+    made.add_argument("--out", default="")
+    return made
+
+
+def test_a_command_ends_with_its_own_code_or_with_0(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = []
+
+    def work(args):
+        given.append(args.out)
+        return 75 if len(given) == 2 else None
+
+    codes = [commands.run(work, parser(), ["--out=~/x"]) for _ in range(2)]
+    assert codes == [0, 75] and given[0] == "/home/me/x"
+
+
+@pytest.mark.parametrize("error", [UserError("a\n b"), OSError("a b")])
+def test_what_is_wrong_with_what_was_given_is_one_line(error, capsys):
+    def fails(args):
+        raise error
+
+    assert commands.run(fails, parser(), []) == 2
+    assert capsys.readouterr().err == "error: a b\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "from ddae.commands import parser, run; import sys;"
+    code += "sys.exit(run(lambda args: print('x' * 10**6), parser('a', ''), []))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as started:
+        started.stdout.close()
+        assert started.stderr.read() == b"" and started.wait() == 0
