@@ -23,6 +23,7 @@ from ddae.train.digest import digests, nonfinite
 from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
+from ddae.train.stored import first_line
 
 # After an error Orbax leaves coroutines behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings(
@@ -323,3 +324,26 @@ def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
                 new = old | {section: old[section] | {last: [9]}}
             with pytest.raises(UserError, match=f"trained with config.{key} "):
                 checkpoints.check(state, {}, new)
+
+
+SPEC = " [tensorstore_spec='{\"create\":true}']"
+
+
+@pytest.mark.parametrize(
+    "said, line",
+    [
+        (
+            'OCDBT database at local file "/x/": Failed writing: "/x/d/02": Failed to'
+            " write 18 bytes to file 8: No space left on device [os_error_code='28']",
+            "Failed to write 18 bytes to file 8: No space left on device",
+        ),
+        (
+            f"\"/x\": Too many open files{SPEC} [os_error_code='24']",
+            "Too many open files",
+        ),
+        (f'Error reading "/x"{SPEC}\nmore', 'Error reading "/x"'),
+        ("", "ValueError"),
+    ],
+)
+def test_of_what_a_file_system_says_the_cause_is_left(said, line):
+    assert first_line(ValueError(said)) == line

@@ -231,11 +231,15 @@ class Checkpoints:
             )
         return None
 
+    def wait(self) -> None:
+        """Until all is written; `CheckpointError` where it could not be."""
+        with self._writing(None):
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for what is being written; `CheckpointError` where it could not be."""
+        """Waits as `wait` does, and lets go of the folder."""
         try:
-            with self._writing(None):
-                self._manager.wait_until_finished()
+            self.wait()
         finally:
             with contextlib.suppress(Exception):  # said above, once
                 self._manager.close()

@@ -115,6 +115,7 @@ def _run(job: Job, workdir: str) -> None:
                 if changes:
                     report.say("\n  ".join(["with other settings:", *changes]))
             _train(job, state, step or 0, checkpoints, report, workdir)
+            checkpoints.wait()
             report.say(_closing(report))
 
 

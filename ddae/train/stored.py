@@ -193,10 +193,10 @@ def checksum(meta: Mapping[str, Any]) -> int:
 def first_line(error: BaseException) -> str:
     """What Orbax or TensorStore say, without the rest; of a file, what the system says,
     which comes after all their names."""
-    if said := re.search(r"((?:[^:\n\"]+: )?[^:\n\"]+) \[os_error_code", str(error)):
-        return said[1].strip()
-    line = str(error).strip().split("\n")[0]
-    line = line.split(" [tensorstore_spec")[0].split(". See full TensorStore")[0]
+    said = re.sub(r" \[tensorstore_spec='.*?'\]", "", str(error))
+    if of_system := re.search(r"((?:[^:\n\"]+: )?[^:\n\"]+) \[os_error_code", said):
+        return of_system[1].strip()
+    line = said.strip().split("\n")[0].split(". See full TensorStore")[0]
     return line[:300] or type(error).__name__
 
 
