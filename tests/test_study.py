@@ -258,6 +258,22 @@ def test_csv_is_read_as_it_was_written(tmp_path):
     assert report.read_csv(str(tmp_path / "r.csv")) == every
 
 
+@pytest.mark.parametrize(
+    "score, unit",
+    [
+        ("knn20_top1", ", %"),
+        ("tuned", ", %"),
+        ("attention_distance/block01", ", patches"),
+        ("masked_rmse", ""),
+    ],
+)
+def test_an_axis_says_the_unit_of_its_score(score, unit):
+    after = {"tuned": {"config": "c.py", "score": "eval/top1"}}
+    rows = [{"name": "a", "config": "c.py"}]
+    made = {"about": "", "rows": rows, "seeds": (0,), "follow_ups": after}
+    assert report.labelled(study_from_dict("t", made), score) == score + unit
+
+
 @pytest.mark.parametrize("x", [None, "word", 3])
 def test_figures_are_drawn_of_what_is_there(x):
     rows = [{"name": n, "config": "c.py", "x": x, "series": n} for n in "abc"]

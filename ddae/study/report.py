@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from ddae.study.table import Row, Study, runs_of
 FIXED = ("row", "seed", "steps", "cost", "cost_unit", "failed")
 Records = list[dict[str, Any]]
 """One for each row and seed: FIXED, and a number for each score."""
+UNITS = {r"top\d+\b|miou|accuracy": "%", "attention_distance": "patches"}
+"""Of scores whose name has the pattern."""
 
 
 def collect(study: Study, results: Iterable[Mapping[str, Any] | None]) -> Records:
@@ -194,7 +197,7 @@ def _lines(study: Study, records: Records, score: str) -> Any:
             axis.set_xlim(-0.4, len(ticks) - 0.6)
         axis.set_title(panel, fontsize=9)
         axis.tick_params(labelsize=8)
-    axes[0, 0].set_ylabel(score)
+    axes[0, 0].set_ylabel(labelled(study, score))
     if any(row.series for row in rows) and axes[0, 0].lines:
         axes[0, 0].legend(fontsize=8)
     return figure
@@ -223,19 +226,29 @@ def _points(study: Study, records: Records, score: str) -> Any:
     names = [row.name + number for row, number in zip(rows, numbers, strict=True)]
     left.set_yticks(range(len(rows)), names, fontsize=8)
     left.invert_yaxis()
-    left.set_xlabel(score)
+    left.set_xlabel(labelled(study, score))
     if unit:
-        _costs(axes[0, 1], points, unit, score)
+        _costs(axes[0, 1], points, unit)
+        axes[0, 1].set_ylabel(labelled(study, score))
     return figure
 
 
-def _costs(axis: Any, points: list[Any], unit: str, score: str) -> None:
+def labelled(study: Study, score: str) -> str:
+    """`score` with its unit, where it is known."""
+    after = study.follow_ups.get(score)
+    named = after.score if after else score
+    for pattern, unit in UNITS.items():
+        if re.search(pattern, named):
+            return f"{score}, {unit}"
+    return score
+
+
+def _costs(axis: Any, points: list[Any], unit: str) -> None:
     """(mean, bar, cost, number, colour) of every row, its number to the right of its
     point, no two at one height."""
     for mean, bar, cost, _, colour in points:
         axis.errorbar(cost, mean, yerr=bar, fmt="o", color=colour, capsize=3)
     axis.set_xlabel(f"cost of a run, {unit}")
-    axis.set_ylabel(score)
     axis.margins(x=0.15)
     low, high = axis.get_ylim()
     height = low
