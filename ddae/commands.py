@@ -24,14 +24,14 @@ def run(
     argv: list[str] | None,
 ) -> int:
     """Calls `function` with the arguments as `made` reads them (None: the command
-    line's); returns the exit code: its own, 0 for None, or 2 after one line that says
-    what is wrong with what was given."""
+    line's); returns the exit code: its own, 0 for None, 2 after one line that says what
+    is wrong with what was given, 1 where nobody reads on, as behind `| head`."""
     args = made.parse_args(at_home(sys.argv[1:] if argv is None else argv))
     try:
         return function(args) or 0
-    except BrokenPipeError:  # who reads, say head, has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

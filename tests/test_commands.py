@@ -44,10 +44,10 @@ def test_what_is_wrong_with_what_was_given_is_one_line(error, capsys):
     assert capsys.readouterr().err == "error: a b\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_who_reads_no_further_is_told_nothing():
     code = "from ddae.commands import parser, run; import sys;"
     code += "sys.exit(run(lambda args: print('x' * 10**6), parser('a', ''), []))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as started:
         started.stdout.close()
-        assert started.stderr.read() == b"" and started.wait() == 0
+        assert started.stderr.read() == b"" and started.wait() == 1
