@@ -44,6 +44,7 @@ END
 
 GONE=9 SILENT=10 # what functions return where the TPU is no more, or says nothing
 NEVER='permission|UNAUTHENTICATED|INVALID_ARGUMENT|Limit: 0([^.0-9]|\.0|$)'
+NEVER+='|find attribute \[project\]|core/project'
 NOT_NOW='no more capacity|insufficient.*capacity|RESOURCE_EXHAUSTED|stockout|quota'
 NOT_NOW+='|UNAVAILABLE|INTERNAL|ABORTED|DEADLINE_EXCEEDED|ALREADY_EXISTS'
 

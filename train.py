@@ -79,7 +79,8 @@ def parse(argv: list[str]) -> list[str]:
     except (TypeError, ValueError, OSError, flags.Error) as error:
         # A failure inside a config file brings its traceback; its last line says why.
         lines = str(error).strip().splitlines()
-        sys.exit(wrong(" ".join(lines[-1:] if len(lines) > 3 else lines)))
+        said = " ".join(lines[-1:] if len(lines) > 3 else lines)
+        sys.exit(wrong(" ".join(said.split())))
 
 
 def unknown_key(argv: list[str], text: str) -> str:
@@ -88,8 +89,10 @@ def unknown_key(argv: list[str], text: str) -> str:
     near = re.search(r'mean "(\w+)"', text)
     wanted = f".{key.group()}" if key else ""
     flag = next((a for a in argv if wanted in a), text).partition("=")[0]
-    mend = f"; did you mean {near.group(1)!r}?" if near else ""
-    return f"{flag}: the config has no such key{mend}"
+    mend = "set it in a config file, as docs/config.md says"
+    if near:
+        mend = f"did you mean {near.group(1)!r}?"
+    return f"{flag}: the config has no such key; {mend}"
 
 
 if __name__ == "__main__":

@@ -264,9 +264,10 @@ def dds(on: bool) -> ConfigDict | None:
 def beta() -> ConfigDict:
     """The exponent over phase and depth; its defaults are ours and provisional.
 
-    Kept after study 1 (docs/results.md), one seed: near to far came out ahead of far to
-    near, and deeper taps that look nearer (depth_tilt < 0) ahead of those that look
-    farther, at each of three values of the other.
+    Kept after study 1 (docs/results.md, three seeds): under block masks near to far
+    came out ahead of a constant, and deeper taps that look nearer (depth_tilt < 0)
+    ahead of those that look farther; no difference was shown between near to far and
+    far to near, nor of anything under random masks.
     """
     return ConfigDict(
         {"start": -1.0, "end": 1.0, "phase": "linear", "depth_tilt": -0.5}

@@ -1,5 +1,6 @@
 """The step as XLA compiles it for GPUs, of which none is here."""
 
+import importlib.util
 import pathlib
 import re
 import sys
@@ -16,7 +17,13 @@ import measure  # noqa: E402
 import plan  # noqa: E402
 import scaling  # noqa: E402
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax_plugins") is None,
+        reason='no compiler: pip install -e ".[cuda-plan]"',
+    ),
+]
 
 
 def compiled_for(name, config, batch=64):

@@ -338,6 +338,13 @@ def test_what_waiting_does_not_mend_ends_at_once(cloud, command, error):
     assert said[error] in err
 
 
+def test_without_a_project_nothing_is_asked_for_twice(cloud):
+    cloud.plan(describe=["no_project"] * 9)
+    code, _, err = cloud.launch("create", *TPU)
+    assert code == 1 and "attribute [project]" in err
+    assert not cloud.calls("create") and len(cloud.calls("describe")) <= 2
+
+
 def test_retry_waits_for_capacity(cloud):
     cloud.plan(create=["capacity", "quota", "ok"], train=[0])
     code, out, err = cloud.launch("retry", *TPU, "--", *ARGUMENTS)

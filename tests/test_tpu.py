@@ -1,5 +1,6 @@
 """The step as XLA compiles it for TPU slices, of which none is here."""
 
+import importlib.util
 import pathlib
 import sys
 
@@ -22,7 +23,13 @@ from ddae.train.sharding import (  # noqa: E402
     replicated,
 )
 
-pytestmark = pytest.mark.tpu
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason='no compiler: pip install -e ".[tpu]"',
+    ),
+]
 
 
 def test_a_host_of_four_chips_scatters_what_it_sums():

@@ -82,7 +82,8 @@ def read_json(path: str) -> dict[str, Any]:
         with open(path) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
 
 
 def write_weights(path: str, weights: Weights) -> None:

@@ -118,8 +118,8 @@ def _class(
         if classifier["pool"] == "cls" and plain and classifier["norm"] == "none":
             return "vit", "ViTForImageClassification"
         raise UserError(
-            "transformers has no such classifier; export it with ddae.interop.timm, or"
-            " probe the cls token"
+            "transformers has no such classifier; fine-tune, or probe the cls token:"
+            " --config.classifier.pool=cls"
         )
     method = config.get("method", {})
     if any(name.endswith("/tokens/kernel") for name in found):

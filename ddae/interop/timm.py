@@ -28,7 +28,10 @@ def export(workdir: str, path: str, head: str | None) -> None:
     if model.get("relative_bias", "none") != "none" or model.get("layer_scale"):
         name = "timm_beit"
     if classifier.get("norm") == "none" and classifier.get("pool") == "mean":
-        raise UserError("timm has no mean-pooled classifier without a norm of its own")
+        raise UserError(
+            "timm has no mean-pooled classifier without a norm of its own; fine-tune,"
+            " or probe the cls token: --config.classifier.pool=cls"
+        )
     last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
     if name == "timm_beit" and "encoder/norm/scale" in found:
         for leaf in ("scale", "bias"):  # the place of this dialect's norm

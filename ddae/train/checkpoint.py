@@ -345,11 +345,11 @@ def describe(workdir: str) -> dict[str, Any]:
 def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
     folder = epath.Path(workdir).resolve() / "checkpoints"
     if not folder.is_dir():
-        raise UserError(f"no checkpoint in {folder}")
+        raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
     with open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
-            raise UserError(f"no checkpoint in {folder}")
+            raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
         try:
             yield manager, folder, step
         except DamagedError as error:

@@ -122,7 +122,10 @@ def start(
         )
     except ValueError as error:
         if mode == "on" or coordinator:
-            raise UserError(f"no cluster to join: {error}") from error
+            raise UserError(
+                f"no cluster to join: {error} Give --coordinator=HOST:PORT, or"
+                " --distributed=off for this process alone"
+            ) from error
     finally:
         arrived.set()
 

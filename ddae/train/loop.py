@@ -343,7 +343,8 @@ def evaluate(
         for k, v in numbers.items()
         if k.count("/") == 1  # not those of every class, or head
     ]
-    report.say(f"step {step}: {', '.join(shown)}")
+    if shown:
+        report.say(f"step {step}: {', '.join(shown)}")
     return numbers
 
 

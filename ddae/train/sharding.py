@@ -38,7 +38,8 @@ def make_mesh(
     devices = len(chosen)
     if settings.fsdp < 1 or devices % settings.fsdp:
         raise UserError(
-            f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices"
+            f"config.mesh.fsdp={settings.fsdp} does not divide {devices} devices; give"
+            " one of their divisors"
         )
     if accumulate < 1 or batch_size % (devices * accumulate):
         raise UserError(
