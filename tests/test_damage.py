@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,13 +18,12 @@ from test_checkpoint import assert_same, targets
 from test_step import trainer
 
 from ddae.settings import UserError
-from ddae.train import loop
+from ddae.train import loop, stored
 from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params, load_state
 from ddae.train.digest import digests, nonfinite
 from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
-from ddae.train.stored import first_line
 
 # After an error Orbax leaves coroutines behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings(
@@ -326,6 +326,24 @@ def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
                 checkpoints.check(state, {}, new)
 
 
+@pytest.mark.parametrize(
+    "place, error, kept",
+    [
+        ("orbax/checkpoint/_src/futures/future.py", OSError(28, "full"), False),
+        ("orbax/checkpoint/checkpoint_manager.py", ValueError("in OCDBT at"), False),
+        ("asyncio/base_events.py", ValueError("[os_error_code='28']"), False),
+        ("orbax/checkpoint/_src/futures/future.py", ValueError("a bug"), True),
+        ("orbax/checkpoint/_src/path/storage_backend.py", OSError("not removed"), True),
+        ("somewhere/else.py", OSError("of others"), True),
+        ("orbax/checkpoint/checkpoint_manager.py", None, True),
+    ],
+)
+def test_what_is_raised_too_is_not_logged_before(place, error, kept):
+    exc_info = error and (type(error), error, None)
+    record = logging.LogRecord("absl", logging.ERROR, place, 1, "said", (), exc_info)
+    assert stored._no_echo(record) == kept
+
+
 SPEC = " [tensorstore_spec='{\"create\":true}']"
 
 
@@ -346,4 +364,4 @@ SPEC = " [tensorstore_spec='{\"create\":true}']"
     ],
 )
 def test_of_what_a_file_system_says_the_cause_is_left(said, line):
-    assert first_line(ValueError(said)) == line
+    assert stored.first_line(ValueError(said)) == line

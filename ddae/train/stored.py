@@ -55,12 +55,13 @@ class Brief:
 
 
 def _no_echo(record: logging.LogRecord) -> bool:
-    """The same of what is logged: errors of files that Orbax or asyncio print with a
-    traceback each, before it is raised, or after."""
+    """Whether a record of the log is shown: not the errors of files that are raised as
+    well, logged with a traceback by each thread they come through."""
     error = record.exc_info[1] if record.exc_info else None
     named = re.search("os_error_code|OCDBT", str(error))
     of_files = named or isinstance(error, OSError)
-    return not of_files or not re.search("orbax|asyncio", record.pathname)
+    raised = "(future|async_checkpointer|checkpoint_manager|asyncio/.*)\\.py$"
+    return not of_files or not re.search(raised, record.pathname)
 
 
 class Alone:
