@@ -167,7 +167,8 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     state.ema_params["encoder"]["norm"]["scale"] = bad
     with Checkpoints(str(tmp_path)) as checkpoints:
         with pytest.raises(
-            NonFiniteError, match="/ema_params/encoder/norm/scale is not"
+            NonFiniteError,
+            match="/ema_params/encoder/norm/scale is not .*none is",
         ):
             checkpoints.save(state, 1, tiny_config(), {})
         assert checkpoints.latest() is None

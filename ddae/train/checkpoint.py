@@ -86,6 +86,11 @@ class Checkpoints:
         """The newest committed step."""
         return self._manager.latest_step()
 
+    def last_good(self) -> str:
+        """What to go on from, for the end of a message."""
+        good = _committed(self.folder)
+        return f"the last good one is step {max(good)}" if good else "none is there yet"
+
     def evaluated(self, step: int, values: Mapping[str, Any]) -> None:
         """Remembers the evaluation of `step` for keep_best; the same in all processes.
 
@@ -118,8 +123,8 @@ class Checkpoints:
             return
         if bad := nonfinite(state):
             raise NonFiniteError(
-                f"{bad[0]} is not finite at step {step}, so the state was not saved;"
-                f" the last good checkpoint is step {self.latest()} in {self.folder}"
+                f"{bad[0]} is not finite at step {step}, so the state was not saved in"
+                f" {self.folder}; {self.last_good()}"
             )
         params, training = _split(state)
         meta = {
@@ -267,10 +272,9 @@ class Checkpoints:
             raise self._unwritten(what, error) from error
 
     def _unwritten(self, what: str, error: Exception) -> CheckpointError:
-        good = max(_committed(self.folder), default=None)
         return CheckpointError(
             f"{what} could not be written to {self.folder}: {first_line(error)};"
-            f" the last good one is step {good}"
+            f" {self.last_good()}"
         )
 
     def _meta(self, step: int) -> dict[str, Any]:

@@ -315,8 +315,8 @@ def check_finite(
     if bad >= limit:
         raise NonFiniteError(
             f"the loss or gradient was not finite in steps {step - bad + 1} to {step}"
-            f" (config.max_nonfinite_steps={limit}); the last good checkpoint is step"
-            f" {checkpoints.latest() or 'none'} in {checkpoints.folder}"
+            f" (config.max_nonfinite_steps={limit}); in {checkpoints.folder}"
+            f" {checkpoints.last_good()}"
         )
 
 
