@@ -13,6 +13,7 @@ from test_step import ROOT, place, trainer
 import ddae
 from ddae import inspect
 from ddae.data.arrays import ArraySource
+from ddae.data.order import Order
 from ddae.interop.convert import write_workdir
 from ddae.settings import UserError
 from ddae.train import loop
@@ -271,10 +272,14 @@ def test_non_finite_steps_stop_the_run_and_keep_the_last_checkpoint(
             yield batch
 
     monkeypatch.setattr(ArraySource, "train_batches", poisoned)
-    with pytest.raises(loop.NonFiniteError, match="steps 6 to 8 .* step 4 in"):
+    with pytest.raises(loop.NonFiniteError, match="steps 6 to 8 .* step 4$"):
         run(tmp_path, total_steps=40, checkpoint_every_steps=4, max_nonfinite_steps=3)
     params, _ = load_params(str(tmp_path))
     assert all(np.isfinite(x).all() for x in LEAVES(params))
+    named = json.loads((tmp_path / "nonfinite.json").read_text())
+    taken = Order(1437, 16, 0).batch(5)[1]
+    assert list(named) == ["6", "7", "8"]
+    assert named["6"] == [f"record {index} of train" for index in taken]
 
 
 def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):

@@ -44,6 +44,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def key(self, index: int) -> str:
+        """What a person would look for."""
+        ...
+
     def train_batches(
         self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:

@@ -51,6 +51,9 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def key(self, index: int) -> str:
+        return f"record {index} of {self.identity['split']}"
+
     def train_batches(
         self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:

@@ -99,6 +99,9 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.records)
 
+    def key(self, index: int) -> str:
+        return self.records.key(index)
+
     def train_batches(
         self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:

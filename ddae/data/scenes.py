@@ -173,6 +173,10 @@ class SceneSource:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def key(self, index: int) -> str:
+        image, labels = (self.files.where(path) for path in self.pairs[index])
+        return f"{image} with {labels}"
+
     def train_batches(
         self, order: Order, first_step: int, rows: Rows, augment: Augment
     ) -> Iterator[Batch]:
@@ -284,8 +288,7 @@ class SceneSource:
             )
 
     def _condemn(self, index: int, error: RecordError) -> None:
-        image, labels = (self.files.where(path) for path in self.pairs[index])
-        line = f"{image} with {labels}: {error}"
+        line = f"{self.key(index)}: {error}"
         if self.data.on_error == "raise":
             raise UserError(
                 f"{line}; mend or remove it, or pass over such records with"

@@ -87,7 +87,8 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def last_good(self) -> str:
-        """What to go on from, for the end of a message."""
+        """What to go on from, for the end of a message; what is being written is not
+        yet."""
         good = _committed(self.folder)
         return f"the last good one is step {max(good)}" if good else "none is there yet"
 
@@ -122,6 +123,7 @@ class Checkpoints:
         if step == self.latest():
             return
         if bad := nonfinite(state):
+            self.wait()
             raise NonFiniteError(
                 f"{bad[0]} is not finite at step {step}, so the state was not saved in"
                 f" {self.folder}; {self.last_good()}"

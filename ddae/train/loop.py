@@ -242,7 +242,7 @@ def train(
         asked = 0
         while len(outcomes) > (0 if saves else LAG):
             past, (in_row, stop) = outcomes.popleft()
-            check_finite(past, in_row, options.max_nonfinite_steps, checkpoints)
+            check_finite(job, past, int(in_row), checkpoints)
             asked = max(asked, int(stop))
         if asked == FAILED:
             checkpoints.give_up()
@@ -307,17 +307,24 @@ def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:
     return dataclasses.replace(state, params=begin(state.params, rows_of(first)))
 
 
-def check_finite(
-    step: int, in_row: jax.Array, limit: int, checkpoints: Checkpoints
-) -> None:
-    """Raises `NonFiniteError` where `in_row` bad steps, up to `step`, reach `limit`."""
-    bad = int(in_row)
-    if bad >= limit:
-        raise NonFiniteError(
-            f"the loss or gradient was not finite in steps {step - bad + 1} to {step}"
-            f" (config.max_nonfinite_steps={limit}); in {checkpoints.folder}"
-            f" {checkpoints.last_good()}"
-        )
+def check_finite(job: Job, step: int, bad: int, checkpoints: Checkpoints) -> None:
+    """Raises `NonFiniteError` where as many steps in a row, up to `step`, were `bad` as
+    the config allows; what they were trained on is named in nonfinite.json."""
+    limit = job.options.max_nonfinite_steps
+    if bad < limit:
+        return
+    steps = range(step - bad + 1, step + 1)
+    path = checkpoints.folder.parent / "nonfinite.json"
+    if jax.process_index() == 0:
+        source, batch = job.splits.train, job.order.batch
+        named = {s: [source.key(int(i)) for i in batch(s - 1)[1]] for s in steps}
+        path.write_text(json.dumps(named, indent=1) + "\n")
+    checkpoints.wait()
+    raise NonFiniteError(
+        f"the loss or gradient was not finite in steps {steps[0]} to {step}"
+        f" (config.max_nonfinite_steps={limit}), whose images {path} names; in"
+        f" {checkpoints.folder} {checkpoints.last_good()}"
+    )
 
 
 def evaluate(
