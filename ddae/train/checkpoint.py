@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,14 +20,18 @@ from ddae.train.stored import (
     Alone,
     DamagedError,
     checksum,
+    committed,
     first_line,
     first_word,
     item_metadata_of,
+    lock,
+    move_away,
     open_manager,
     plain,
     read_items,
     read_meta,
     shapes_of,
+    sweep,
     together,
 )
 
@@ -70,12 +73,12 @@ class Checkpoints:
     ):
         self._keep_best = keep_best
         self._values: dict[int, float] = {}
-        self._lock = _lock(epath.Path(workdir))
+        self._lock = lock(epath.Path(workdir))
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is a file; take another --workdir")
-            _sweep(self.folder)
+            sweep(self.folder)
             kept = _preserved(keep, keep_every_steps, self._values)
             self._manager = open_manager(self.folder, kept)
         except BaseException:
@@ -89,7 +92,7 @@ class Checkpoints:
     def last_good(self) -> str:
         """What to go on from, for the end of a message; what is being written is not
         yet."""
-        good = _committed(self.folder)
+        good = committed(self.folder)
         return f"the last good one is step {max(good)}" if good else "none is there yet"
 
     def evaluated(self, step: int, values: Mapping[str, Any]) -> None:
@@ -226,7 +229,7 @@ class Checkpoints:
                 print(f"damaged checkpoint: {error}", file=sys.stderr, flush=True)
                 continue
             for bad in reasons:
-                _move_away(self.folder, str(bad))
+                move_away(self.folder, str(bad))
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged steps moved")
             self._manager.reload()
@@ -382,68 +385,6 @@ class _Best:
         scored = [step for step in steps if step in self.values]
         best = max(scored, key=lambda step: (self.values[step], step), default=None)
         return [step == best for step in steps]
-
-
-def _lock(workdir: epath.Path) -> Any:
-    """Held for the life of a run, by its first process; None for a remote workdir."""
-    if jax.process_index() != 0 or "://" in str(workdir):
-        return None
-    try:
-        file = open(workdir / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(
-            f"another run is at work in {workdir}; wait for it, or take another"
-            " --workdir"
-        ) from error
-    except OSError as error:  # some network file systems have no locks
-        print(
-            f"warning: {workdir} cannot be locked ({error.strerror}): see that no other"
-            " run works in it",
-            file=sys.stderr,
-            flush=True,
-        )
-    return file
-
-
-def _committed(folder: epath.Path) -> list[int]:
-    """The steps that are whole, whatever is being written."""
-    with contextlib.suppress(OSError):  # as a disk's that is full or gone
-        return [
-            int(entry.name)
-            for entry in folder.iterdir()
-            if entry.name.isdigit() and (entry / "commit_success.txt").exists()
-        ]
-    return []
-
-
-def _sweep(folder: epath.Path) -> None:
-    """Removes what killed saves left, and moves other numbered folders away."""
-    if jax.process_index() != 0 or not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        if entry.name.isdigit() and not (entry / "commit_success.txt").exists():
-            ours = {"params", "training", "meta", "metrics", "_CHECKPOINT_METADATA"}
-            if {inner.name for inner in entry.iterdir()} <= ours:
-                with contextlib.suppress(OSError):  # it does no harm
-                    entry.rmtree()
-            else:
-                _move_away(folder, entry.name)
-
-
-def _move_away(folder: epath.Path, name: str) -> None:
-    if jax.process_index() != 0:
-        return
-    aside = folder.parent / "damaged_checkpoints"
-    aside.mkdir(exist_ok=True)
-    number = sum(entry.name.split(".")[0] == name for entry in aside.iterdir())
-    target = aside / (f"{name}.{number}" if number else name)
-    (folder / name).rename(target)
-    print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
 def _verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:

@@ -1,6 +1,7 @@
-"""What Orbax has in a folder of checkpoints, and what can go wrong in reading it."""
+"""What lies in a folder of checkpoints, and what can go wrong in reading it."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import re
@@ -107,6 +108,69 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         return Manager(folder, options=options, item_handlers=handlers)
     except OSError as error:
         raise UserError(f"{folder} cannot be used: {error.strerror}") from error
+
+
+def lock(workdir: epath.Path) -> Any:
+    """Held for the life of a run, by its first process; None for a remote workdir."""
+    if jax.process_index() != 0 or "://" in str(workdir):
+        return None
+    try:
+        file = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another run is at work in {workdir}; wait for it, or take another"
+            " --workdir"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"warning: {workdir} cannot be locked ({error.strerror}): see that no other"
+            " run works in it",
+            file=sys.stderr,
+            flush=True,
+        )
+    return file
+
+
+def committed(folder: epath.Path) -> list[int]:
+    """The steps that are whole, whatever is being written."""
+    with contextlib.suppress(OSError):  # as a disk's that is full or gone
+        return [
+            int(entry.name)
+            for entry in folder.iterdir()
+            if entry.name.isdigit() and (entry / "commit_success.txt").exists()
+        ]
+    return []
+
+
+def sweep(folder: epath.Path) -> None:
+    """Removes what killed saves left, and moves other numbered folders away."""
+    if jax.process_index() != 0 or not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.name.isdigit() and not (entry / "commit_success.txt").exists():
+            ours = {"params", "training", "meta", "metrics", "_CHECKPOINT_METADATA"}
+            if {inner.name for inner in entry.iterdir()} <= ours:
+                with contextlib.suppress(OSError):  # it does no harm
+                    entry.rmtree()
+            else:
+                move_away(folder, entry.name)
+
+
+def move_away(folder: epath.Path, name: str) -> None:
+    """The step `name` to damaged_checkpoints/, beside `folder`."""
+    if jax.process_index() != 0:
+        return
+    aside = folder.parent / "damaged_checkpoints"
+    aside.mkdir(exist_ok=True)
+    number = sum(entry.name.split(".")[0] == name for entry in aside.iterdir())
+    target = aside / (f"{name}.{number}" if number else name)
+    (folder / name).rename(target)
+    print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
