@@ -284,7 +284,8 @@ def run_to_end(
         code, reason = 1, f"error: {error}"
     except BaseException as error:
         first = str(error).partition("\n")[0]
-        of_workdir = isinstance(error, OSError) and workdir in str(error.filename)
+        named = str(error.filename) if isinstance(error, OSError) else ""
+        of_workdir = named.startswith(os.path.abspath(workdir))
         if of_workdir or re.search("No space left on dev|Disk quota exceeded", first):
             first = re.sub("{{.*?}} ", "", first)  # TensorFlow's
             mend = f"give the same command again when {workdir} can be written"
