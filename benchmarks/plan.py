@@ -225,6 +225,14 @@ def shown(row):
     }
 
 
+def missing(name):
+    """What to install before anything compiles for the slice `name`; "" for nothing."""
+    module, extra = ("jax_plugins", "cuda-plan") if is_gpu(name) else ("libtpu", "tpu")
+    if importlib.util.find_spec(module):
+        return ""
+    return f'no compiler for {name}: pip install -e ".[{extra}]"'
+
+
 def main():
     """Makes the plan and prints it; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -242,9 +250,8 @@ def main():
     if not re.fullmatch(rf"({tpus}):\d+(x\d+)+|({gpus}):(\d+x)?\d+", args.slice):
         kinds = ", ".join([*GPUS, *CHIPS])
         parser.error(f"--slice={args.slice} is not like h100:8 or v4:4x4x4, of {kinds}")
-    wanted = ("jax_plugins", "cuda-plan") if is_gpu(args.slice) else ("libtpu", "tpu")
-    if importlib.util.find_spec(wanted[0]) is None:
-        parser.error(f'no compiler for {args.slice}: pip install -e ".[{wanted[1]}]"')
+    if said := missing(args.slice):
+        parser.error(said)
     try:
         row = plan(measure.read_config(args.config, args.set), args.batch, args.slice)
     except UserError as error:

@@ -427,6 +427,8 @@ def test_a_full_disk_in_one_process_ends_all_with_its_cause(tmp_path):
     fault = "full:1:15"
     run = Run(tmp_path, config, processes=2, devices=1, fault=fault, env=env)
     assert run.wait(240) == [1, 1], run.said
+    reasons = [said.splitlines()[-1].partition("error: ")[2] for said in run.said]
+    assert reasons[0] == reasons[1]
     for said in run.said:
         last = said.splitlines()[-1]
         cause = "process 1: Failed to write .*: File too large; the last .* step 10$"

@@ -1,6 +1,5 @@
 """The step as XLA compiles it for GPUs, of which none is here."""
 
-import importlib.util
 import pathlib
 import re
 import sys
@@ -17,13 +16,13 @@ import measure  # noqa: E402
 import plan  # noqa: E402
 import scaling  # noqa: E402
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_plugins") is None,
-        reason='no compiler: pip install -e ".[cuda-plan]"',
-    ),
-]
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    if said := plan.missing("h100:1"):
+        pytest.fail(said, pytrace=False)
 
 
 def compiled_for(name, config, batch=64):

@@ -159,10 +159,7 @@ def _train(
     if job.evaluates(step):
         found = _agreed(report.evaluation(step))
         if not found or job.options.keep_best not in ("", *found):
-            try:
-                found = evaluate(job, state, step, report)
-            except PreemptedError:
-                _save_and_stop(job, state, step, checkpoints)
+            found = _evaluated(job, state, step, checkpoints, report)
         checkpoints.evaluated(step, found)
     if step >= job.total_steps:
         report.say(f"nothing to train: step {step} is the last")
@@ -181,6 +178,16 @@ def _agreed(found: Mapping[str, float]) -> Mapping[str, float]:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
     return json.loads(np.asarray(sent).tobytes())
+
+
+def _evaluated(
+    job: Job, state: TrainState, step: int, checkpoints: Checkpoints, report: Report
+) -> dict[str, float]:
+    """As `evaluate`; asked to stop in it, a run saves first."""
+    try:
+        return evaluate(job, state, step, report)
+    except PreemptedError:
+        _save_and_stop(job, state, step, checkpoints)
 
 
 def _save_and_stop(
@@ -226,8 +233,7 @@ def train(
         batch = next(batches)
         waited = time.monotonic() - waiting
         if steps.start == 1:
-            with meter.aside():
-                state = jax.block_until_ready(_begun(job, state, batch))
+            state = _begun(job, state, batch, meter)
         asked = FAILED if checkpoints.failed() else STOP * job.signals.stop_requested
         batch["stop"] = flag_devices(asked, job.mesh)
         profile.before(steps)
@@ -257,10 +263,7 @@ def train(
         with meter.aside():
             # Before the save: a run killed in an evaluation takes it again.
             if job.evaluates(step):
-                try:
-                    found = evaluate(job, state, step, report)
-                except PreemptedError:
-                    _save_and_stop(job, state, step, checkpoints)
+                found = _evaluated(job, state, step, checkpoints, report)
                 checkpoints.evaluated(step, found)
             if saves:
                 checkpoints.save(state, step, job.config, job.data_state)
@@ -300,11 +303,13 @@ def _compiling(take_steps: Any, meter: Meter, report: Report) -> Any:
     return take
 
 
-def _begun(job: Job, state: TrainState, batch: Any) -> TrainState:
-    """The state after the task has seen the first batch."""
+def _begun(job: Job, state: TrainState, batch: Any, meter: Meter) -> TrainState:
+    """The state after the task has seen the first batch, in no time of a step."""
     begin = jax.jit(job.task.begin, out_shardings=job.shardings.params)
     first = batch if job.options.steps_per_dispatch == 1 else first_of(batch)
-    return dataclasses.replace(state, params=begin(state.params, rows_of(first)))
+    with meter.aside():
+        params = jax.block_until_ready(begin(state.params, rows_of(first)))
+    return dataclasses.replace(state, params=params)
 
 
 def check_finite(job: Job, step: int, bad: int, checkpoints: Checkpoints) -> None:
