@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
@@ -26,6 +25,7 @@ from ddae.train.cluster import (
     agree,
     check_together,
     forget_failure,
+    of_first,
 )
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, duration, progress_line
@@ -157,7 +157,7 @@ def _train(
 ) -> None:
     """From `step` on to the end, or to the step at which all agree to stop."""
     if job.evaluates(step):
-        found = _agreed(report.evaluation(step))
+        found = of_first(report.evaluation(step))
         if not found or job.options.keep_best not in ("", *found):
             found = _evaluated(job, state, step, checkpoints, report)
         checkpoints.evaluated(step, found)
@@ -168,16 +168,6 @@ def _train(
     profile = Profile(job.options.profile, workdir)
     with contextlib.closing(profile):
         train(job, state, step, checkpoints, report, profile)
-
-
-def _agreed(found: Mapping[str, float]) -> Mapping[str, float]:
-    """What the first process says; it alone reads the log."""
-    if jax.process_count() == 1:
-        return found
-    text = np.frombuffer(json.dumps(dict(found)).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
-    return json.loads(np.asarray(sent).tobytes())
 
 
 def _evaluated(
