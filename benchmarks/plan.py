@@ -43,7 +43,7 @@ import jax
 import measure
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from scaling import collectives, copies, said, totals
+from scaling import collectives, said, totals, traffic
 
 from ddae.settings import UserError
 from ddae.train.sharding import bytes_a_device
@@ -189,16 +189,17 @@ def plan(config, batch, name):
             raise
         return found | {"too_large": str(error).splitlines()[0][:300]}
     text = compiled.as_text()
-    number, copied = copies(text)
-    return found | {
-        "copies": number,
-        "copied_bytes": copied,
-        "compile_seconds": seconds,
-        "compile_cpu_seconds": cpu,
-        "planned_bytes": measure.planned_bytes(compiled),
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        **totals(collectives(text)),
-    }
+    return (
+        found
+        | traffic(text)
+        | {
+            "compile_seconds": seconds,
+            "compile_cpu_seconds": cpu,
+            "planned_bytes": measure.planned_bytes(compiled),
+            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+            **totals(collectives(text)),
+        }
+    )
 
 
 def shown(row):

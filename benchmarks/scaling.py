@@ -36,6 +36,8 @@ COLLECTIVES = (
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f16": 2}
 # Of one that is begun and ended, the end: what begins it names its operands too.
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
+OPERANDS = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)")
+NO_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 # What a TPU's compiler makes of a sum of which each device keeps its part: a fusion of
 # this name, of an all-reduce and a slice.
 FUSED = re.compile(r"^%all-reduce-scatter[.\w]* \(.*\) -> (.*) \{")
@@ -64,16 +66,55 @@ def collectives(hlo):
     return found
 
 
-def copies(hlo):
-    """(how many, their bytes) of the copies in what a program runs one by one."""
+def operations(hlo):
+    """[(kind, bytes written, bytes read)] of what a program runs one by one, without
+    what runs no kernel; kind is a custom call's target.
+
+    What computes each element by itself reads no more elements of an operand than it
+    writes; of the others' operands all bytes count. What a loop runs counts once.
+    """
     entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", hlo, re.S | re.M)[1]
-    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* copy\(", entry)
-    sizes = [
-        WIDTHS[number] * math.prod(int(n) for n in shape.split(",") if n)
-        for number, shape in found
+    found, arrays = [], {}
+    for line in entry.splitlines():
+        match = OPERANDS.match(line)
+        if match is None:
+            continue
+        name, result, kind, operands = match.groups()
+        elements, written = arrays[name] = _extent(result)
+        if kind in NO_KERNEL:
+            continue
+        if target := re.search(r'custom_call_target="([^"]*)"', line):
+            kind = target[1]
+        read = [arrays[x] for x in re.findall(r"%([\w.-]+)", operands) if x in arrays]
+        if "kind=kLoop" in line:
+            read = [(n, size * min(1.0, elements / n)) for n, size in read if n]
+        found.append((kind, written, sum(size for _, size in read)))
+    return found
+
+
+def traffic(hlo):
+    """How many kernels a step runs, how many of them copy and the bytes of the copies,
+    and the bytes that those read and write that neither multiply matrices nor attend.
+    """
+    found = operations(hlo)
+    copied = [written for kind, written, _ in found if kind == "copy"]
+    rest = [a + b for kind, a, b in found if not re.search("matmul|fmha", kind)]
+    return {
+        "kernels": len(found),
+        "copies": len(copied),
+        "copied_bytes": sum(copied),
+        "other_bytes": round(sum(rest)),
+    }
+
+
+def _extent(results):
+    """Elements of the largest array that a type names, and bytes of them all."""
+    found = [
+        (math.prod(int(n) for n in shape.split(",") if n), WIDTHS[number])
+        for number, shape in re.findall(r"\b(\w+)\[([\d,]*)\]", results)
         if number in WIDTHS
     ]
-    return len(sizes), sum(sizes)
+    return max((n for n, _ in found), default=0), sum(n * width for n, width in found)
 
 
 def totals(found):

@@ -9,7 +9,8 @@ from ddae import tasks
 from ddae.interop.convert import Hints, import_weights
 from ddae.interop.files import read_weights
 from ddae.masking import make_mask
-from ddae.models.vit import VIT_SPECS, RelativePositionBias, ViTSpec
+from ddae.models.blocks import RelativePositionBias, ViTSpec
+from ddae.models.vit import VIT_SPECS
 from ddae.objective import evaluate_terms
 from ddae.targets import TargetContext
 

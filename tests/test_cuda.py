@@ -25,12 +25,12 @@ def compiler():
         pytest.fail(said, pytrace=False)
 
 
-def compiled_for(name, config, batch=64):
+def compiled_for(name, config, batch=64, **options):
     """(work, text of the program) for GPUs that are not there."""
     devices = list(plan.devices_of(name))
     work = measure.make_work(config, batch, devices)
     with plan.as_if_there(devices):
-        compiled = work.lower().compile(plan.UNTRIED)
+        compiled = work.lower().compile(plan.UNTRIED | options)
     return work, compiled.as_text()
 
 
@@ -57,6 +57,31 @@ def test_attention_is_flash_from_where_it_pays_and_stays_with_its_rows():
     assert {kind for kind, *_ in scaling.collectives(text)} == {"all-reduce"}
     config["model"]["attention"] = "xla"
     assert "fmha" not in compiled_for("h100:4", config)[1]
+
+
+def test_flash_attention_takes_what_products_wrote():
+    """Queries, keys and values are neither cut from one array nor padded for it, nor
+    are the gradients of what it gave: each is written once."""
+    # XLA makes one of small products, as these are and a ViT-B's are not.
+    apart = {"xla_gpu_dot_merger_threshold_mb": 0}
+    _, text = compiled_for("h100:1", wide_config(), **apart)
+    lines = [scaling.OPERANDS.match(line) for line in entry(text).splitlines()]
+    made = {
+        line[1]: (line[2], line[3], re.findall(r"%([\w.-]+)", line[4]))
+        for line in lines
+        if line
+    }
+
+    def source(name):
+        _, kind, operands = made[name]
+        return source(operands[0]) if kind in ("bitcast", "get-tuple-element") else kind
+
+    calls = re.findall(r'%(\S+) = .*"__cudnn\$fmhaSoftmax(\w*)"', text)
+    assert sorted(which for _, which in calls) == [""] * 4 + ["Backward"] * 2
+    for name, _ in calls:
+        arrays = [x for x in made[name][2] if made[x][0].startswith("bf16")]
+        assert len(arrays) >= 3
+        assert {source(x) for x in arrays} == {"custom-call"}, name
 
 
 @pytest.mark.parametrize("name, fsdp", [("h100:4", 4), ("a100:2x4", 4)])

@@ -12,7 +12,8 @@ from ddae import tasks
 from ddae.analyse import loss_by_distance, main, sample_sizes
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.models.attention import attention_probabilities
-from ddae.models.vit import VIT_SPECS, Encoder, Mlp
+from ddae.models.blocks import Mlp
+from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.train import loop
 
 GRID = (3, 4)

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +5,11 @@ import pytest
 import scipy.stats
 
 from ddae.masking import Masking
-from ddae.models import kernels, vit
+from ddae.models import blocks, kernels, vit
+from ddae.models.blocks import Block, ViTSpec, gelu
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.positions import sincos
-from ddae.models.vit import VIT_SPECS, Block, Encoder, Features, ViTSpec
+from ddae.models.vit import VIT_SPECS, Encoder, Features
 
 SMALL = ViTSpec(32, 3, 2)
 
@@ -202,13 +201,19 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
 @pytest.mark.parametrize("tokens", [pytest.param(50, marks=pytest.mark.slow), 197])
 def test_flash_attention_is_attention(tokens):
     """Output and gradients, of an odd number of tokens too: by cuDNN where there is a
-    GPU that can, else by jax's own, padded and cut alike."""
+    GPU that can, else by jax's own, with lengths alike."""
     shape = (8, tokens, 4, 32)
     q, k, v, weights = (
         jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(4)
     )
     kernel = kernels.attention_kernel("cudnn", tokens, 32, jnp.bfloat16, False)
-    flash = functools.partial(kernels.flash, implementation=kernel)
+
+    def flash(*operands):
+        more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))
+        # What fills up is seen by none, be it as large as it may.
+        filled = [jnp.pad(x, more, constant_values=99.0) for x in operands]
+        return kernels.flash(*filled, tokens, implementation=kernel)[:, :tokens]
+
     for found, wanted in zip(
         with_gradients(flash, q, k, v, weights),
         with_gradients(kernels.attend, q, k, v, weights),
@@ -216,6 +221,34 @@ def test_flash_attention_is_attention(tokens):
     ):
         largest = np.abs(wanted).max()
         np.testing.assert_allclose(found, wanted, atol=0.02 * largest)
+
+
+def test_a_stack_with_flash_attention_is_the_one_without(monkeypatch):
+    """Every tap and gradient; 9 tokens, so that one more goes through all blocks."""
+    encoder, images = make(dtype=jnp.float32)
+    params = jax.jit(encoder.init)(jax.random.key(0), images)["params"]
+    seen = []
+
+    def flash(q, k, v, tokens):
+        seen.append((q.shape[1], tokens))
+        return kernels.flash(q, k, v, tokens, implementation="xla")
+
+    def taps(params):
+        found = encoder.apply({"params": params}, images, taps=(0, 1, 3))
+        return jax.tree.map(jnp.sin, found)
+
+    def both():
+        found, pull = jax.vjp(taps, params)
+        return found, pull(found)
+
+    wanted = both()
+    monkeypatch.setattr(blocks, "attention_kernel", lambda *_: "cudnn")
+    monkeypatch.setattr(blocks, "flash", flash)
+    found = both()
+    assert seen == [(10, 9)] * 3
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def with_gradients(function, *operands):
@@ -230,11 +263,11 @@ def test_gelu_is_exact_and_so_is_its_gradient():
     cdf = scipy.stats.norm.cdf(x)
     slope = cdf + x * scipy.stats.norm.pdf(x)
     narrow = jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(vit.gelu(narrow), x * cdf, atol=1e-6)
-    (gradient,) = jax.vjp(vit.gelu, narrow)[1](jnp.ones_like(narrow))
+    np.testing.assert_allclose(gelu(narrow), x * cdf, atol=1e-6)
+    (gradient,) = jax.vjp(gelu, narrow)[1](jnp.ones_like(narrow))
     np.testing.assert_allclose(gradient, slope, atol=1e-6)
     half = narrow.astype(jnp.bfloat16)
-    found, pull = jax.vjp(vit.gelu, half)
+    found, pull = jax.vjp(gelu, half)
     (gradient,) = pull(jnp.ones_like(half))
     assert found.dtype == gradient.dtype == jnp.bfloat16
     # One rounding at the end alone.
@@ -261,9 +294,9 @@ def test_drop_path_rises_from_block_to_block(monkeypatch):
     encoder, images = make(drop_path=0.6, final_norm=False)
     rates = []
 
-    def record(owner, settings, layers, x, bias, keys, drop_path, **_):
+    def record(owner, settings, layers, x, bias, keys, drop_path, taps, **_):
         rates.extend(drop_path)
-        return x
+        return dict.fromkeys(taps, x)
 
     monkeypatch.setattr(vit, "through_blocks", record)
     encoder.init(jax.random.key(0), images, taps=(1, 3))

@@ -3,22 +3,16 @@
 import dataclasses
 from typing import Any
 
+from ddae.models.blocks import Remat, Style
 from ddae.models.kernels import Kernel
-from ddae.models.vit import (
-    VIT_SPECS,
-    Encoder,
-    Positions,
-    RelativeBias,
-    Remat,
-    Style,
-)
+from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias
 from ddae.settings import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
-    scan: blocks compiled once and run in a loop (`vit.through_blocks`).
+    scan: blocks compiled once and run in a loop (`blocks.through_blocks`).
 
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.

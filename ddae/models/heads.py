@@ -10,12 +10,8 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from ddae.masking import Mask, gather_patches
-from ddae.models.kernels import Kernel
-from ddae.models.positions import sincos
-from ddae.models.vit import (
+from ddae.models.blocks import (
     Dense,
-    Encoder,
-    Features,
     LayerNorm,
     RelativePositionBias,
     Remat,
@@ -23,6 +19,9 @@ from ddae.models.vit import (
     through_blocks,
     token_init,
 )
+from ddae.models.kernels import Kernel
+from ddae.models.positions import sincos
+from ddae.models.vit import Encoder, Features
 from ddae.patches import Grid
 
 Predictions = dict[str, Float[Array, "b m _"]]
@@ -89,9 +88,18 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
-        block = {"spec": self.decoder, "dtype": self.dtype, "kernel": self.kernel}
-        layers = range(1, self.decoder.depth + 1)
-        x = through_blocks(self, block, layers, x, remat=self.remat, scan=self.scan)
+        depth = self.decoder.depth
+        x = through_blocks(
+            *(
+                self,
+                {"spec": self.decoder, "dtype": self.dtype},
+                range(1, depth + 1),
+                x,
+            ),
+            kernel=self.kernel,
+            remat=self.remat,
+            scan=self.scan,
+        )[depth]
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return {
@@ -161,14 +169,14 @@ class ClsAggregate(nn.Module):
             "spec": spec,
             "dtype": self.dtype,
             "layer_scale": self.encoder.layer_scale,
-            "kernel": self.encoder.kernel,
         }
-        layers = range(self.early + 1, self.early + self.num_blocks + 1)
+        last = self.early + self.num_blocks
         x = through_blocks(
-            *(self, block, layers, x, bias),
+            *(self, block, range(self.early + 1, last + 1), x, bias),
+            kernel=self.encoder.kernel,
             remat=self.encoder.remat,
             scan=self.encoder.scan,
-        )
+        )[last]
         x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
         x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
         return {

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddae.models.vit import Block, Dense, Encoder, Features, LayerNorm, ViTSpec
+from ddae.models.blocks import Dense, LayerNorm, through_blocks
+from ddae.models.vit import Encoder, Features
 
 SCORED = 4096
 """Patches compared with the codebook at a time."""
@@ -70,10 +71,10 @@ class TokenDecoder(nn.Module):
         shape = (1, h * w, spec.width)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
         x = x + positions.astype(self.dtype)
-        blocks = ViTSpec(spec.width, self.depth, spec.num_heads, spec.mlp_ratio)
-        for layer in range(self.depth):
-            name, kernel = f"block_{layer:02d}", self.encoder.kernel
-            x = Block(blocks, self.dtype, kernel=kernel, name=name)(x)
+        block = {"spec": spec, "dtype": self.dtype}
+        x = through_blocks(
+            *(self, block, range(1, self.depth + 1), x), kernel=self.encoder.kernel
+        )[self.depth]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = jnp.tanh(Dense(spec.width, dtype=self.dtype, name="up_hidden")(x))
         return Dense(self.outputs, dtype=self.dtype, name="up")(x)

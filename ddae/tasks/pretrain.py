@@ -282,10 +282,13 @@ def _teacher_metrics(
     one = jnp.ones((), jnp.float32)
     for layer, tokens in context.teacher.items():
         x = normalise_features(tokens.patches)
-        metrics[f"teacher_std/block{layer:02d}"] = (x.std(axis=(0, 1)).mean(), one)
+        mean, square = x.mean(axis=1), (x**2).mean(axis=1)
+        variance = square.mean(axis=0) - mean.mean(axis=0) ** 2
+        deviation = jnp.sqrt(jnp.maximum(variance, 0.0)).mean()
+        metrics[f"teacher_std/block{layer:02d}"] = (deviation, one)
         if layer in features:
             y = normalise_features(features[layer].patches)
-            pooled = _cosine(x.mean(axis=1), y.mean(axis=1))
+            pooled = _cosine(mean, y.mean(axis=1))
             metrics[f"teacher_cosine/block{layer:02d}"] = (pooled.mean(), one)
     return metrics
 

@@ -1,0 +1,312 @@
+"""Transformer blocks, their parts, and the way through a stack of them."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ddae.models.kernels import Kernel, attend, attention_kernel, flash
+from ddae.models.positions import relative_index
+from ddae.patches import Grid
+
+Remat = Literal["off", "dots", "full"]
+
+POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What remat keeps."""
+
+Style = Literal["vit", "clip"]
+"""clip: CLIP's encoder has a norm before the first block, and a GELU of a sigmoid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTSpec:
+    """Width, number of blocks and of attention heads; the MLP is `mlp_ratio` wide."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+def flat_dot(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Array:
+    """`jax.lax.dot_general` of a Linear, all leading dimensions of lhs made one.
+
+    The same products; XLA on a CPU takes a fifth less time, most of it in the gradient
+    of the kernel.
+    """
+    rows = lhs.reshape(-1, lhs.shape[-1])
+    out = jax.lax.dot_general(rows, rhs, (((1,), (0,)), ((), ())), **options)
+    return out.reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+
+# MAE initialises every Linear, the fused qkv and the patch embedding seen as a Linear
+# included, with Xavier's uniform rule.
+Dense = functools.partial(
+    nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dot_general=flat_dot
+)
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """x times the normal distribution's function at x, in float32 within.
+
+    By erf, as PyTorch has it, and its gradient is computed from x alone: jax.nn.gelu
+    takes erfc, which costs a GPU three times as much, and keeps it for the gradient.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _normal_cdf(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype), x
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2.0 * math.pi)
+    slope = _normal_cdf(wide) + wide * density
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+token_init = nn.initializers.normal(0.02)
+
+
+class QueryKeyValue(nn.Module):
+    """Three Linear layers of width d, whose weights are one array, [d, 3 d].
+
+    apart: as three products. Flash attention wants three arrays: cut from one product,
+    they would be written once more, and their gradients put together. Elsewhere one
+    product compiles sooner, and is no slower.
+    """
+
+    dtype: Any
+    apart: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> list[Float[Array, "b t d"]]:
+        d = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (d, 3 * d))
+        bias = self.param("bias", nn.initializers.zeros, (3 * d,))
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+        if not self.apart:
+            return jnp.split(flat_dot(x, kernel, None) + bias, 3, axis=-1)
+        parts = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+        return [flat_dot(x, own, None) + shift for own, shift in parts]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; softmax in float32. kernel, tokens: as of `Block`.
+
+    BEiT has no key bias, which makes no difference: softmax takes it out again.
+    """
+
+    num_heads: int
+    dtype: Any
+    kernel: Literal["xla", "cudnn"] = "xla"
+    tokens: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], bias: Float[Array, "1 heads t t"] | None = None
+    ) -> Float[Array, "b t d"]:
+        b, t, d = x.shape
+        fast = self.kernel == "cudnn"
+        q, k, v = (
+            y.reshape(b, t, self.num_heads, d // self.num_heads)
+            for y in QueryKeyValue(self.dtype, apart=fast, name="qkv")(x)
+        )
+        x = flash(q, k, v, self.tokens) if fast else attend(q, k, v, bias)
+        return Dense(d, dtype=self.dtype, name="out")(x.reshape(b, t, d))
+
+
+class RelativePositionBias(nn.Module):
+    """BEiT's bias of attention, by offset on the grid; three more entries for cls."""
+
+    num_heads: int
+    grid: Grid
+    dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "1 heads t t"]:
+        h, w = self.grid
+        entries = (2 * h - 1) * (2 * w - 1) + 3
+        zeros = nn.initializers.zeros
+        table = self.param("table", zeros, (entries, self.num_heads))
+        bias = table.astype(self.dtype)[relative_index(self.grid)]
+        return bias.transpose(2, 0, 1)[None]
+
+
+class Mlp(nn.Module):
+    """Two Linear layers around an exact (erf) GELU, or CLIP's x sigmoid(1.702 x)."""
+
+    hidden: int
+    dtype: Any
+    style: Style = "vit"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        d = x.shape[-1]
+        x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
+        quick = self.style == "clip"
+        x = x * nn.sigmoid(1.702 * x) if quick else gelu(x)
+        return Dense(d, dtype=self.dtype, name="down")(x)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; LayerNorm statistics in float32.
+
+    layer_scale: initial value of a learned factor of each channel of both branches; 0
+    is none. bias_grid: the grid of a relative position bias of its own. kernel: what
+    computes attention. tokens: how many of t count; the others, whom nobody sees, fill
+    up what flash attention takes.
+    """
+
+    spec: ViTSpec
+    dtype: Any
+    layer_scale: float = 0.0
+    bias_grid: Grid | None = None
+    style: Style = "vit"
+    kernel: Literal["xla", "cudnn"] = "xla"
+    tokens: int | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        bias: Float[Array, "1 heads t t"] | None = None,
+        keys: Key[Array, " b"] | None = None,
+        drop_path: float | Float[Array, ""] = 0.0,
+    ) -> Float[Array, "b t d"]:
+        """drop_path: probability that an example skips a branch. keys: one an example,
+        to draw by; None drops nothing."""
+        heads = self.spec.num_heads
+        if self.bias_grid is not None:
+            own = RelativePositionBias(
+                heads, self.bias_grid, self.dtype, name="relative_bias"
+            )
+            bias = own()
+        y = LayerNorm(dtype=self.dtype, name="norm_attention")(x)
+        attention = Attention(
+            heads, self.dtype, self.kernel, self.tokens, name="attention"
+        )
+        y = attention(y, bias)
+        x = x + self._branch("scale_attention", y, keys, 0, drop_path)
+        hidden = int(self.spec.width * self.spec.mlp_ratio)
+        y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
+        y = Mlp(hidden, self.dtype, self.style, name="mlp")(y)
+        return x + self._branch("scale_mlp", y, keys, 1, drop_path)
+
+    def _branch(
+        self,
+        name: str,
+        y: Float[Array, "b t d"],
+        keys: Key[Array, " b"] | None,
+        number: int,
+        drop_path: float | Float[Array, ""],
+    ) -> Float[Array, "b t d"]:
+        if self.layer_scale:
+            constant = nn.initializers.constant(self.layer_scale)
+            y = y * self.param(name, constant, y.shape[-1:]).astype(self.dtype)
+        if keys is None:
+            return y
+        keep = 1.0 - drop_path
+        kept = jax.vmap(
+            lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), keep)
+        )(keys)
+        return jnp.where(kept[:, None, None], y / keep, 0.0).astype(y.dtype)
+
+
+def through_blocks(
+    owner: nn.Module,
+    settings: Mapping[str, Any],
+    layers: Sequence[int],
+    x: Float[Array, "b t d"],
+    bias: Float[Array, "1 heads t t"] | None = None,
+    keys: Key[Array, " b"] | None = None,
+    drop_path: Sequence[float] = (),
+    taps: Sequence[int] = (),
+    *,
+    kernel: Kernel,
+    remat: Remat = "off",
+    scan: bool = False,
+) -> dict[int, Float[Array, "b t d"]]:
+    """x after the last of the blocks of `owner` (called in its compact method) that are
+    numbered `layers`, and after those of them that are in `taps`, by number.
+
+    settings: of `Block`, the same for all; drop_path: one for each. kernel: asked for.
+    remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: one
+    compiled block goes over their weights from tap to tap, which are stacked for it:
+    they are named and stored as without.
+    """
+    t = x.shape[1]
+    x, settings = _for_attention(x, settings, kernel, bias)
+    rates = dict(zip(layers, drop_path or [0.0] * len(layers), strict=True))
+    make = Block if remat == "off" else nn.remat(Block, policy=POLICIES[remat])
+
+    def one_by_one(x: Array, part: Sequence[int]) -> Array:
+        for layer in part:
+            own = _folded(keys, layer) if keys is not None and rates[layer] else None
+            x = make(**settings, name=_name(layer))(x, bias, own, rates[layer])
+        return x
+
+    def scanned(x: Array, part: Sequence[int]) -> Array:
+        params = [owner.variables["params"][_name(layer)] for layer in part]
+        block = Block(**settings, parent=None)
+
+        def one(x: Array, inputs: Any) -> tuple[Any, None]:
+            params, layer, rate = inputs
+            own = None if keys is None else _folded(keys, layer)
+            return block.apply({"params": params}, x, bias, own, rate), None
+
+        if remat != "off":
+            one = jax.checkpoint(one, policy=POLICIES[remat], prevent_cse=False)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        own_rates = jnp.array([rates[layer] for layer in part], jnp.float32)
+        return jax.lax.scan(one, x, (stacked, jnp.array(part), own_rates))[0]
+
+    found = {}
+    ends = sorted({*taps, layers[-1]} & {*layers})
+    for before, end in itertools.pairwise([layers[0] - 1, *ends]):
+        part = range(before + 1, end + 1)
+        loop = scan and len(part) > 1 and not owner.is_initializing()
+        x = (scanned if loop else one_by_one)(x, part)
+        found[end] = x[:, :t]
+    return found
+
+
+def _for_attention(
+    x: Float[Array, "b t d"], settings: Mapping[str, Any], kernel: Kernel, bias: Any
+) -> tuple[Float[Array, "b _ d"], dict[str, Any]]:
+    """x, with one token more where flash attention will want an even number of them,
+    and the settings of blocks that compute it."""
+    t, spec = x.shape[1], settings["spec"]
+    biased = bias is not None or settings.get("bias_grid") is not None
+    width = spec.width // spec.num_heads
+    chosen = attention_kernel(kernel, t, width, settings["dtype"], biased)
+    if chosen == "cudnn":
+        x = jnp.pad(x, ((0, 0), (0, t % 2), (0, 0)))
+    return x, {**settings, "kernel": chosen, "tokens": t}
+
+
+def _name(layer: int) -> str:
+    return f"block_{layer - 1:02d}"
+
+
+def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
