@@ -1,5 +1,6 @@
 """k-nearest-neighbour top-1 of frozen features (the DINO protocol), exact."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -69,14 +70,7 @@ def make_knn(
         queries, truth = over(
             splits.held_out, indices, features, params, "kNN: held out"
         )
-        right = np.zeros(len(ks))
-        for start in range(0, len(queries), QUERIES):
-            rows = slice(start, start + QUERIES)
-            missing = QUERIES - len(queries[rows])
-            padded = np.pad(queries[rows], ((0, missing), (0, 0)))
-            said = np.asarray(votes(padded, *placed))[:, : QUERIES - missing]
-            right += (said.argmax(axis=-1) == truth[rows]).sum(axis=1)
-        shares = 100.0 * right / len(queries)
+        shares = _top1(lambda some: votes(some, *placed), queries, truth)
         found: dict[str, float | np.ndarray] = {
             f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)
         }
@@ -85,6 +79,22 @@ def make_knn(
         return found
 
     return run
+
+
+def _top1(
+    votes: Callable[[Float[np.ndarray, "q d"]], Float[Array, "k q classes"]],
+    queries: Float[np.ndarray, "n d"],
+    truth: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, " k"]:
+    """In %, the queries of whose class most votes are; QUERIES at a time."""
+    right: Any = 0
+    for start in range(0, len(queries), QUERIES):
+        rows = slice(start, start + QUERIES)
+        missing = QUERIES - len(queries[rows])
+        padded = np.pad(queries[rows], ((0, missing), (0, 0)))
+        said = np.asarray(votes(padded))[:, : QUERIES - missing]
+        right = right + (said.argmax(axis=-1) == truth[rows]).sum(axis=1)
+    return 100.0 * right / len(queries)
 
 
 def linear_top1(

@@ -108,17 +108,6 @@ def _config(
     width = found["encoder/cls_token"].shape[-1]
     if "encoder/patch_embedding/kernel" not in found:
         raise UserError("there is no patch embedding among the arrays")
-    sizes = {
-        name: spec
-        for name, spec in VIT_SPECS.items()
-        if (spec.width, spec.depth) == (width, depth)
-        and hints.num_heads in (None, spec.num_heads)
-    }
-    if not sizes:
-        raise UserError(
-            f"no size of ours has width {width}, {depth} blocks and"
-            f" {hints.num_heads or 'any number of'} heads; known: {sorted(VIT_SPECS)}"
-        )
     channels = len(hints.mean)
     patch = round((len(found["encoder/patch_embedding/kernel"]) / channels) ** 0.5)
     shared = found.get("encoder/relative_bias/table")
@@ -138,7 +127,7 @@ def _config(
         kind = "sincos" if _same(positions, fixed) else "learned"
     scale = found.get("encoder/block_00/scale_attention")
     model = {
-        "size": next(iter(sizes)),
+        "size": _size(width, depth, hints.num_heads),
         "patch_size": patch,
         "channels": channels,
         "positions": kind,
@@ -162,6 +151,18 @@ def _config(
         "optimizer": {},
     }
     return config | _task(found, depth, decoder_depth, hints, model)
+
+
+def _size(width: int, depth: int, num_heads: int | None) -> str:
+    """The first of `VIT_SPECS` that is so."""
+    for name, spec in VIT_SPECS.items():
+        same = (spec.width, spec.depth) == (width, depth)
+        if same and num_heads in (None, spec.num_heads):
+            return name
+    raise UserError(
+        f"no size of ours has width {width}, {depth} blocks and"
+        f" {num_heads or 'any number of'} heads; known: {sorted(VIT_SPECS)}"
+    )
 
 
 def _task(

@@ -97,33 +97,11 @@ class Encoder(nn.Module):
         images: standardised. mask: None sees every patch, in either layout. keys: one
         an example, for drop path; None drops nothing.
         """
-        width, depth = self.spec.width, self.spec.depth
+        depth = self.spec.depth
         taps = (depth,) if taps is None else taps
         if mask is not None and layout == "visible" and self.relative_bias != "none":
             raise ValueError("a relative position bias wants layout mask_token")
-        embed = Dense(width, dtype=self.dtype, name="patch_embedding")
-        cls_position, positions = self._positions()
-        patches = patchify(images, self.patch_size)
-        if mask is None:
-            x = embed(patches) + positions
-        elif layout == "visible":
-            # Hidden patches are dropped before the embedding: nothing is spent on them.
-            x = embed(gather_patches(patches, mask.ids_visible))
-            x = x + positions[0][mask.ids_visible]
-        else:
-            token = self.param("mask_token", token_init, (1, 1, width))
-            x = jnp.where(
-                mask.is_masked[..., None], token.astype(self.dtype), embed(patches)
-            )
-            x = x + positions
-        cls = self.param("cls_token", token_init, (1, 1, width)).astype(self.dtype)
-        cls = jnp.broadcast_to(cls + cls_position, (x.shape[0], 1, width))
-        x = jnp.concatenate([cls, x], axis=1)
-        if self.layer_scale:
-            # What a small factor leaves of a branch would be lost in half precision.
-            x = x.astype(jnp.float32)
-        if self.style == "clip":
-            x = LayerNorm(dtype=self.dtype, name="norm_embedding")(x)
+        x = self._embedded(images, mask, layout)
         bias = None
         if self.relative_bias == "shared":
             shared = RelativePositionBias(
@@ -152,6 +130,39 @@ class Encoder(nn.Module):
             tap: Features(prefix=tokens[tap][:, :1], patches=tokens[tap][:, 1:])
             for tap in sorted(taps)
         }
+
+    def _embedded(
+        self,
+        images: Float[Array, "b height width c"],
+        mask: Mask | None,
+        layout: Layout,
+    ) -> Float[Array, "b t d"]:
+        """What enters the first block: cls and patches, with their positions."""
+        width = self.spec.width
+        embed = Dense(width, dtype=self.dtype, name="patch_embedding")
+        cls_position, positions = self._positions()
+        patches = patchify(images, self.patch_size)
+        if mask is None:
+            x = embed(patches) + positions
+        elif layout == "visible":
+            # Hidden patches are dropped before the embedding: nothing is spent on them.
+            x = embed(gather_patches(patches, mask.ids_visible))
+            x = x + positions[0][mask.ids_visible]
+        else:
+            token = self.param("mask_token", token_init, (1, 1, width))
+            x = jnp.where(
+                mask.is_masked[..., None], token.astype(self.dtype), embed(patches)
+            )
+            x = x + positions
+        cls = self.param("cls_token", token_init, (1, 1, width)).astype(self.dtype)
+        cls = jnp.broadcast_to(cls + cls_position, (x.shape[0], 1, width))
+        x = jnp.concatenate([cls, x], axis=1)
+        if self.layer_scale:
+            # What a small factor leaves of a branch would be lost in half precision.
+            x = x.astype(jnp.float32)
+        if self.style == "clip":
+            x = LayerNorm(dtype=self.dtype, name="norm_embedding")(x)
+        return x
 
     def _positions(self) -> tuple[Any, Float[Array, "1 n d"]]:
         """Of cls and of the patches."""
