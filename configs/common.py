@@ -359,7 +359,7 @@ def mae() -> ConfigDict:
     method.layout = "visible"
     method.standardise_pixels = True
     method.mask = mask()
-    method.decoder = ConfigDict({"depth": 8, "width": 512, "num_heads": 16})
+    method.decoder = decoder(depth=8)
     return method
 
 
@@ -375,7 +375,7 @@ def ddae() -> ConfigDict:
     method.layout = "visible"
     method.standardise_pixels = True
     method.mask = mask()
-    method.decoder = ConfigDict({"depth": 2, "width": 512, "num_heads": 16})
+    method.decoder = decoder(depth=2)
     method.taps = config_dict.placeholder(tuple)
     method.tap_weight = 0.25
     method.metric = "euclidean"
@@ -392,6 +392,11 @@ def ddae() -> ConfigDict:
     )
     method.momentum = momentum(0.999, 0.9999, 0.99999)
     return method
+
+
+def decoder(depth: int) -> ConfigDict:
+    """MAE's decoder; its dtype is config.dtype where it says nothing else."""
+    return ConfigDict({"depth": depth, "width": 512, "num_heads": 16, "dtype": ""})
 
 
 def mask() -> ConfigDict:

@@ -15,6 +15,7 @@ from ddae.dds import (
 )
 from ddae.difficulty import BetaSchedule, Metric
 from ddae.masking import Masking
+from ddae.models.build import DTYPES
 from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
 from ddae.networks import EncoderSettings, TokenizerSettings
@@ -24,13 +25,19 @@ from ddae.targets import Frozen, Hog, Pixels, TeacherLayer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Blocks, width and attention heads of each tap's decoder (visible layout)."""
+    """Blocks, width and attention heads of each tap's decoder (visible layout).
+
+    dtype: what it computes in, float32 or bfloat16; empty is the encoder's.
+    """
 
     depth: int = 8
     width: int = 512
     num_heads: int = 16
+    dtype: str = ""
 
     def __post_init__(self):
+        if self.dtype not in ("", *DTYPES):
+            raise ValueError(f"dtype={self.dtype!r} is not one of {list(DTYPES)}")
         if self.depth < 0:
             raise ValueError(f"depth={self.depth} must not be negative")
         wide = self.width > 0 and self.num_heads > 0
@@ -65,7 +72,7 @@ def mae(
             grid=encoder.grid,
             outputs=outputs,
             input_norm=False,
-            dtype=encoder.dtype,
+            dtype=DTYPES.get(decoder.dtype, encoder.dtype),
             remat=encoder.remat,
             scan=encoder.scan,
             kernel=encoder.kernel,

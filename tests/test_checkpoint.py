@@ -145,6 +145,7 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
     config = {
         "method__mask": {"ratio": 0.75},
         "method__features": {"ramp": 0.5},
+        "method__decoder__dtype": "bfloat16",
     }
     run(tmp_path, total_steps=2, **config)
     before = (tmp_path / "config.json").read_text()
@@ -157,9 +158,11 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
             run(tmp_path, total_steps=3, **(config | {key: then}))
     assert (tmp_path / "config.json").read_text() == before
     capsys.readouterr()
-    run(tmp_path, total_steps=2, optimizer__base_lr=2e-2, **config)
+    again = {"optimizer__base_lr": 2e-2, "method__decoder__dtype": "float32"}
+    run(tmp_path, total_steps=2, **(config | again))
     said = capsys.readouterr().out
-    assert "with other settings:\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
+    assert "with other settings:\n  config.method.decoder.dtype: 'bfloat16' -> " in said
+    assert "\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
     kept = (tmp_path / "config.json").read_text()
     run(tmp_path, total_steps=1, **config)  # trains nothing
     assert (tmp_path / "config.json").read_text() == kept

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,17 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
+from ddae.train.optimizer import (
+    OptimizerSettings,
+    make_optimizer,
+    path_name,
+    rules_of,
+)
 from ddae.train.sharding import (
     MIN_SHARDED,
     MeshSettings,
     batch_sharding,
+    gathered,
     make_mesh,
     replicated,
     state_sharding,
@@ -88,6 +95,35 @@ def test_fsdp_in_half_precision_is_the_same_but_for_what_it_sums(digit_images):
     fsdp, state = losses_of(digit_images, devices=4, fsdp=4, dtype="bfloat16")
     np.testing.assert_allclose(fsdp, alone, rtol=2e-3)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("dtype", ["", "float32"])
+def test_a_decoder_may_be_in_full_precision_beside_an_encoder_in_half(dtype):
+    """Its blocks, their kernels as FSDP gathers them, and what it predicts."""
+    config = tiny_config(
+        dtype="bfloat16", model__size="Wide", method__decoder__dtype=dtype
+    )
+    task = tasks.from_config(config)
+    mesh = make_mesh(MeshSettings(fsdp=4), 16, 1, jax.devices())
+    params = jax.eval_shape(task.init, ROOT)
+    found = jax.eval_shape(lambda x: gathered(x, mesh, task.dtype_of), params)
+    kernels = {
+        path_name(path): x.dtype.name
+        for path, x in jax.tree_util.tree_leaves_with_path(found)
+        if re.search(r"/block_\d+/.*/kernel$", path_name(path))
+    }
+    heads = {d for name, d in kernels.items() if name.startswith("/heads/")}
+    assert heads == {dtype or "bfloat16"}
+    others = {d for name, d in kernels.items() if name.startswith("/encoder/")}
+    assert others == {"bfloat16"} and len(kernels) == 16
+
+    def predict(params):
+        mask = task.method.masking.draw(jax.random.split(ROOT, 2), (4, 4))
+        return task.predict(params, jnp.zeros((2, 8, 8, 1)), mask)
+
+    predictions, features = jax.eval_shape(predict, params)
+    assert {x.dtype.name for x in jax.tree.leaves(predictions)} == heads
+    assert {x.dtype.name for x in jax.tree.leaves(features)} == {"bfloat16"}
 
 
 @pytest.mark.slow

@@ -58,6 +58,10 @@ WRONG = [
         {"method__features": {"target": "mean", "mean_of": 9}},
         "features.mean_of=9 is not between 1 and 2 blocks",
     ),
+    (
+        {"method__decoder": {"dtype": "float16"}},
+        "config.method.decoder: dtype='float16' is not one of .*'float32'",
+    ),
     ({"method__mask": {"ratio": 0.99}}, "config.method.mask: .*would stay visible"),
     ({"method__mask": {"ratio": 0.0}}, "config.method.mask: mask ratio 0.0"),
     ({"method__taps": (2, 9)}, "tap 9 lies outside the network's blocks 1 to 2"),

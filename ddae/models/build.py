@@ -3,10 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 from ddae.models.blocks import Remat, Style
 from ddae.models.kernels import Kernel
 from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias
 from ddae.settings import UserError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""What a network may compute in, as config.dtype has it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from ddae import settings
-from ddae.models.build import ModelSettings, make_encoder
+from ddae.models.build import DTYPES, ModelSettings, make_encoder
 from ddae.models.vit import Encoder, Features
 from ddae.settings import UserError
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

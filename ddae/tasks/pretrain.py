@@ -65,9 +65,11 @@ class Pretrain(Task):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.method.encoder)
 
-    @property
-    def dtype(self) -> Any:
-        return self.method.encoder.dtype
+    def dtype_of(self, path: str) -> Any:
+        """Of a head's block what the head says, where it says something."""
+        room, key, *_ = path.split("/")
+        head = self.method.heads.get(key) if room == "heads" else None
+        return getattr(head, "dtype", self.method.encoder.dtype)
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {key: ...}}, float32; "frozen" where there are."""

@@ -120,8 +120,7 @@ class Segment(Task):
         """That of a crop, and of a window of the evaluation."""
         return image_shape(self.encoder)
 
-    @property
-    def dtype(self) -> Any:
+    def dtype_of(self, path: str) -> Any:
         return self.encoder.dtype
 
     def init(self, rng: Key[Array, ""]) -> Params:

@@ -26,9 +26,9 @@ class Task(Protocol):
         """(height, width, channels) of the images that it takes."""
         ...
 
-    @property
-    def dtype(self) -> Any:
-        """What the blocks of its transformers compute in."""
+    def dtype_of(self, path: str) -> Any:
+        """What the transformer block whose weights are at "encoder/block_00/..." or
+        another `path` computes in."""
         return jnp.float32
 
     def init(self, rng: Key[Array, ""]) -> Params:

@@ -81,8 +81,7 @@ class Tokenize(Task):
     def image_shape(self) -> tuple[int, int, int]:
         return image_shape(self.encoder)
 
-    @property
-    def dtype(self) -> Any:
+    def dtype_of(self, path: str) -> Any:
         return self.encoder.dtype
 
     @property

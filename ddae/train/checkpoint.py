@@ -40,10 +40,11 @@ Tree = Any
 
 SAME = (
     r"(task|image_size|data\.(mean|std))$"
-    r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*workdir$)"
+    r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*(workdir|\.dtype)$)"
 )
 """Keys of a config that a resumed run cannot change: it would go on with another task
-than its state has learned. What is frozen may lie elsewhere."""
+than its state has learned. What is frozen may lie elsewhere, and a decoder may go on in
+another precision."""
 
 
 class CheckpointError(RuntimeError):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,9 +88,9 @@ def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
-def gathered(params: Any, mesh: Mesh, dtype: Any) -> Any:
+def gathered(params: Any, mesh: Mesh, dtype_of: Callable[[str], Any]) -> Any:
     """`params` whole on every device while a loss reads them (FSDP), the kernels of
-    blocks as dtype, which they are read in.
+    blocks as what these compute in: `dtype_of` their path.
 
     Left to itself XLA keeps parameters cut and gathers activations, over the batch. Of
     their gradient a device needs its own part of the sum alone: a reduce-scatter.
@@ -111,7 +112,7 @@ def gathered(params: Any, mesh: Mesh, dtype: Any) -> Any:
     def cast(path: Any, x: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         kernel = re.search(r"/block_\d+/.*/kernel$", f"/{name}")
-        return x.astype(dtype) if kernel else x
+        return x.astype(dtype_of(name)) if kernel else x
 
     # Cut once more, or XLA casts what it has gathered.
     return gather(constrain(jax.tree_util.tree_map_with_path(cast, params), cut))

@@ -73,8 +73,8 @@ def make_step(
         trained, frozen = optimizer.split(state.params)
 
         def loss(trained: Params, batch: Batch, rngs: Key[Array, " b"]):
-            params = gathered(merge(trained, frozen), mesh, task.dtype)
-            ema_params = gathered(state.ema_params, mesh, task.dtype)
+            params = gathered(merge(trained, frozen), mesh, task.dtype_of)
+            ema_params = gathered(state.ema_params, mesh, task.dtype_of)
             if augment.on_device:
                 batch = _cropped(batch, stream(rngs, "augment"), augment)
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
