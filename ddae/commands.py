@@ -1,10 +1,11 @@
 """What all commands of this package have in common: `python -m ddae.NAME`."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 from ddae.settings import UserError
 
@@ -35,6 +36,19 @@ def run(
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def whole(path: str) -> Iterator[BinaryIO]:
+    """A file to write to; it is at `path` once all is written, and nowhere before."""
+    part = f"{path}.part"
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
 
 
 def at_home(arguments: Iterable[str]) -> list[str]:

@@ -81,7 +81,8 @@ def _features(args: Any) -> None:
     features, files = extract(
         args.workdir, args.folder, args.tap, args.pool, args.on_error
     )
-    np.savez(args.out, features=features, files=np.array(files))
+    with commands.whole(args.out) as file:
+        np.savez(file, features=features, files=np.array(files))
     print(f"{args.out}: features {features.shape} of {len(files)} images")
 
 

@@ -44,6 +44,19 @@ def test_what_is_wrong_with_what_was_given_is_one_line(error, capsys):
     assert capsys.readouterr().err == "error: a b\n"
 
 
+def test_a_file_is_there_when_all_of_it_is_written(tmp_path):
+    path = tmp_path / "out.npz"
+    with pytest.raises(OSError, match="full"), commands.whole(str(path)) as file:
+        file.write(b"a part")
+        raise OSError("the disk is full")
+    assert not list(tmp_path.iterdir())
+    with commands.whole(str(path)) as file:
+        file.write(b"all")
+        assert not path.exists()
+    assert [x.name for x in tmp_path.iterdir()] == ["out.npz"]
+    assert path.read_bytes() == b"all"
+
+
 def test_who_reads_no_further_is_told_nothing():
     code = "from ddae.commands import parser, run; import sys;"
     code += "sys.exit(run(lambda args: print('x' * 10**6), parser('a', ''), []))"

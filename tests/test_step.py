@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
+from ddae.train import step as step_module
+from ddae.train.cluster import Signals
 from ddae.train.optimizer import (
     OptimizerSettings,
     make_optimizer,
@@ -326,6 +329,22 @@ def test_encode_pads_and_never_masks(digit_images):
     expected = jax.jit(task.encode)(params, images)
     np.testing.assert_allclose(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(features.patches, encode(params, images).patches)
+
+
+def test_what_the_host_does_alone_for_long_is_no_silence(monkeypatch):
+    monkeypatch.setattr(step_module, "BEAT_SECONDS", 0.01)
+    signals = Signals()
+    on_devices = OnDevices(make_mesh(MeshSettings(), 16, 1), signals)
+    signals.last_beat = 0.0
+
+    def work():
+        while not signals.last_beat:
+            time.sleep(0.001)
+        return 7
+
+    assert on_devices.meanwhile(work) == 7
+    with pytest.raises(ZeroDivisionError):
+        on_devices.meanwhile(lambda: 1 / 0)
 
 
 class Toy(Task):

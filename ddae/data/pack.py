@@ -35,10 +35,9 @@ def pack(out: str, data: DataSettings, image_size: int) -> dict[str, int]:
         images = np.concatenate([batch["image"] for batch in batches])
         labels = np.concatenate([batch["label"] for batch in batches])
         path = os.path.join(out, f"{name}.npz")
-        with open(f"{path}.part", "wb") as file:
+        with commands.whole(path) as file:
             names = np.array(source.class_names, str)
             np.savez(file, images=images, labels=labels, class_names=names)
-        os.replace(f"{path}.part", path)
         counts[path] = len(images)
     return counts
 

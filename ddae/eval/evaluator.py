@@ -21,11 +21,14 @@ HostFunction = Callable[[Any, np.ndarray], Any]
 
 
 class OnDevices(Protocol):
-    """Makes such a function of one of arrays on the devices of `mesh`."""
+    """Makes such a function of one of arrays on the devices of `mesh`; `meanwhile` is
+    for what the host does alone for long."""
 
     mesh: Mesh
 
     def __call__(self, function: Callable[[Any, jax.Array], Any]) -> HostFunction: ...
+
+    def meanwhile(self, work: Callable[[], Any]) -> Any: ...
 
 
 CHUNK = 1024

@@ -75,7 +75,9 @@ def make_knn(
             f"knn{n}_top1": float(s) for n, s in zip(ks, shares, strict=True)
         }
         if linear:
-            found["linear_top1"] = linear_top1(bank, labels, queries, truth)
+            found["linear_top1"] = on_devices.meanwhile(
+                lambda: linear_top1(bank, labels, queries, truth)
+            )
         return found
 
     return run

@@ -1,7 +1,9 @@
 """The one train step."""
 
 import functools
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -33,6 +35,9 @@ Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 CHUNK = 256
 """Images evaluated at a time, over all devices."""
+
+BEAT_SECONDS = 1.0
+"""Between two signs of life while the host works alone."""
 
 WHOLE = ("stop", "images")
 """Parts of a batch that are not cut into rows: `images`, of which its `index` names the
@@ -199,6 +204,9 @@ class OnDevices:
     Images go through in chunks of one size, so that one compiled function serves all;
     every image counts once, whatever the number of devices. Raises `PreemptedError` in
     every process where one of them was asked to stop.
+
+    `meanwhile(work)` is what `work` gives, on the host, however long it takes: no
+    watchdog calls the run silent for that.
     """
 
     def __init__(self, mesh: Mesh, signals: Signals | None = None):
@@ -234,6 +242,21 @@ class OnDevices:
             return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
         return over
+
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        found = Future()
+
+        def run() -> None:
+            try:
+                found.set_result(work())
+            except BaseException as error:
+                found.set_exception(error)
+
+        # A daemon: a second Ctrl-C need not wait for it.
+        threading.Thread(target=run, daemon=True).start()
+        while wait([found], timeout=BEAT_SECONDS).not_done:
+            self._signals.beat()
+        return found.result()
 
 
 def _kept(finite: Array, updated: Any, unchanged: Any, mesh: Mesh) -> Any:
