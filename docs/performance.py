@@ -317,16 +317,20 @@ def lever_rows(rows):
                 said.append(f"{what}: {ratio:.2f} x with {row['steps_per_dispatch']}")
         return "; ".join(said)
 
-    def planned(say, devices):
-        for before in of(rows, "plan_before", chips=devices):
+    def planned(say, lever):
+        said = []
+        for before in of(rows, "plan_before", lever=lever):
             now = of(rows, "plan", command=before["command"])
             if now:
                 what = f"{before['method']}-{before['size']} for {before['slice']}"
-                return f"{what}, as compiled: {say(before)} became {say(now[-1])}"
-        return None
+                said.append(f"{what}: {say(before)} became {say(now[-1])}")
+        return said and f"as compiled, {'; '.join(said)}"
 
     def copies(row):
         return f"{row['copies']} copies of {row['copied_bytes'] / 2**30:.2f} GiB a step"
+
+    def moved(row):
+        return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
 
     casts = of(rows, "casts")
     cast = casts and (
@@ -379,13 +383,21 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                planned(copies, 1),
+                planned(copies, "state"),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                planned(scaling.said, 16),
+                planned(scaling.said, "fsdp"),
+                "always; not timed",
+            ),
+            (
+                "queries, keys and values as products of their own, and a stack filled"
+                " up to an even number of tokens once, not every block, where flash"
+                " attention is; targets normalised by variances of one pass. What a"
+                " step reads and writes outside matrix products and attention",
+                planned(moved, "traffic"),
                 "always; not timed",
             ),
             (

@@ -18,6 +18,9 @@ import scaling  # noqa: E402
 
 pytestmark = pytest.mark.cuda
 
+APART = {"xla_gpu_dot_merger_threshold_mb": 0}
+"""XLA makes one of small products, as these are and a ViT-B's are not."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
@@ -62,9 +65,7 @@ def test_attention_is_flash_from_where_it_pays_and_stays_with_its_rows():
 def test_flash_attention_takes_what_products_wrote():
     """Queries, keys and values are neither cut from one array nor padded for it, nor
     are the gradients of what it gave: each is written once."""
-    # XLA makes one of small products, as these are and a ViT-B's are not.
-    apart = {"xla_gpu_dot_merger_threshold_mb": 0}
-    _, text = compiled_for("h100:1", wide_config(), **apart)
+    _, text = compiled_for("h100:1", wide_config(), **APART)
     lines = [scaling.OPERANDS.match(line) for line in entry(text).splitlines()]
     made = {
         line[1]: (line[2], line[3], re.findall(r"%([\w.-]+)", line[4]))
@@ -86,8 +87,10 @@ def test_flash_attention_takes_what_products_wrote():
 
 @pytest.mark.parametrize("name, fsdp", [("h100:4", 4), ("a100:2x4", 4)])
 def test_fsdp_scatters_what_it_sums_and_gathers_kernels_in_half_precision(name, fsdp):
-    work, text = compiled_for(name, wide_config(mesh__fsdp=fsdp))
+    work, text = compiled_for(name, wide_config(mesh__fsdp=fsdp), **APART)
     found = scaling.collectives(text)
+    wanted = {"all-reduce", "all-gather", "reduce-scatter"}
+    assert {kind for kind, *_ in found} == wanted
     cut = [
         shape.size
         for shape, sharding in zip(

@@ -71,7 +71,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(shapes: Any, mesh: Mesh) -> Any:
-    """An array is cut along its longest axis that fsdp divides; small ones not."""
+    """An array is cut along its first axis that fsdp divides, of a kernel its rows, so
+    that the columns of query, key and value stay together; small ones not."""
     return jax.tree.map(
         lambda x: NamedSharding(mesh, _partition(x.shape, mesh)), shapes
     )
@@ -81,11 +82,10 @@ def _partition(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     parts = mesh.shape["fsdp"]
     if parts == 1 or np.prod(shape) < MIN_SHARDED:
         return PartitionSpec()
-    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if not divisible:
-        return PartitionSpec()
-    axis = max(divisible, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
+    for axis, size in enumerate(shape):
+        if size % parts == 0:
+            return PartitionSpec(*[None] * axis, "fsdp")
+    return PartitionSpec()
 
 
 def gathered(params: Any, mesh: Mesh, dtype_of: Callable[[str], Any]) -> Any:
