@@ -521,7 +521,7 @@ HISTORY_NOTE = """
 The step of `mae_in1k:model=B` on one GPU. With LayerNorm's variance in a pass of its
 own XLA makes a Triton kernel of the norm and writes its gradient's products to memory
 in float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the
-command below. The last row is older than two levers below that are not timed yet."""
+command below. The last row is older than three levers below that are not timed yet."""
 
 
 def history_rows(rows):

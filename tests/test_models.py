@@ -152,7 +152,8 @@ def test_heads_predict_the_masked_patches_and_nothing_else():
         "visible": TapDecoder(ViTSpec(16, 1, 2), (2, 4), outputs, input_norm=True),
         "mask_token": MaskedLinear(outputs, input_norm=True),
     }
-    for layout, head in heads.items():
+    none = heads["visible"].clone(decoder=ViTSpec(16, 0, 2))  # of no block
+    for layout, head in [*heads.items(), ("visible", none)]:
         tokens, _ = encoder.init_with_output(
             jax.random.key(0), images, mask, layout, (2,)
         )

@@ -235,7 +235,7 @@ class Block(nn.Module):
 def through_blocks(
     owner: nn.Module,
     settings: Mapping[str, Any],
-    layers: Sequence[int],
+    layers: range,
     x: Float[Array, "b t d"],
     bias: Float[Array, "1 heads t t"] | None = None,
     keys: Key[Array, " b"] | None = None,
@@ -247,14 +247,16 @@ def through_blocks(
     scan: bool = False,
 ) -> dict[int, Float[Array, "b t d"]]:
     """x after the last of the blocks of `owner` (called in its compact method) that are
-    numbered `layers`, and after those of them that are in `taps`, by number.
+    numbered `layers`, and after those of them that are in `taps`, by number; and before
+    the first, by the number before it.
 
     settings: of `Block`, the same for all; drop_path: one for each. kernel: asked for.
     remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: one
     compiled block goes over their weights from tap to tap, which are stacked for it:
     they are named and stored as without.
     """
-    t = x.shape[1]
+    t, first = x.shape[1], layers.start
+    found = {first - 1: x}
     x, settings = _for_attention(x, settings, kernel, bias)
     rates = dict(zip(layers, drop_path or [0.0] * len(layers), strict=True))
     make = Block if remat == "off" else nn.remat(Block, policy=POLICIES[remat])
@@ -280,9 +282,8 @@ def through_blocks(
         own_rates = jnp.array([rates[layer] for layer in part], jnp.float32)
         return jax.lax.scan(one, x, (stacked, jnp.array(part), own_rates))[0]
 
-    found = {}
-    ends = sorted({*taps, layers[-1]} & {*layers})
-    for before, end in itertools.pairwise([layers[0] - 1, *ends]):
+    ends = sorted({*taps, layers.stop - 1} & {*layers})
+    for before, end in itertools.pairwise([first - 1, *ends]):
         part = range(before + 1, end + 1)
         loop = scan and len(part) > 1 and not owner.is_initializing()
         x = (scanned if loop else one_by_one)(x, part)

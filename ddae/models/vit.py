@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         }
         layers = range(1, depth + 1)
         rates = [self.drop_path * (i - 1) / max(1, depth - 1) for i in layers]
-        tokens = {0: x} | through_blocks(
+        tokens = through_blocks(
             *(self, block, layers, x, bias, keys, rates, taps),
             kernel=self.kernel,
             remat=self.remat,
