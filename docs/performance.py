@@ -100,12 +100,13 @@ def scale_goals(rows):
     if data:
         largest = [[x for x in r["all_reduces"] if x[0] > 2**20] for r in data]
         combined = all(len(found) == 1 for found in largest)
-        rest = max(b for r in data for b, _ in r["all_reduces"] if b <= 2**20)
-        shown = (
-            f"at the most {max(map(len, largest))} above 1 MiB, of"
-            f" {' and '.join(str(n) for _, n in max(largest, key=len))} arrays;"
-            f" others of {rest} bytes or less"
+        fewest, most = min(largest, key=len), max(largest, key=len)
+        shown = " to ".join(
+            f"{len(found)}, of {' and '.join(str(n) for _, n in found)} arrays"
+            for found in (fewest, most)
         )
+        rest = [b for r in data for b, _ in r["all_reduces"] if b <= 2**20]
+        shown += f"; others of {max(rest)} bytes or less" if rest else ""
     yield goal(
         "data parallel: one combined all-reduce of the gradients", shown, combined
     )

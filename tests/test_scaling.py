@@ -28,15 +28,11 @@ def found_in_step(fsdp):
 
 
 def test_data_parallel_is_one_combined_all_reduce_of_the_gradients():
-    """Beside it only what is reported of the whole batch: the teacher's deviations."""
+    """Metrics travel along, a number or a channel's mean each."""
     work, found = found_in_step(fsdp=1)
-    assert {kind for kind, *_ in found} == {"all-reduce"}
-    largest, *others = sorted(found, key=lambda op: -op[2])
+    ((kind, _, size, _),) = found
     gradients = sum(x.size * 4 for x in jax.tree.leaves(work.shapes.params))
-    # Metrics travel along, a number or a channel's mean each.
-    assert gradients <= largest[2] < gradients + 2048
-    width = work.task.method.encoder.spec.width
-    assert all("_std" in op[3] and op[2] <= 8 * width for op in others)
+    assert kind == "all-reduce" and gradients <= size < gradients + 2048
 
 
 def test_fsdp_gathers_parameters_and_nothing_of_the_batch():
