@@ -57,6 +57,8 @@ def parts():
         change = f"model.attention={kernel}"
         found.append((f"mae B {kernel}", step(mae.format("B"), 512, change), 150))
         found.append((f"ddae B {kernel}", step(ddae.format("B"), 512, change), 150))
+        command = step("simmim_in1k:model=B", 256, change)  # with a learned bias
+        found.append((f"simmim B {kernel}", command, 150))
     for change in ("remat=dots", "remat=full", "scan=true"):
         command = step(mae.format("B"), 512, f"model.{change}")
         found.append((f"mae B {change}", command, 150))

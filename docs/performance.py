@@ -330,6 +330,17 @@ def lever_rows(rows):
     def copies(row):
         return f"{row['copies']} copies of {row['copied_bytes'] / 2**30:.2f} GiB a step"
 
+    def biased():
+        found = {r["attention"]: r for r in of(rows, "plan_bias")}
+        if found.keys() < {"xla", "cudnn"}:
+            return None
+        said = (
+            f"{moved(row)} and {row['planned_bytes'] / 2**30:.1f} GiB planned"
+            for row in (found["xla"], found["cudnn"])
+        )
+        what = "{method}-{size} at batch {batch} for {slice}".format(**found["xla"])
+        return f"as compiled, {what}: {' became '.join(said)}"
+
     def moved(row):
         return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
 
@@ -400,6 +411,11 @@ def lever_rows(rows):
                 " step reads and writes outside matrix products and attention",
                 planned(moved, "traffic"),
                 "always; not timed",
+            ),
+            (
+                "flash attention with a learned bias (SimMIM, BEiT)",
+                biased(),
+                "`config.model.attention=cudnn` alone: never run on a GPU",
             ),
             (
                 "memory kept from step to step, on a CPU",

@@ -62,6 +62,19 @@ def test_attention_is_flash_from_where_it_pays_and_stays_with_its_rows():
     assert "fmha" not in compiled_for("h100:4", config)[1]
 
 
+def test_flash_attention_learns_a_bias_where_it_is_asked_to():
+    config = wide_config(method={"name": "simmim"})
+    config["model"] |= {"relative_bias": "shared", "attention": "cudnn"}
+    _, text = compiled_for("h100:4", config)
+    calls = re.findall(r'= (.*?) custom-call\(.*"__cudnn\$fmhaScaleBias(\w+)"', text)
+    assert (
+        sorted(kind for _, kind in calls) == ["Softmax"] * 2 + ["SoftmaxBackward"] * 2
+    )
+    backward = [made for made, kind in calls if kind == "SoftmaxBackward"]
+    assert all("[1,2,66,66]" in made for made in backward), "its own gradient"
+    assert {kind for kind, *_ in scaling.collectives(text)} == {"all-reduce"}
+
+
 def test_flash_attention_takes_what_products_wrote():
     """Queries, keys and values are neither cut from one array nor padded for it, nor
     are the gradients of what it gave: each is written once."""

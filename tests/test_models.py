@@ -176,7 +176,11 @@ def test_heads_predict_the_masked_patches_and_nothing_else():
         ({"chosen": "auto", "tokens": 197}, "cudnn"),
         ({"chosen": "auto", "tokens": 50}, "xla"),
         ({"dtype": jnp.float32}, "xla"),
-        ({"biased": True}, "xla"),
+        ({"biased": True}, "cudnn"),
+        ({"biased": True, "capability": "8.0"}, "xla"),
+        ({"biased": True, "chosen": "auto", "tokens": 197}, "xla"),
+        ({"capability": "8.0"}, "cudnn"),
+        ({"capability": "7.5"}, "xla"),
         ({"head_width": 36}, "xla"),
         ({"head_width": 136}, "xla"),
     ],
@@ -188,10 +192,11 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
         "head_width": 64,
         "dtype": jnp.bfloat16,
         "biased": False,
+        "capability": "9.0",
     } | changes
 
     class Gpu:
-        platform, compute_capability = "gpu", "9.0"
+        platform, compute_capability = "gpu", asked.pop("capability")
 
     assert kernels.attention_kernel(**asked) == "xla"  # on this machine
     monkeypatch.setattr(kernels.jax, "devices", lambda: [Gpu()])
@@ -199,40 +204,45 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
     assert kernels.attention_kernel(**asked) == kernel
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("tokens", [pytest.param(50, marks=pytest.mark.slow), 197])
-def test_flash_attention_is_attention(tokens):
+def test_flash_attention_is_attention(tokens, biased):
     """Output and gradients, of an odd number of tokens too: by cuDNN where there is a
     GPU that can, else by jax's own, with lengths alike."""
-    shape = (8, tokens, 4, 32)
-    q, k, v, weights = (
-        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(4)
-    )
-    kernel = kernels.attention_kernel("cudnn", tokens, 32, jnp.bfloat16, False)
+    shapes = 3 * [(8, tokens, 4, 32)] + biased * [(1, 4, tokens, tokens)]
+    operands = [
+        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16)
+        for i, shape in enumerate([*shapes, shapes[0]])
+    ]
+    kernel = kernels.attention_kernel("cudnn", tokens, 32, jnp.bfloat16, biased)
 
-    def flash(*operands):
+    def flash(q, k, v, bias=None):
         more = ((0, 0), (0, tokens % 2), (0, 0), (0, 0))
         # What fills up is seen by none, be it as large as it may.
-        filled = [jnp.pad(x, more, constant_values=99.0) for x in operands]
-        return kernels.flash(*filled, tokens, implementation=kernel)[:, :tokens]
+        q, k, v = (jnp.pad(x, more, constant_values=99.0) for x in (q, k, v))
+        return kernels.flash(q, k, v, tokens, bias, implementation=kernel)[:, :tokens]
 
     for found, wanted in zip(
-        with_gradients(flash, q, k, v, weights),
-        with_gradients(kernels.attend, q, k, v, weights),
+        with_gradients(flash, *operands),
+        with_gradients(kernels.attend, *operands),
         strict=True,
     ):
         largest = np.abs(wanted).max()
         np.testing.assert_allclose(found, wanted, atol=0.02 * largest)
 
 
-def test_a_stack_with_flash_attention_is_the_one_without(monkeypatch):
+@pytest.mark.parametrize("relative_bias", ["none", "shared", "block"])
+def test_a_stack_with_flash_attention_is_the_one_without(relative_bias, monkeypatch):
     """Every tap and gradient; 9 tokens, so that one more goes through all blocks."""
-    encoder, images = make(dtype=jnp.float32)
+    encoder, images = make(dtype=jnp.float32, relative_bias=relative_bias)
     params = jax.jit(encoder.init)(jax.random.key(0), images)["params"]
+    key = jax.random.key(1)
+    params = jax.tree.map(lambda x: x + jax.random.normal(key, x.shape) / 4, params)
     seen = []
 
-    def flash(q, k, v, tokens):
+    def flash(q, k, v, tokens, bias):
         seen.append((q.shape[1], tokens))
-        return kernels.flash(q, k, v, tokens, implementation="xla")
+        return kernels.flash(q, k, v, tokens, bias, implementation="xla")
 
     def taps(params):
         found = encoder.apply({"params": params}, images, taps=(0, 1, 3))

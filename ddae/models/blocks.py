@@ -131,7 +131,7 @@ class Attention(nn.Module):
             y.reshape(b, t, self.num_heads, d // self.num_heads)
             for y in QueryKeyValue(self.dtype, apart=fast, name="qkv")(x)
         )
-        x = flash(q, k, v, self.tokens) if fast else attend(q, k, v, bias)
+        x = flash(q, k, v, self.tokens, bias) if fast else attend(q, k, v, bias)
         return Dense(d, dtype=self.dtype, name="out")(x.reshape(b, t, d))
 
 

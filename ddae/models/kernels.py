@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 Kernel = Literal["auto", "xla", "cudnn"]
 """What computes attention. xla: everywhere. cudnn: its flash attention wherever it can
-run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on."""
+run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on, but where a bias is
+learned, with which it was not measured."""
 
 FLASH_FROM = 50
 """Tokens from which flash attention is no slower on an H100 (docs/performance.md);
@@ -22,22 +23,30 @@ def flash(
     k: Float[Array, "b t heads k"],
     v: Float[Array, "b t heads k"],
     tokens: int | None = None,
+    bias: Float[Array, "1 heads _ _"] | None = None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "b t heads k"]:
-    """softmax(q k' / sqrt(width)) v by cuDNN's flash attention, on a GPU; by jax's own
-    elsewhere, for tests.
+    """softmax(q k' / sqrt(width) + bias) v by cuDNN's flash attention, on a GPU; by
+    jax's own elsewhere, for tests.
 
     tokens: how many of t are looked at. jax takes the gradient of an even t alone, so
-    an odd number of tokens comes with one more.
+    an odd number of tokens comes with one more. bias: of these tokens.
     """
     t = q.shape[1]
-    if tokens in (None, t):
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    more = t - (tokens or t)
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, 0)))
+        unseen = ((0, 0), (0, 0), (0, 0), (0, more))
+        bias = jnp.pad(bias, unseen, constant_values=-1e9)
+    if bias is not None or not more:
+        return jax.nn.dot_product_attention(
+            q, k, v, bias, implementation=implementation
+        )
     # The same of each example, but cut over devices as q is: a constant would not be.
     lengths = jnp.minimum(tokens, tokens + (q[:, 0, 0, 0] > 0))
     return jax.nn.dot_product_attention(
         *(q, k, v),
-        query_seq_lengths=lengths + (t - tokens),
+        query_seq_lengths=lengths + more,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
@@ -68,16 +77,17 @@ def attention_kernel(
 ) -> Literal["xla", "cudnn"]:
     """What computes attention in a stack on this machine.
 
-    cuDNN's runs on a GPU of compute capability 8 or more, in half precision, with heads
-    of a width divisible by 8 up to 128. A bias that learns would want an even number of
-    tokens there, and ours have a cls token: such stacks stay with XLA.
+    cuDNN's runs on a GPU of compute capability 8 or more, 9 with the gradient of a
+    bias, in half precision, with heads of a width divisible by 8 up to 128.
     """
     if chosen not in typing.get_args(Kernel):
         raise ValueError(f"attention {chosen!r} is not auto, xla or cudnn")
-    wanted = chosen == "cudnn" or (chosen == "auto" and tokens >= FLASH_FROM)
+    many = tokens >= FLASH_FROM and not biased
+    wanted = chosen == "cudnn" or (chosen == "auto" and many)
     half = dtype in (jnp.bfloat16, jnp.float16)
-    if not wanted or biased or not half or head_width % 8 or head_width > 128:
+    if not wanted or not half or head_width % 8 or head_width > 128:
         return "xla"
     device = jax.devices()[0]
-    capable = float(getattr(device, "compute_capability", 0)) >= 8.0
+    least = 9.0 if biased else 8.0
+    capable = float(getattr(device, "compute_capability", 0)) >= least
     return "cudnn" if device.platform == "gpu" and capable else "xla"
