@@ -508,12 +508,12 @@ def planned_remat(rows):
 
 
 def planned_notes(rows):
-    """What was measured of a step that was planned, too."""
+    """What was measured of a step that was planned, too, as it was then."""
     said = []
-    for row in of(rows, "plan", slice="h100:1", remat="off", scan=False):
+    for row in of(rows, "plan_before", slice="h100:1", lever="traffic"):
         keys = ("method", "size", "batch", "dtype")
         seen = of(rows, "step", platform="gpu", **{key: row[key] for key in keys})
-        for one in seen if "--set" not in row["command"] else []:
+        for one in seen:
             if "H100" in one["machine"]:
                 sizes = [row["planned_bytes"], one["peak_bytes"]]
                 said.append(
@@ -522,7 +522,7 @@ def planned_notes(rows):
                 )
     if not said:
         return ""
-    return f" Planned, and taken by the step as it was on an H100: {'; '.join(said)}."
+    return f" Planned of the step as it was on an H100, and taken: {'; '.join(said)}."
 
 
 def where(row):

@@ -105,7 +105,8 @@ class QueryKeyValue(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (3 * d,))
         x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
         if not self.apart:
-            return jnp.split(flat_dot(x, kernel, None) + bias, 3, axis=-1)
+            y = (flat_dot(x, kernel, None) + bias).reshape(*x.shape[:2], 3, d)
+            return [y[:, :, i] for i in range(3)]
         parts = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
         return [flat_dot(x, own, None) + shift for own, shift in parts]
 
