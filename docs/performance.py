@@ -35,6 +35,7 @@ def read(paths):
         for line in pathlib.Path(path).read_text().splitlines():
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
+            named.append(row.get("lever"))
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
             if row["benchmark"].startswith(("step", "against_torch", "plan")):
                 named.append(row["command"])
