@@ -88,14 +88,10 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
+        block = {"spec": self.decoder, "dtype": self.dtype}
         depth = self.decoder.depth
         x = through_blocks(
-            *(
-                self,
-                {"spec": self.decoder, "dtype": self.dtype},
-                range(1, depth + 1),
-                x,
-            ),
+            *(self, block, range(1, depth + 1), x),
             kernel=self.kernel,
             remat=self.remat,
             scan=self.scan,
