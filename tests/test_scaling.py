@@ -64,3 +64,25 @@ def test_a_device_holds_its_part_of_the_state(size):
     work = measure.make_work({**config, "mesh": {"fsdp": DEVICES}}, 16)
     shard, whole = bytes_a_device(work.shapes, work.shardings)
     np.testing.assert_allclose(shard, whole / DEVICES, rtol=0.05)
+
+
+PROGRAM = """\
+ENTRY %main (p: f32[4,8]) -> f32[4] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %cut = f32[2,8]{1,0} fusion(%p), kind=kLoop, calls=%a
+  %sum = (f32[4]{0}, /*index=1*/bf16[4,8]{1,0}) fusion(%p, %cut), kind=kInput, calls=%b
+  %one = f32[4]{0} get-tuple-element(%sum), index=0
+  %c.1 = bf16[2,2]{1,0} custom-call(%cut, %cut), custom_call_target="__cublas$lt$matmul"
+  ROOT %copy = f32[4]{0} copy(%one)
+}
+"""
+
+
+def test_what_kernels_read_and_write_is_counted():
+    cut, summed, copied = 64 + 64, 16 + 64 + 128 + 64, 16 + 16
+    assert scaling.traffic(PROGRAM) == {
+        "kernels": 4,
+        "copies": 1,
+        "copied_bytes": 16,
+        "other_bytes": cut + summed + copied,
+    }
