@@ -189,17 +189,14 @@ def plan(config, batch, name):
             raise
         return found | {"too_large": str(error).splitlines()[0][:300]}
     text = compiled.as_text()
-    return (
-        found
-        | traffic(text)
-        | {
-            "compile_seconds": seconds,
-            "compile_cpu_seconds": cpu,
-            "planned_bytes": measure.planned_bytes(compiled),
-            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-            **totals(collectives(text)),
-        }
-    )
+    return found | {
+        **traffic(text),
+        "compile_seconds": seconds,
+        "compile_cpu_seconds": cpu,
+        "planned_bytes": measure.planned_bytes(compiled),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        **totals(collectives(text)),
+    }
 
 
 def shown(row):

@@ -36,7 +36,7 @@ COLLECTIVES = (
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "f16": 2}
 # Of one that is begun and ended, the end: what begins it names its operands too.
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
-OPERANDS = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)")
 NO_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 # What a TPU's compiler makes of a sum of which each device keeps its part: a fusion of
 # this name, of an all-reduce and a slice.
@@ -66,6 +66,16 @@ def collectives(hlo):
     return found
 
 
+def instructions(hlo):
+    """(name, type of its result, kind, names of its operands, line) of each that a
+    program runs one after the other."""
+    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", hlo, re.S | re.M)[1]
+    for line in entry.splitlines():
+        if match := INSTRUCTION.match(line):
+            name, result, kind, operands = match.groups()
+            yield name, result, kind, re.findall(r"%([\w.-]+)", operands), line
+
+
 def operations(hlo):
     """[(kind, bytes written, bytes read)] of what a program runs one by one, without
     what runs no kernel; kind is a custom call's target.
@@ -73,19 +83,14 @@ def operations(hlo):
     What computes each element by itself reads no more elements of an operand than it
     writes; of the others' operands all bytes count. What a loop runs counts once.
     """
-    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", hlo, re.S | re.M)[1]
     found, arrays = [], {}
-    for line in entry.splitlines():
-        match = OPERANDS.match(line)
-        if match is None:
-            continue
-        name, result, kind, operands = match.groups()
+    for name, result, kind, operands, line in instructions(hlo):
         elements, written = arrays[name] = _extent(result)
         if kind in NO_KERNEL:
             continue
         if target := re.search(r'custom_call_target="([^"]*)"', line):
             kind = target[1]
-        read = [arrays[x] for x in re.findall(r"%([\w.-]+)", operands) if x in arrays]
+        read = [arrays[x] for x in operands if x in arrays]
         if "kind=kLoop" in line:
             read = [(n, size * min(1.0, elements / n)) for n, size in read if n]
         found.append((kind, written, sum(size for _, size in read)))

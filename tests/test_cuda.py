@@ -37,17 +37,15 @@ def compiled_for(name, config, batch=64, **options):
     return work, compiled.as_text()
 
 
-def entry(text):
-    """The operations that a program runs one after the other."""
-    return re.search(r"^ENTRY .*?\{\n(.*?)^\}", text, re.S | re.M)[1]
-
-
 def test_the_state_is_written_over_and_never_copied():
     work, text = compiled_for("h100:1", wide_config())
     assert " conditional(" not in text, "the host would wait for it"
     matrices = [x.shape for x in jax.tree.leaves(work.shapes.params) if x.ndim == 2]
-    copied = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", entry(text))
-    copied = {tuple(int(n) for n in shape.split(",")) for shape in copied}
+    copied = {
+        tuple(int(n) for n in re.match(r"f32\[([\d,]+)\]", result)[1].split(","))
+        for _, result, kind, *_ in scaling.instructions(text)
+        if kind == "copy" and re.match(r"f32\[\d", result)
+    }
     assert len(matrices) > 20 and not copied & set(matrices)
 
 
@@ -79,15 +77,10 @@ def test_flash_attention_takes_what_products_wrote():
     """Queries, keys and values are neither cut from one array nor padded for it, nor
     are the gradients of what it gave: each is written once."""
     _, text = compiled_for("h100:1", wide_config(), **APART)
-    lines = [scaling.OPERANDS.match(line) for line in entry(text).splitlines()]
-    made = {
-        line[1]: (line[2], line[3], re.findall(r"%([\w.-]+)", line[4]))
-        for line in lines
-        if line
-    }
+    made = {name: rest for name, *rest in scaling.instructions(text)}
 
     def source(name):
-        _, kind, operands = made[name]
+        _, kind, operands, _ = made[name]
         return source(operands[0]) if kind in ("bitcast", "get-tuple-element") else kind
 
     calls = re.findall(r'%(\S+) = .*"__cudnn\$fmhaSoftmax(\w*)"', text)

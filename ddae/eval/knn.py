@@ -52,12 +52,7 @@ def make_knn(
             print(f"kNN is left out: {reason}", flush=True)
         return lambda params, step: {}
 
-    def pooled(params: Any, images: Array) -> Float[Array, "b d"]:
-        tokens: Features = task.encode(params, images)
-        x = tokens.patches.mean(axis=1) if pool == "mean" else tokens.prefix[:, 0]
-        return unit(x.astype(jnp.float32))
-
-    features = on_devices(pooled)
+    features = on_devices(lambda params, images: _pooled(task, pool, params, images))
     votes = make_votes(
         on_devices.mesh, ks, temperature, splits.train.num_classes, available
     )
@@ -81,6 +76,12 @@ def make_knn(
         return found
 
     return run
+
+
+def _pooled(task: Task, pool: str, params: Any, images: Array) -> Float[Array, "b d"]:
+    tokens: Features = task.encode(params, images)
+    x = tokens.patches.mean(axis=1) if pool == "mean" else tokens.prefix[:, 0]
+    return unit(x.astype(jnp.float32))
 
 
 def _top1(

@@ -33,7 +33,8 @@ def flash(
     an odd number of tokens comes with one more. bias: of these tokens.
     """
     t = q.shape[1]
-    more = t - (tokens or t)
+    tokens = t if tokens is None else tokens
+    more = t - tokens
     if bias is not None:
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, 0)))
         unseen = ((0, 0), (0, 0), (0, 0), (0, more))

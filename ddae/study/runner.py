@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from ddae import data, eval, settings, tasks
+from ddae import commands, data, eval, settings, tasks
 from ddae.settings import UserError
 from ddae.study.table import Run, Study, config_of, runs_of
 from ddae.train import loop
@@ -122,10 +122,8 @@ class Runner:
         return result
 
     def _keep(self, run: Run, result: Mapping[str, Any]) -> None:
-        part = self.path(run, f"{DONE}.part")
-        with open(part, "w") as file:
-            json.dump(result, file, indent=1)
-        os.replace(part, self.path(run, DONE))
+        with commands.whole(self.path(run, DONE)) as file:
+            file.write(json.dumps(result, indent=1).encode())
 
     def adopt(self, runs: list[Run], folder: str) -> Iterator[str]:
         """Takes over what another study's workdir has done with the same config, seed

@@ -13,6 +13,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -27,6 +28,9 @@ from ddae.train.state import NonFiniteError
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead by the others."""
+
+BEAT_SECONDS = 1.0
+"""Between two signs of life while the host works alone."""
 
 POLL_SECONDS = 2.0
 """How often a process looks whether another has failed."""
@@ -70,6 +74,22 @@ class Signals:
     def beat(self) -> None:
         """Work is going on."""
         self.last_beat = time.monotonic()
+
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives, on the host, however long it takes: work is going on."""
+        found = Future()
+
+        def run() -> None:
+            try:
+                found.set_result(work())
+            except BaseException as error:
+                found.set_exception(error)
+
+        # A daemon: a second Ctrl-C need not wait for it.
+        threading.Thread(target=run, daemon=True).start()
+        while wait([found], timeout=BEAT_SECONDS).not_done:
+            self.beat()
+        return found.result()
 
     def _note(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from ddae.tasks import Task
 from ddae.train.optimizer import Optimizer, merge
@@ -30,6 +30,20 @@ class TrainState:
     ema_params: Any
     nonfinite_in_row: Int[Array, ""]
     nonfinite: Int[Array, ""]
+
+    def after(
+        self, finite: Bool[Array, ""], params: Any, optimizer: Any, ema_params: Any
+    ) -> "TrainState":
+        """The state after a step that was finite or not."""
+        bad = jnp.where(finite, 0, 1)
+        return TrainState(
+            self.step + 1,
+            params,
+            optimizer,
+            ema_params,
+            nonfinite_in_row=(self.nonfinite_in_row + 1) * bad,
+            nonfinite=self.nonfinite + bad,
+        )
 
 
 def make_init(task: Task, optimizer: Optimizer):

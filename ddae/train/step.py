@@ -1,9 +1,7 @@
 """The one train step."""
 
 import functools
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -36,9 +34,6 @@ Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 CHUNK = 256
 """Images evaluated at a time, over all devices."""
 
-BEAT_SECONDS = 1.0
-"""Between two signs of life while the host works alone."""
-
 WHOLE = ("stop", "images")
 """Parts of a batch that are not cut into rows: `images`, of which its `index` names the
 rows, and `stop`, a flag of each device."""
@@ -67,12 +62,11 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]):
-        stop = batch.get("stop", jnp.zeros(1))
+        stop = batch.get("stop", jnp.zeros(1)).max()
         batch = rows_of(batch)
         progress = state.step.astype(jnp.float32) / total_steps
-        rngs = jax.random.split(
-            jax.random.fold_in(root, state.step), batch["image"].shape[0]
-        )
+        key = jax.random.fold_in(root, state.step)
+        rows = batch, jax.random.split(key, batch["image"].shape[0])
 
         # Frozen parameters are no variables: nothing is spent on their gradients.
         trained, frozen = optimizer.split(state.params)
@@ -85,9 +79,7 @@ def make_step(
             value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
-        (metrics, observed), grads = _gradient(
-            loss, trained, (batch, rngs), accumulate, mesh
-        )
+        (metrics, observed), grads = _gradient(loss, trained, rows, accumulate, mesh)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         momentum = task.momentum(progress)
@@ -102,32 +94,32 @@ def make_step(
             )
             return params, optimizer_state, ema_params
 
-        def unchanged():
-            return state.params, state.optimizer, state.ema_params
-
-        kept = _kept(finite, updated, unchanged, mesh)
-        bad = jnp.where(finite, 0, 1)
-        new_state = TrainState(
-            state.step + 1,
-            *kept,
-            nonfinite_in_row=(state.nonfinite_in_row + 1) * bad,
-            nonfinite=state.nonfinite + bad,
-        )
-        one = jnp.ones((), jnp.float32)
-        counted = metrics | {"gradient_norm": (norm, one)}
-        metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), counted)
-        own = {
-            "learning_rate": optimizer.schedule(state.step),
-            "nonfinite_steps": new_state.nonfinite,
-            "nonfinite_in_row": new_state.nonfinite_in_row,
-            "stop": stop.max(),
-        }
+        new_state = state.after(finite, *_kept(finite, updated, state, mesh))
+        own = {"learning_rate": optimizer.schedule(state.step), "stop": stop}
         if jax.tree.leaves(state.ema_params):
             own["teacher_momentum"] = momentum
-        own = {name: (value.astype(jnp.float32), one) for name, value in own.items()}
-        return new_state, metrics | own
+        return new_state, _reported(metrics, norm, finite, new_state, own)
 
     return step
+
+
+def _reported(
+    metrics: Metrics,
+    norm: Array,
+    finite: Array,
+    state: TrainState,
+    own: dict[str, Array],
+) -> Metrics:
+    """A step's metrics: the loss's and the gradient's norm, zeros where these are not
+    finite; how many steps were not, as the new `state` knows; and the step's own."""
+    own = own | {
+        "nonfinite_steps": state.nonfinite,
+        "nonfinite_in_row": state.nonfinite_in_row,
+    }
+    one = jnp.ones((), jnp.float32)
+    counted = metrics | {"gradient_norm": (norm, one)}
+    metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), counted)
+    return metrics | {name: (x.astype(jnp.float32), one) for name, x in own.items()}
 
 
 def rows_of(batch: Batch) -> Batch:
@@ -204,9 +196,6 @@ class OnDevices:
     Images go through in chunks of one size, so that one compiled function serves all;
     every image counts once, whatever the number of devices. Raises `PreemptedError` in
     every process where one of them was asked to stop.
-
-    `meanwhile(work)` is what `work` gives, on the host, however long it takes: no
-    watchdog calls the run silent for that.
     """
 
     def __init__(self, mesh: Mesh, signals: Signals | None = None):
@@ -244,23 +233,15 @@ class OnDevices:
         return over
 
     def meanwhile(self, work: Callable[[], Any]) -> Any:
-        found = Future()
-
-        def run() -> None:
-            try:
-                found.set_result(work())
-            except BaseException as error:
-                found.set_exception(error)
-
-        # A daemon: a second Ctrl-C need not wait for it.
-        threading.Thread(target=run, daemon=True).start()
-        while wait([found], timeout=BEAT_SECONDS).not_done:
-            self._signals.beat()
-        return found.result()
+        return self._signals.meanwhile(work)
 
 
-def _kept(finite: Array, updated: Any, unchanged: Any, mesh: Mesh) -> Any:
-    """What `updated` gives where the step is finite, else what `unchanged` does."""
+def _kept(finite: Array, updated: Any, state: TrainState, mesh: Mesh) -> Any:
+    """What `updated` gives where the step is finite, else what `state` has of it."""
+
+    def unchanged():
+        return state.params, state.optimizer, state.ema_params
+
     if mesh.devices.flat[0].platform in BRANCHING:
         return jax.lax.cond(finite, updated, unchanged)
     choose = functools.partial(jnp.where, finite)
