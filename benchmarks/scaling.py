@@ -103,12 +103,12 @@ def traffic(hlo):
     """
     found = operations(hlo)
     copied = [written for kind, written, _ in found if kind == "copy"]
-    rest = [a + b for kind, a, b in found if not re.search("matmul|fmha", kind)]
+    others = [op for op in found if not re.search("matmul|fmha|gpu.triton", op[0])]
     return {
         "kernels": len(found),
         "copies": len(copied),
         "copied_bytes": sum(copied),
-        "other_bytes": round(sum(rest)),
+        "other_bytes": round(sum(a + b for _, a, b in others)),
     }
 
 

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.cuda
 APART = {"xla_gpu_dot_merger_threshold_mb": 0}
 """XLA makes one of small products, as these are and a ViT-B's are not."""
 
+NARROW = {"depth": 1, "width": 32, "num_heads": 2}
+"""A decoder whose heads fit Pallas's kernel."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
@@ -49,15 +52,18 @@ def test_the_state_is_written_over_and_never_copied():
     assert len(matrices) > 20 and not copied & set(matrices)
 
 
-def test_attention_is_flash_from_where_it_pays_and_stays_with_its_rows():
-    """65 tokens in teacher and decoder, an odd number; the student's 17 are too few."""
-    config = wide_config()
+def test_attention_has_its_kernels_where_they_pay_and_stays_with_its_rows():
+    """65 tokens, an odd number: the teacher's wide heads by flash attention, the
+    decoder's narrow ones by Pallas; the student's 17 are too few."""
+    config = wide_config(method__decoder=NARROW)
     _, text = compiled_for("h100:4", config)
-    calls = re.findall(r'= (.*?) custom-call\(.*"__cudnn\$fmhaSoftmax"', text)
-    assert len(calls) == 4 and all("bf16[16,2,66," in call for call in calls), calls
+    flashes = re.findall(r'= (.*?) custom-call\(.*"__cudnn\$fmhaSoftmax"', text)
+    assert len(flashes) == 2 and all("bf16[16,2,66,64]" in call for call in flashes)
+    calls = re.findall(r'= (\S+?)\{.* custom-call\(.*"__gpu\$xla.gpu.triton"', text)
+    assert sorted(calls) == 2 * ["bf16[16,65,2,16]"] + 2 * ["bf16[16,65,3,2,16]"]
     assert {kind for kind, *_ in scaling.collectives(text)} == {"all-reduce"}
     config["model"]["attention"] = "xla"
-    assert "fmha" not in compiled_for("h100:4", config)[1]
+    assert not re.search("fmha|xla.gpu.triton", compiled_for("h100:4", config)[1])
 
 
 def test_flash_attention_learns_a_bias_where_it_is_asked_to():
@@ -73,22 +79,31 @@ def test_flash_attention_learns_a_bias_where_it_is_asked_to():
     assert {kind for kind, *_ in scaling.collectives(text)} == {"all-reduce"}
 
 
-def test_flash_attention_takes_what_products_wrote():
-    """Queries, keys and values are neither cut from one array nor padded for it, nor
-    are the gradients of what it gave: each is written once."""
-    _, text = compiled_for("h100:1", wide_config(), **APART)
+@pytest.mark.parametrize(
+    "attention, target, calls, arrays",
+    [("cudnn", "__cudnn$fmhaSoftmax", 10, 3), ("auto", "__gpu$xla.gpu.triton", 4, 1)],
+)
+def test_attention_takes_what_products_wrote(attention, target, calls, arrays):
+    """Queries, keys and values are neither cut from an array nor padded for it, nor are
+    the gradients of what it gave: each is written once."""
+    config = wide_config(method__decoder=NARROW)
+    config["model"]["attention"] = attention
+    _, text = compiled_for("h100:1", config, **APART)
     made = {name: rest for name, *rest in scaling.instructions(text)}
 
     def source(name):
-        _, kind, operands, _ = made[name]
-        return source(operands[0]) if kind in ("bitcast", "get-tuple-element") else kind
+        _, kind, operands, line = made[name]
+        if kind in ("bitcast", "get-tuple-element"):
+            return source(operands[0])
+        return re.search(r'custom_call_target="([^"]*)"|$', line)[1]
 
-    calls = re.findall(r'%(\S+) = .*"__cudnn\$fmhaSoftmax(\w*)"', text)
-    assert sorted(which for _, which in calls) == [""] * 4 + ["Backward"] * 2
-    for name, _ in calls:
-        arrays = [x for x in made[name][2] if made[x][0].startswith("bf16")]
-        assert len(arrays) >= 3
-        assert {source(x) for x in arrays} == {"custom-call"}, name
+    found = re.findall(rf'%(\S+) = .*"{re.escape(target)}(?:Backward)?"', text)
+    assert len(found) == calls
+    for name in found:
+        batches = [x for x in made[name][2] if made[x][0].startswith("bf16[64,")]
+        assert len(batches) >= arrays
+        for kind in map(source, batches):
+            assert re.match(r"__cublas|__cudnn", kind), f"{name} reads {kind}"
 
 
 @pytest.mark.parametrize("name, fsdp", [("h100:4", 4), ("a100:2x4", 4)])

@@ -1,3 +1,6 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +8,12 @@ import pytest
 import scipy.stats
 
 from ddae.masking import Masking
-from ddae.models import blocks, kernels, vit
+from ddae.models import blocks, kernels, short_attention, vit
 from ddae.models.blocks import Block, ViTSpec, gelu
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.positions import sincos
 from ddae.models.vit import VIT_SPECS, Encoder, Features
+from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh
 
 SMALL = ViTSpec(32, 3, 2)
 
@@ -168,24 +172,38 @@ def test_heads_predict_the_masked_patches_and_nothing_else():
         assert "input_norm" in variables["params"]
 
 
+NARROW = {"tokens": 197, "head_width": 32}
+
+
 @pytest.mark.parametrize(
     "changes, kernel",
     [
         ({}, "cudnn"),
         ({"chosen": "xla"}, "xla"),
-        ({"chosen": "auto", "tokens": 197}, "cudnn"),
-        ({"chosen": "auto", "tokens": 50}, "xla"),
         ({"dtype": jnp.float32}, "xla"),
         ({"biased": True}, "cudnn"),
         ({"biased": True, "capability": "8.0"}, "xla"),
-        ({"biased": True, "chosen": "auto", "tokens": 197}, "xla"),
         ({"capability": "8.0"}, "cudnn"),
         ({"capability": "7.5"}, "xla"),
         ({"head_width": 36}, "xla"),
         ({"head_width": 136}, "xla"),
+        ({"chosen": "pallas"}, "pallas"),
+        ({"chosen": "pallas", **NARROW, "capability": "8.0"}, "pallas"),
+        ({"chosen": "pallas", **NARROW, "capability": "7.5"}, "xla"),
+        ({"chosen": "pallas", "biased": True}, "xla"),
+        ({"chosen": "pallas", "tokens": 65}, "xla"),
+        ({"chosen": "pallas", "tokens": 257, "head_width": 32}, "xla"),
+        ({"chosen": "pallas", "head_width": 8}, "xla"),
+        ({"chosen": "auto"}, "pallas"),
+        ({"chosen": "auto", **NARROW}, "pallas"),
+        ({"chosen": "auto", **NARROW, "capability": "8.0"}, "cudnn"),
+        ({"chosen": "auto", "tokens": 49}, "xla"),
+        ({"chosen": "auto", "tokens": 197}, "cudnn"),
+        ({"chosen": "auto", "tokens": 197, "biased": True}, "cudnn"),
+        ({"chosen": "auto", "tokens": 49, "biased": True}, "xla"),
     ],
 )
-def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypatch):
+def test_attention_has_the_kernel_that_can_run(changes, kernel, monkeypatch):
     asked = {
         "chosen": "cudnn",
         "tokens": 50,
@@ -200,8 +218,12 @@ def test_flash_attention_is_asked_for_where_it_can_run(changes, kernel, monkeypa
 
     assert kernels.attention_kernel(**asked) == "xla"  # on this machine
     monkeypatch.setattr(kernels.jax, "devices", lambda: [Gpu()])
-    monkeypatch.setattr(kernels, "FLASH_FROM", 128)
     assert kernels.attention_kernel(**asked) == kernel
+
+
+def test_an_attention_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="'flash' is not one of auto, xla, cudnn, pal"):
+        kernels.attention_kernel("flash", 50, 64, jnp.bfloat16, False)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -231,9 +253,13 @@ def test_flash_attention_is_attention(tokens, biased):
         np.testing.assert_allclose(found, wanted, atol=0.02 * largest)
 
 
-@pytest.mark.parametrize("relative_bias", ["none", "shared", "block"])
-def test_a_stack_with_flash_attention_is_the_one_without(relative_bias, monkeypatch):
-    """Every tap and gradient; 9 tokens, so that one more goes through all blocks."""
+@pytest.mark.parametrize(
+    "kernel, relative_bias",
+    [("cudnn", "none"), ("cudnn", "shared"), ("cudnn", "block"), ("pallas", "none")],
+)
+def test_a_stack_with_a_kernel_is_the_one_without(kernel, relative_bias, monkeypatch):
+    """Every tap and gradient; 9 tokens: for flash attention one more goes through all
+    blocks."""
     encoder, images = make(dtype=jnp.float32, relative_bias=relative_bias)
     params = jax.jit(encoder.init)(jax.random.key(0), images)["params"]
     key = jax.random.key(1)
@@ -244,6 +270,10 @@ def test_a_stack_with_flash_attention_is_the_one_without(relative_bias, monkeypa
         seen.append((q.shape[1], tokens))
         return kernels.flash(q, k, v, tokens, bias, implementation="xla")
 
+    def short(qkv, bias):
+        seen.append(qkv.shape[1:3])
+        return short_attention.short_attention(qkv, bias, True)
+
     def taps(params):
         found = encoder.apply({"params": params}, images, taps=(0, 1, 3))
         return jax.tree.map(jnp.sin, found)
@@ -253,13 +283,75 @@ def test_a_stack_with_flash_attention_is_the_one_without(relative_bias, monkeypa
         return found, pull(found)
 
     wanted = both()
-    monkeypatch.setattr(blocks, "attention_kernel", lambda *_: "cudnn")
+    monkeypatch.setattr(blocks, "attention_kernel", lambda *_: kernel)
     monkeypatch.setattr(blocks, "flash", flash)
+    monkeypatch.setattr(blocks, "short_attention", short)
     found = both()
-    assert seen == [(10, 9)] * 3
+    # Pallas's softmax is to base 2, of a product scaled after its sum.
+    shape, atol = {"cudnn": ((10, 9), 1e-5), "pallas": ((9, 3), 1e-4)}[kernel]
+    assert seen == 3 * [shape]
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "tokens, width",
+    [(5, 16), (50, 64), (64, 64), (65, 32), (197, 32), (256, 16)],
+)
+def test_short_attention_is_attention(tokens, width):
+    """Output and gradients, the bias's too, by Triton where there is a GPU, else as
+    Pallas interprets it; held to float32, and no further from it than XLA's own."""
+    assert short_attention.fits(tokens, width)
+    shapes = [(2, tokens, 3, 2, width), (3, 2, width), (2, tokens, 2, width)]
+    operands = [
+        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16)
+        for i, shape in enumerate(shapes)
+    ]
+    interpret = jax.default_backend() != "gpu"
+
+    def short(qkv, bias):
+        return short_attention.short_attention(qkv, bias, interpret)
+
+    def wide(qkv, bias):
+        return kernels.attend(*jnp.unstack(qkv + bias, axis=2))
+
+    wanted = with_gradients(wide, *(x.astype(jnp.float32) for x in operands))
+    theirs = with_gradients(wide, *operands)
+    for own, xla, exact in zip(
+        with_gradients(short, *operands), theirs, wanted, strict=True
+    ):
+        far, further = (np.linalg.norm(x - exact) for x in (own, xla))
+        assert far <= 1.1 * further <= 0.01 * np.linalg.norm(exact)
+
+
+def test_short_attention_stays_on_its_devices():
+    """Each computes its own examples; only the bias's gradient is summed over them."""
+    rows = batch_sharding(make_mesh(MeshSettings(), 8, 1))
+    qkv, out = (
+        jax.device_put(jax.random.normal(jax.random.key(0), shape), rows)
+        for shape in ((8, 9, 3, 2, 16), (8, 9, 2, 16))
+    )
+    bias = jnp.ones((3, 2, 16))
+
+    def gradients(attention, qkv, bias):
+        return jax.vjp(attention, qkv, bias)[1](out)
+
+    own = functools.partial(
+        gradients, lambda *x: short_attention.short_attention(*x, True)
+    )
+    wide = functools.partial(
+        gradients, lambda x, y: kernels.attend(*jnp.unstack(x + y, axis=2))
+    )
+    compiled = jax.jit(own).lower(qkv, bias).compile()
+    found = compiled(qkv, bias)
+    assert found[0].sharding.is_equivalent_to(rows, 5)
+    kinds = set(
+        re.findall(r" (all-\w+|reduce-scatter|collective-\w+)\(", compiled.as_text())
+    )
+    assert kinds == {"all-reduce"}
+    for one, other in zip(found, wide(qkv, bias), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def with_gradients(function, *operands):

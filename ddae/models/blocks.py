@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from ddae.models.kernels import Kernel, attend, attention_kernel, flash
+from ddae.models.kernels import Computed, Kernel, attend, attention_kernel, flash
 from ddae.models.positions import relative_index
+from ddae.models.short_attention import short_attention
 from ddae.patches import Grid
 
 Remat = Literal["off", "dots", "full"]
@@ -90,25 +91,30 @@ token_init = nn.initializers.normal(0.02)
 class QueryKeyValue(nn.Module):
     """Three Linear layers of width d, whose weights are one array, [d, 3 d].
 
-    apart: as three products. Flash attention wants three arrays: cut from one product,
-    they would be written once more, and their gradients put together. Elsewhere one
-    product compiles sooner, and is no slower.
+    For flash attention as three products: cut from one, they would be written once
+    more, and their gradients put together. Elsewhere one product compiles sooner, and
+    is no slower; Pallas's kernel takes it whole, and its bias apart.
     """
 
     dtype: Any
-    apart: bool
+    kernel: Computed
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> list[Float[Array, "b t d"]]:
+    def __call__(self, x: Float[Array, "b t d"]) -> list[Array]:
+        """q, k and v, [b, t, d] each; for pallas their product, [b, t, 3 d], and its
+        bias, [3 d]."""
         d = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (d, 3 * d))
         bias = self.param("bias", nn.initializers.zeros, (3 * d,))
         x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
-        if not self.apart:
-            y = (flat_dot(x, kernel, None) + bias).reshape(*x.shape[:2], 3, d)
-            return [y[:, :, i] for i in range(3)]
-        parts = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-        return [flat_dot(x, own, None) + shift for own, shift in parts]
+        if self.kernel == "cudnn":
+            pairs = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+            return [flat_dot(x, own, None) + shift for own, shift in pairs]
+        product = flat_dot(x, kernel, None)
+        if self.kernel == "pallas":
+            return [product, bias]
+        y = (product + bias).reshape(*x.shape[:2], 3, d)
+        return [y[:, :, i] for i in range(3)]
 
 
 class Attention(nn.Module):
@@ -119,7 +125,7 @@ class Attention(nn.Module):
 
     num_heads: int
     dtype: Any
-    kernel: Literal["xla", "cudnn"] = "xla"
+    kernel: Computed = "xla"
     tokens: int | None = None
 
     @nn.compact
@@ -127,12 +133,17 @@ class Attention(nn.Module):
         self, x: Float[Array, "b t d"], bias: Float[Array, "1 heads t t"] | None = None
     ) -> Float[Array, "b t d"]:
         b, t, d = x.shape
-        fast = self.kernel == "cudnn"
-        q, k, v = (
-            y.reshape(b, t, self.num_heads, d // self.num_heads)
-            for y in QueryKeyValue(self.dtype, apart=fast, name="qkv")(x)
-        )
-        x = flash(q, k, v, self.tokens, bias) if fast else attend(q, k, v, bias)
+        heads = (self.num_heads, d // self.num_heads)
+        found = QueryKeyValue(self.dtype, self.kernel, name="qkv")(x)
+        if self.kernel == "pallas":
+            product, shift = found
+            x = short_attention(
+                product.reshape(b, t, 3, *heads), shift.reshape(3, *heads)
+            )
+        else:
+            q, k, v = (y.reshape(b, t, *heads) for y in found)
+            flashes = self.kernel == "cudnn"
+            x = flash(q, k, v, self.tokens, bias) if flashes else attend(q, k, v, bias)
         return Dense(d, dtype=self.dtype, name="out")(x.reshape(b, t, d))
 
 
@@ -183,7 +194,7 @@ class Block(nn.Module):
     layer_scale: float = 0.0
     bias_grid: Grid | None = None
     style: Style = "vit"
-    kernel: Literal["xla", "cudnn"] = "xla"
+    kernel: Computed = "xla"
     tokens: int | None = None
 
     @nn.compact

@@ -22,7 +22,8 @@ class ModelSettings:
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
     layer_scale: its initial value, 0 is none. drop_path: of the last block. style: vit,
-    or clip for CLIP's weights. attention: auto, xla or cudnn (`kernels.Kernel`).
+    or clip for CLIP's weights. attention: auto, xla, cudnn or pallas, as
+    `kernels.Kernel` says.
     """
 
     size: str = "B"
@@ -45,7 +46,7 @@ class ModelSettings:
             "positions": ("sincos", "learned", "none"),
             "relative_bias": ("none", "shared", "block"),
             "style": ("vit", "clip"),
-            "attention": ("auto", "xla", "cudnn"),
+            "attention": ("auto", "xla", "cudnn", "pallas"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

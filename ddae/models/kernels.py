@@ -1,4 +1,5 @@
-"""What computes attention: XLA everywhere, cuDNN's flash attention on a GPU."""
+"""What computes attention: XLA everywhere; on a GPU cuDNN's flash attention, and a
+kernel in Pallas among few tokens."""
 
 import math
 import typing
@@ -8,14 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Kernel = Literal["auto", "xla", "cudnn"]
-"""What computes attention. xla: everywhere. cudnn: its flash attention wherever it can
-run, XLA elsewhere. auto: that too, from FLASH_FROM tokens on, but where a bias is
-learned, with which it was not measured."""
+from ddae.models import short_attention
+
+Computed = Literal["xla", "cudnn", "pallas"]
+Kernel = Literal["auto", Computed]
+"""What computes attention. xla: everywhere. cudnn: its flash attention, pallas:
+`short_attention`, wherever they can run, XLA elsewhere. auto: on a GPU pallas where it
+can run, cudnn elsewhere, from FLASH_FROM tokens on."""
 
 FLASH_FROM = 50
-"""Tokens from which flash attention is no slower on an H100 (docs/performance.md);
-fewer were not measured."""
+"""Tokens from which those two are faster on an H100 (docs/performance.md); fewer were
+not measured."""
 
 
 def flash(
@@ -75,20 +79,28 @@ def attend(
 
 def attention_kernel(
     chosen: Kernel, tokens: int, head_width: int, dtype: Any, biased: bool
-) -> Literal["xla", "cudnn"]:
+) -> Computed:
     """What computes attention in a stack on this machine.
 
-    cuDNN's runs on a GPU of compute capability 8 or more, 9 with the gradient of a
-    bias, in half precision, with heads of a width divisible by 8 up to 128.
+    In half precision, on a GPU of compute capability 8 or more, cuDNN's runs with heads
+    of a width divisible by 8 up to 128, and the gradient of a bias from 9 on; Pallas's
+    without a bias, where `short_attention.fits`: auto takes that from 9 on, where it
+    was measured.
     """
-    if chosen not in typing.get_args(Kernel):
-        raise ValueError(f"attention {chosen!r} is not auto, xla or cudnn")
-    many = tokens >= FLASH_FROM and not biased
-    wanted = chosen == "cudnn" or (chosen == "auto" and many)
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    if not wanted or not half or head_width % 8 or head_width > 128:
-        return "xla"
+    names = ("auto", *typing.get_args(Computed))
+    if chosen not in names:
+        raise ValueError(f"attention {chosen!r} is not one of {', '.join(names)}")
     device = jax.devices()[0]
-    least = 9.0 if biased else 8.0
-    capable = float(getattr(device, "compute_capability", 0)) >= least
-    return "cudnn" if device.platform == "gpu" and capable else "xla"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if chosen == "xla" or device.platform != "gpu" or not half:
+        return "xla"
+    capability = float(getattr(device, "compute_capability", 0))
+    short = not biased and short_attention.fits(tokens, head_width)
+    short = short and capability >= (9.0 if chosen == "auto" else 8.0)
+    flashes = head_width % 8 == 0 and head_width <= 128
+    flashes = flashes and capability >= (9.0 if biased else 8.0)
+    if chosen == "auto" and tokens < FLASH_FROM:
+        return "xla"
+    if chosen != "cudnn" and short:
+        return "pallas"
+    return "cudnn" if chosen != "pallas" and flashes else "xla"
