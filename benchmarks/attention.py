@@ -1,10 +1,10 @@
-"""Attention alone, forward and backward: XLA's, cuDNN's and tokamax's Triton kernel.
+"""Attention alone, forward and backward: XLA's, cuDNN's, and the kernel in Pallas.
 
-python benchmarks/attention.py [--batch=256] [--output=FILE.jsonl]
+python benchmarks/attention.py [--batch=512] [--output=FILE.jsonl]
 
-The table behind `ddae.models.kernels.FLASH_FROM`, at every stack's shape. xla and cudnn
-are what a model takes; triton, of the package tokamax where that is installed, it does
-not: would it be faster? Where one cannot run, "-" says so; else outputs and gradients
+The table behind "auto" of `ddae.models.kernels`, at every stack's shape, each with what
+a stack gives it: cuDNN's an even number of tokens, Pallas's one array of queries, keys
+and values and their bias. Where one cannot run, "-" says so; else outputs and gradients
 are compared with XLA's: the largest difference over the largest value, which bfloat16
 leaves near .01.
 """
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import measure
 
 from ddae.models.kernels import attend, flash
+from ddae.models.short_attention import fits, short_attention
 
 STACKS = {
     "encoder S, visible": (50, 6, 64),
@@ -30,40 +31,59 @@ STACKS = {
 }
 
 
-def triton(q, k, v):
-    """tokamax's flash attention in Triton, to which jax's own documents now send."""
-    import tokamax
+def cudnn(q, k, v):
+    """With a token more where their number is odd; it is there before, in a stack."""
+    t = q.shape[1]
+    more = ((0, 0), (0, t % 2), (0, 0), (0, 0))
+    arrays = [jnp.pad(x, more) for x in (q, k, v)]
+    return lambda q, k, v: flash(q, k, v, t), arrays
 
-    return tokamax.dot_product_attention(q, k, v, implementation="triton")
+
+def pallas(q, k, v):
+    """On a CPU as Pallas interprets it."""
+    if not fits(q.shape[1], q.shape[3]):
+        raise ValueError("too many tokens for heads of this width")
+    bias = jnp.zeros((3, *q.shape[2:]), q.dtype)
+    interpret = jax.default_backend() == "cpu"
+    return (
+        lambda qkv: short_attention(qkv, bias, interpret),
+        [jnp.stack([q, k, v], axis=2)],
+    )
 
 
-KERNELS = {"xla": attend, "cudnn": flash, "triton": triton}
+KERNELS = {"xla": lambda *arrays: (attend, arrays), "cudnn": cudnn, "pallas": pallas}
+"""The function, and the arrays that it takes, of queries, keys and values."""
 
 
 def measured(kernel, shape, dtype, repeats):
     """(seconds of one forward and backward pass, what it gives); None where it cannot
     run."""
-    q, k, v, weights = (
+    *arrays, weights = (
         jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(4)
     )
 
     @jax.jit
-    def both(q, k, v):
-        out, gradients = jax.vjp(KERNELS[kernel], q, k, v)
-        return out, *gradients(weights)
+    def both(arrays, weights):
+        out, gradients = jax.vjp(function, *arrays)
+        return out, gradients(weights)
 
     try:
-        found = jax.block_until_ready(both(q, k, v))
+        function, arrays = KERNELS[kernel](*arrays)
+        more = arrays[0].shape[1] - shape[1]
+        weights = jnp.pad(weights, ((0, 0), (0, more), (0, 0), (0, 0)))
+        out, gradients = jax.block_until_ready(both(arrays, weights))
     except (ImportError, RuntimeError, ValueError, NotImplementedError):
         return None
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(5):
-            found = both(q, k, v)
+            found = both(arrays, weights)
         jax.block_until_ready(found)
         taken.append((time.perf_counter() - start) / 5)
-    return measure.median(taken), found
+    if len(gradients) == 1:
+        gradients = jnp.unstack(gradients[0], axis=2)
+    return measure.median(taken), [x[:, : shape[1]] for x in (out, *gradients)]
 
 
 def apart(these, those):
@@ -85,7 +105,7 @@ def shown(row):
     xla = row["xla_seconds"]
     found = {k: row[k] for k in ("stack", "tokens", "heads", "head_width", "batch")}
     found["xla, ms"] = f"{1e3 * xla:.2f}"
-    for name in ("cudnn", "triton"):
+    for name in ("cudnn", "pallas"):
         own = row.get(f"{name}_seconds")
         found |= {
             f"{name}, ms": text(own and 1e3 * own, "{:.2f}"),
@@ -98,7 +118,7 @@ def shown(row):
 def main():
     """Runs the benchmark and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--output", help="append lines of JSON here")
     args = parser.parse_args()

@@ -9,11 +9,12 @@ where it was stopped. Then `python docs/performance.py FILE.jsonl ...` writes th
 One at a time: XLA tries its kernels on the GPU while it compiles, and two at once took
 as long as one after the other.
 
-1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory.
+1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory; of B what the kernels
+   of a step were for.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
-3. Attention alone, XLA's against cuDNN's, at the shapes of every stack.
-4. The step's matrix: attention, remat, scan, batch, a cheaper teacher; small images,
-   one step and many at once.
+3. Attention alone, XLA's, cuDNN's and Pallas's, at the shapes of every stack.
+4. The step's matrix: attention, matrix products by cuBLAS alone, remat, scan, batch, a
+   cheaper teacher; small images, one step and many at once.
 5. Two steps of every file of configs/ on noise.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
@@ -36,6 +37,12 @@ CONFIGS = sorted(
     if path.stem not in ("__init__", "common", "knn")
 )
 
+PROFILED = ("mae", "mae B", "ddae B")
+"""Parts that also tell what their kernels were for."""
+
+NO_TRITON = "no products by Triton"
+"""In the name of a part: XLA does not try its own kernels of matrix products."""
+
 
 def step(config, batch, *changes, steps=50, warmup=10):
     """A call of benchmarks/step.py."""
@@ -53,6 +60,8 @@ def parts():
     found.append(("mae S", step(mae.format("S"), 1024), 150))
     found.append(("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240))
     found.append(("attention", ["attention.py"], 120))
+    for name, config in (("mae B", mae), ("ddae B", ddae)):
+        found.append((f"{name}, {NO_TRITON}", step(config.format("B"), 512), 150))
     for kernel in ("xla", "cudnn"):
         change = f"model.attention={kernel}"
         found.append((f"mae B {kernel}", step(mae.format("B"), 512, change), 150))
@@ -114,7 +123,13 @@ def run(name, command, seconds, output):
     line = [sys.executable, str(HERE / script), *arguments, f"--output={output}"]
     if script == "step.py":
         line.append(f"--programs={output.with_suffix('.programs')}")
+    if name in PROFILED:
+        line.append(f"--profile={output.with_suffix('.profiles') / name}")
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", **os.environ}
+    if NO_TRITON in name:
+        flags = environment.get("XLA_FLAGS", "")
+        flags += " --xla_gpu_enable_triton_gemm=false"
+        environment["XLA_FLAGS"] = flags.strip()
     start = time.monotonic()
     try:
         result = subprocess.run(

@@ -389,4 +389,47 @@ def torch_row(row):
     }
 
 
+KINDS = {
+    "matrix products": r"nvjet|gemm|cutlass|cublas|xmma",
+    "attention": r"sdpa|fmha|attention|compute_dot_do_o|convert_dq",
+    "zeros and copies": r"^mem(set|cpy)|copy",
+    "sums over an axis": r"reduce|softmax",
+    "of each element alone": "",
+}
+"""What a GPU's kernels are for, by their names as XLA and its libraries have them."""
+
+
+def kernel_seconds(folder, steps):
+    """{kind of KINDS: [seconds a step, kernels a step]} of a profile of so many steps;
+    empty where no GPU took part in it."""
+    found = {}
+    for path in pathlib.Path(folder).rglob("*.xplane.pb"):
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        for plane in planes:
+            if not plane.name.startswith("/device:GPU"):
+                continue
+            for event in (event for line in plane.lines for event in line.events):
+                kind = next(
+                    k for k, v in KINDS.items() if re.search(v, event.name, re.I)
+                )
+                seconds, number = found.get(kind, (0.0, 0.0))
+                seconds += event.duration_ns / 1e9 / steps
+                found[kind] = [seconds, number + 1 / steps]
+    return found
+
+
+def kernel_rows(found):
+    """What is printed of `kernel_seconds`, the most first."""
+    whole = sum(seconds for seconds, _ in found.values())
+    return [
+        {
+            "kernels": kind,
+            "ms a step": f"{1e3 * seconds:.1f}",
+            "share": f"{100 * seconds / whole:.0f} %",
+            "number": f"{number:.0f}",
+        }
+        for kind, (seconds, number) in sorted(found.items(), key=lambda x: -x[1][0])
+    ]
+
+
 median = statistics.median

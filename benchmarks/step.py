@@ -14,7 +14,7 @@ TensorFlow and no clu.
 
 --programs=DIR takes the compiled step from DIR, or keeps it there: no compile times are
 given then. --profile=DIR writes a profile of five more steps, as a run does with
-config.profile.
+config.profile; on a GPU it is also told what their kernels were for.
 
 Of a method with deep dynamic supervision, what distances and weights cost alone, and of
 one with a teacher, what its update costs alone, are timed by themselves.
@@ -39,6 +39,9 @@ from ddae.train import speed
 REPEATS = 20
 """Of what is timed by itself."""
 
+PROFILED = 5
+"""Calls of the step in a profile."""
+
 
 def run(config, batch, steps, warmup, programs=None, profile=None):
     """Everything measured, as plain numbers."""
@@ -54,9 +57,11 @@ def run(config, batch, steps, warmup, programs=None, profile=None):
     step, cpu = measure.median(seconds) / work.dispatch, cpu / work.dispatch
     memory, source = measure.peak_bytes(compiled)
     alone = shares(work, state)
+    kernels = {}
     if profile:
         with jax.profiler.trace(profile):
-            measure.step_seconds(compiled, state, operands, 5, 0)
+            measure.step_seconds(compiled, state, operands, PROFILED, 0)
+        kernels = measure.kernel_seconds(profile, PROFILED * work.dispatch)
     devices = work.mesh.size
     found = {
         "method": config.get("method", {}).get("name", config["task"]),
@@ -77,6 +82,7 @@ def run(config, batch, steps, warmup, programs=None, profile=None):
         "peak_bytes": memory,
         "peak_source": source,
         "flops_per_image": work.flops(),
+        **({"kernels": kernels} if kernels else {}),
     }
     gemm = measure.gemm_rate(config["dtype"]) * devices
     found["gemm_flops"] = gemm
@@ -194,6 +200,8 @@ def main():
     found = run(config, args.batch, *given)
     measure.write({"benchmark": "step", "config": name, **found}, args.output)
     print(measure.table([shown(found)]))
+    if "kernels" in found:
+        print("\n" + measure.table(measure.kernel_rows(found["kernels"])))
 
 
 if __name__ == "__main__":

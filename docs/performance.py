@@ -35,7 +35,7 @@ def read(paths):
         for line in pathlib.Path(path).read_text().splitlines():
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
-            named.append(row.get("lever"))
+            named += [row.get("lever"), row.get("what")]
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
             if row["benchmark"].startswith(("step", "against_torch", "plan")):
                 named.append(row["command"])
@@ -161,12 +161,12 @@ def gpu_goals(rows):
             if row["images_per_second"] > best.get(key, row)["images_per_second"]:
                 best[key] = row
             best.setdefault(key, row)
-    for size, least in (("B", 0.50), ("L", 0.57), ("S", 0.45)):
+    for size, least, floor in (("B", 50, 40), ("L", 57, 48), ("S", 45, 30)):
         row = best.get(("mae", size))
-        value = row["mfu_gemm"] if row else None
+        value = 100 * row["mfu_gemm"] if row else None
         yield goal(
-            f"MAE-{size}: MFU {100 * least:.0f} % of a GEMM's rate",
-            f"{100 * value:.1f} %" if row else None,
+            f"MAE-{size}: MFU {least} % of a GEMM's rate; {floor} % at the least",
+            f"{value:.1f} %" if row else None,
             value >= least if row else None,
         )
     for theirs, least in (("SDPA, compiled", 1.2), ("eager", 1.3)):
@@ -255,10 +255,24 @@ def lever_rows(rows):
     """What each lever gave, where a line says it."""
 
     def normal():
-        steps = [row["ms a step"] for row in history_rows(rows)]
-        if not steps:
+        found = of(rows, "step_before", method="mae")
+        steps = {row["what"]: f"{1e3 * row['step_seconds']:.1f}" for row in found}
+        if not {FIRST, NORMAL} <= steps.keys():
             return None
-        return f"with flash attention {steps[0]} ms became {steps[-1]}, MAE-B on a GPU"
+        return f"with flash attention {steps[FIRST]} ms became {steps[NORMAL]}, MAE-B"
+
+    def timed(before, after=None):
+        said = []
+        for method in ("mae", "ddae"):
+            chosen = of(rows, "step_before", method=method, what=before)
+            if after:
+                chosen += of(rows, "step_before", method=method, what=after)
+            else:
+                chosen += todays(rows, method)
+            if len(chosen) == 2:
+                one, other = (f"{1e3 * r['step_seconds']:.1f}" for r in chosen)
+                said.append(f"{method.upper()}-B {one} ms became {other}")
+        return "; ".join(said)
 
     def halves():
         by = {r["dtype"]: r for r in of(rows, "step", config="ddae_cifar10:size=Nano")}
@@ -319,10 +333,13 @@ def lever_rows(rows):
                 said.append(f"{what}: {ratio:.2f} x with {row['steps_per_dispatch']}")
         return "; ".join(said)
 
-    def planned(say, lever):
+    def planned(say, lever, until=None):
         said = []
         for before in of(rows, "plan_before", lever=lever):
             now = of(rows, "plan", command=before["command"])
+            if until:
+                keys = {"lever": until, "command": before["command"]}
+                now = of(rows, "plan_before", **keys)
             if now:
                 what = f"{before['method']}-{before['size']} for {before['slice']}"
                 said.append(f"{what}: {say(before)} became {say(now[-1])}")
@@ -339,8 +356,28 @@ def lever_rows(rows):
             f"{moved(row)} and {row['planned_bytes'] / 2**30:.1f} GiB planned"
             for row in (found["xla"], found["cudnn"])
         )
-        what = "{method}-{size} at batch {batch} for {slice}".format(**found["xla"])
-        return f"as compiled, {what}: {' became '.join(said)}"
+        what = "{method}-{size} at batch {batch}".format(**found["xla"])
+        steps = [of(rows, "step", method="simmim", attention=a) for a in found]
+        taken = [f"{1e3 * r[-1]['step_seconds']:.1f} ms" for r in steps if r]
+        taken = f"{' became '.join(taken)}; " if len(taken) == 2 else ""
+        return f"{what}: {taken}as compiled, {' became '.join(said)}"
+
+    def alone():
+        found = [r for r in of(rows, "attention") if r.get("pallas_seconds")]
+        return "; ".join(
+            "{tokens} tokens, heads of {head_width}, cuDNN's ".format(**row)
+            + f"{1e3 * row['cudnn_seconds']:.2f} ms became"
+            f" {1e3 * row['pallas_seconds']:.2f}"
+            for row in found
+        )
+
+    def short():
+        both = timed(PRODUCTS), alone() and f"attention alone: {alone()}"
+        return ". ".join(filter(None, both))
+
+    def traffic():
+        whole = planned(moved, "traffic", until="short")
+        return ". ".join(filter(None, (timed(NORMAL, PRODUCTS), whole)))
 
     def moved(row):
         return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
@@ -365,6 +402,13 @@ def lever_rows(rows):
                 "attention by cuDNN",
                 _flash(rows),
                 "`config.model.attention`; auto takes it on a GPU from 50 tokens on",
+            ),
+            (
+                "attention among few tokens by a kernel in Pallas: a head of an example"
+                " a program, from the product of queries, keys and values",
+                short(),
+                "auto takes it on a GPU of capability 9 from 50 to 64 tokens, to 256"
+                " with heads of 32 or less",
             ),
             (
                 "GELU by erf, in float32 within, its gradient from its input alone",
@@ -410,13 +454,14 @@ def lever_rows(rows):
                 " up to an even number of tokens once, not every block, where flash"
                 " attention is; targets normalised by variances of one pass. What a"
                 " step reads and writes outside matrix products and attention",
-                planned(moved, "traffic"),
-                "always; not timed",
+                traffic(),
+                "always",
             ),
             (
                 "flash attention with a learned bias (SimMIM, BEiT)",
                 biased(),
-                "`config.model.attention=cudnn` alone: never run on a GPU",
+                "`config.model.attention=cudnn` alone, until its gradients are compared"
+                " on a GPU",
             ),
             (
                 "memory kept from step to step, on a CPU",
@@ -456,12 +501,13 @@ def _flash(rows):
     found = [r for r in of(rows, "attention") if r.get("cudnn_seconds")]
     if not found:
         return None
-    by = sorted(r["xla_seconds"] / r["cudnn_seconds"] for r in found)
-    most = max(row["tokens"] for row in found)
-    return (
-        f"alone, at {most} tokens or fewer, {by[0]:.2f} to {by[-1]:.2f} x XLA's speed;"
-        " in MAE-B's step, whose decoder has 197: see How it came to be"
+    said = ", ".join(
+        "{tokens} tokens, heads of {head_width} {by:.2f} x".format(
+            by=row["xla_seconds"] / row["cudnn_seconds"], **row
+        )
+        for row in found
     )
+    return f"alone, over XLA's speed: {said}"
 
 
 def sources(rows):
@@ -509,13 +555,13 @@ def planned_remat(rows):
 
 
 def planned_notes(rows):
-    """What was measured of a step that was planned, too, as it was then."""
+    """What was measured of a step that was planned, too."""
     said = []
-    for row in of(rows, "plan_before", slice="h100:1", lever="traffic"):
+    for row in of(rows, "plan", slice="h100:1", remat="off", scan=False):
         keys = ("method", "size", "batch", "dtype")
         seen = of(rows, "step", platform="gpu", **{key: row[key] for key in keys})
         for one in seen:
-            if "H100" in one["machine"]:
+            if "H100" in one["machine"] and row not in about_remat(rows):
                 sizes = [row["planned_bytes"], one["peak_bytes"]]
                 said.append(
                     f"{row['method']}-{row['size']} at batch {row['batch']},"
@@ -523,7 +569,7 @@ def planned_notes(rows):
                 )
     if not said:
         return ""
-    return f" Planned of the step as it was on an H100, and taken: {'; '.join(said)}."
+    return f" Planned for an H100, and taken there: {'; '.join(said)}."
 
 
 def where(row):
@@ -536,25 +582,51 @@ def where(row):
 
 HISTORY_NOTE = """
 
-The step of `mae_in1k:model=B` on one GPU. With LayerNorm's variance in a pass of its
-own XLA makes a Triton kernel of the norm and writes its gradient's products to memory
-in float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the
-command below. The last row is older than three levers below that are not timed yet."""
+Steps on one GPU, at the end as they are. With LayerNorm's variance in a pass of its own
+XLA makes a Triton kernel of the norm and writes its gradient's products to memory in
+float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the command
+below."""
+
+FIRST = "attention by XLA, jax.nn.gelu"
+NORMAL = "with jax's own variance again"
+PRODUCTS = "queries, keys and values as three products"
+"""Of `step_before`, what it was measured as."""
+
+KERNELS_NOTE = """
+
+By their names, of a profile (`--profile`). Those that sum over an axis write arrays
+besides: a norm's gradient, a GELU's. The profiles were taken without XLA's command
+buffers, and before attention among few tokens had its kernel."""
+
+
+def todays(rows, method, size="B"):
+    """The last step that was timed as it is by default, on a GPU, over 50 steps."""
+    chosen = {"method": method, "size": size, "attention": "auto", "platform": "gpu"}
+    found = of(rows, "step", dtype="bfloat16", remat="off", **chosen)
+    return [r for r in found if r["steps"] >= 50 and "--set" not in r["command"]][-1:]
 
 
 def history_rows(rows):
     """What the step took before, and what it takes now."""
-    before = of(rows, "step_before")
-    now = before and of(rows, "step", command=before[0]["command"])
-    for row in [*before, *(now or [])]:
-        yield {
-            "as": row.get("what", "with jax's own variance again"),
-            "batch": row["batch"],
-            "ms a step": f"{1e3 * row['step_seconds']:.1f}",
-            "images/s": f"{row['images_per_second']:,.0f}",
-            "MFU of GEMM": f"{100 * row['mfu_gemm']:.1f} %",
-            "memory, MiB": f"{row['peak_bytes'] / 2**20:,.0f}",
-        }
+    for method in ("mae", "ddae"):
+        before = of(rows, "step_before", method=method)
+        for row in [*before, *(todays(rows, method) if before else [])]:
+            yield {
+                "method": f"{method}-{row['size']}",
+                "as": row.get("what", "attention among few tokens by Pallas's kernel"),
+                "batch": row["batch"],
+                "ms a step": f"{1e3 * row['step_seconds']:.1f}",
+                "images/s": f"{row['images_per_second']:,.0f}",
+                "MFU of GEMM": f"{100 * row['mfu_gemm']:.1f} %",
+                "memory, MiB": f"{row['peak_bytes'] / 2**20:,.0f}",
+            }
+
+
+def kernel_rows(rows):
+    """What the kernels of steps with a profile were for."""
+    for row in [*of(rows, "step_before"), *of(rows, "step")]:
+        for kinds in measure.kernel_rows(row.get("kernels", {})):
+            yield {"method": f"{row['method']}-{row['size']}", **kinds}
 
 
 def page(rows):
@@ -597,6 +669,11 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
     parts = (
         ("## The step alone", of(rows, "step"), step.shown),
         (f"### How it came to be{HISTORY_NOTE}", list(history_rows(rows)), dict),
+        (
+            f"### What the kernels of a step were for{KERNELS_NOTE}",
+            list(kernel_rows(rows)),
+            dict,
+        ),
         ("## Beside transformers", of(rows, "against_torch"), measure.torch_row),
         (
             "### Before memory was kept, as usual and by GLIBC_TUNABLES",

@@ -4,10 +4,15 @@ import json
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import measure  # noqa: E402
 
 
 def run(*arguments):
@@ -32,12 +37,60 @@ def test_a_gpus_table_fills_itself_and_becomes_a_page(tmp_path):
     assert {row["benchmark"] for row in rows} >= {"step", "attention"}
     (taken,) = [row for row in rows if row["benchmark"] == "step"]
     assert taken["images_per_second"] > 0 and taken["flops_per_image"] > 0
+    assert list(tmp_path.rglob("*.xplane.pb")), "the profile that a GPU's part writes"
+    stacks = [row for row in rows if row["benchmark"] == "attention"]
+    assert len(stacks) == 8 and all(row["xla_seconds"] > 0 for row in stacks)
+    few = [row for row in stacks if row["pallas_seconds"]]
+    assert {row["tokens"] for row in few} == {50, 197}
+    assert all(row["pallas_difference"] < 0.02 for row in few)
     assert "mae: in rows.jsonl already" in run(*command).stdout
 
     page = tmp_path / "page.md"
     made = run("docs/performance.py", output, f"--output={page}")
     assert made.returncode == 0, made.stderr
     assert "**No GPU was at hand.**" in page.read_text()
+
+
+def test_a_profile_says_what_a_gpus_kernels_were_for(tmp_path, monkeypatch):
+    """By the names that kernels had in profiles of an H100, two steps in each."""
+    names = {
+        "matrix products": ["nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT"],
+        "attention": [
+            "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob",
+            "void cudnn::fusion::compute_dot_do_o<true>(void const*, float)",
+            "short_attention_backward",
+        ],
+        "zeros and copies": ["Memset 3", "MemcpyD2D"],
+        "sums over an axis": ["input_convert_reduce_fusion_1", "triton_softmax_2"],
+        "of each element alone": ["loop_add_fusion_3", "input_concatenate_fusion"],
+    }
+
+    def line(found):
+        events = [SimpleNamespace(name=n, duration_ns=3e6) for n in found]
+        return SimpleNamespace(events=events)
+
+    lines = [line(found) for found in names.values()]
+    planes = [
+        SimpleNamespace(name="/device:GPU:0", lines=lines),
+        SimpleNamespace(name="/host:CPU", lines=[line(["loop of the host"])]),
+    ]
+    read = SimpleNamespace(from_file=lambda path: SimpleNamespace(planes=planes))
+    monkeypatch.setattr(jax.profiler, "ProfileData", read)
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "host.xplane.pb").touch()
+    found = measure.kernel_seconds(tmp_path, 2)
+    assert found == {
+        kind: pytest.approx([3e-3 * len(kernels) / 2, len(kernels) / 2])
+        for kind, kernels in names.items()
+    }
+    rows = measure.kernel_rows(found)
+    assert rows[0] == {
+        "kernels": "attention",
+        "ms a step": "4.5",
+        "share": "30 %",
+        "number": "2",
+    }
+    assert measure.kernel_rows({}) == []
 
 
 @pytest.mark.parametrize("name", ["h100", "v4:2x", "gtx:1", "h100:1x2x3"])

@@ -15,7 +15,8 @@ Computed = Literal["xla", "cudnn", "pallas"]
 Kernel = Literal["auto", Computed]
 """What computes attention. xla: everywhere. cudnn: its flash attention, pallas:
 `short_attention`, wherever they can run, XLA elsewhere. auto: on a GPU pallas where it
-can run, cudnn elsewhere, from FLASH_FROM tokens on."""
+can run, cudnn elsewhere, from FLASH_FROM tokens on and where no bias is learned, whose
+gradient was not compared on a GPU yet."""
 
 FLASH_FROM = 50
 """Tokens from which those two are faster on an H100 (docs/performance.md); fewer were
@@ -99,7 +100,7 @@ def attention_kernel(
     short = short and capability >= (9.0 if chosen == "auto" else 8.0)
     flashes = head_width % 8 == 0 and head_width <= 128
     flashes = flashes and capability >= (9.0 if biased else 8.0)
-    if chosen == "auto" and tokens < FLASH_FROM:
+    if chosen == "auto" and (tokens < FLASH_FROM or biased):
         return "xla"
     if chosen != "cudnn" and short:
         return "pallas"
