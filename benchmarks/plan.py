@@ -21,6 +21,7 @@ matrix products are all cuBLAS's here.
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import os
 import re
@@ -141,22 +142,40 @@ def device_bytes(name):
 @contextlib.contextmanager
 def as_if_there(devices):
     """Whoever asks what the machine has gets `devices`; jax's attention also asks its
-    cuDNN, which is not installed."""
+    cuDNN, which is not installed, and Pallas, from jax 0.12 on, what GPU it is."""
     if devices[0].platform != "gpu":
         yield
         return
     capability = devices[0].compute_capability
     major, minor, patch = CUDNN
-    with (
-        mock.patch.object(jax, "devices", lambda *_: devices),
-        mock.patch.multiple(
-            cudnn,
-            check_cudnn_version=lambda: 10_000 * major + 100 * minor + patch,
-            check_compute_capability=lambda least: float(capability) >= float(least),
-            is_cuda_compute_capability_equal=lambda other: capability == other,
-        ),
-    ):
+    with contextlib.ExitStack() as patched:
+        patched.enter_context(mock.patch.object(jax, "devices", lambda *_: devices))
+        patched.enter_context(
+            mock.patch.multiple(
+                cudnn,
+                check_cudnn_version=lambda: 10_000 * major + 100 * minor + patch,
+                check_compute_capability=lambda least: (
+                    float(capability) >= float(least)
+                ),
+                is_cuda_compute_capability_equal=lambda other: capability == other,
+            )
+        )
+        if gpu_info := optional("jax._src.pallas.triton.gpu_info"):
+            number = int(capability.replace(".", ""))
+            info = gpu_info.GpuInfo(
+                gpu_version=None, arch_name=capability, compute_capability=number
+            )
+            asked = mock.patch.object(gpu_info, "get_gpu_info", lambda: info)
+            patched.enter_context(asked)
         yield
+
+
+def optional(module):
+    """A module, or None where there is none of that name."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 def plan(config, batch, name):

@@ -220,6 +220,12 @@ def test_attention_has_the_kernel_that_can_run(changes, kernel, monkeypatch):
     assert kernels.attention_kernel(**asked) == kernel
 
 
+def test_a_jax_without_triton_has_flash_attention(monkeypatch):
+    assert short_attention.fits(50, 64)
+    monkeypatch.setattr(short_attention, "triton", None)
+    assert not short_attention.fits(50, 64)
+
+
 def test_an_attention_that_there_is_not_is_named():
     with pytest.raises(ValueError, match="'flash' is not one of auto, xla, cudnn, pal"):
         kernels.attention_kernel("flash", 50, 64, jnp.bfloat16, False)

@@ -1,15 +1,16 @@
 """Attention among few tokens, on a GPU: a kernel in Pallas.
 
 Masked image modelling attends among the visible patches, 50 tokens of ViT-B, and in
-narrow decoders. Flash attention is made for long sequences: on these it takes longer
-than on the bytes that it must move. Here one program has all keys and values of one
-head of one example at once, so that the gradient needs nothing but what attention was
-given: softmax is computed again, in one go.
+narrow decoders. Flash attention is made for long sequences: among few tokens it takes
+several times as long as its bytes would to be moved. Here one program goes over one
+head of one example, and the gradient needs nothing but what attention was given: all
+keys are there, so softmax is computed again.
 
 It takes queries, keys and values as the one product that they come from, and adds its
 bias itself; their gradients are one array likewise.
 """
 
+import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
@@ -19,8 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
+
+triton: Any = None
+with contextlib.suppress(ImportError):  # jax 0.12 says that a later one has none
+    from jax.experimental.pallas import triton
 
 LOG2_E = math.log2(math.e)
 
@@ -38,8 +42,9 @@ class Tiles(NamedTuple):
 
 
 def fits(tokens: int, width: int) -> bool:
-    """Whether scores of so many tokens, and heads of this width, fit the registers."""
-    return tokens <= {16: 256, 32: 256, 64: 64}.get(width, 0)
+    """Whether scores of so many tokens, and heads of this width, fit the registers, and
+    whether this jax can still compile it."""
+    return triton is not None and tokens <= {16: 256, 32: 256, 64: 64}.get(width, 0)
 
 
 def forward_tiles(tokens: int) -> Tiles:
@@ -141,7 +146,7 @@ def _whole(tokens: int) -> int:
     return max(16, pl.next_power_of_2(tokens))
 
 
-def _parameters(tiles: Tiles) -> triton.CompilerParams:
+def _parameters(tiles: Tiles) -> Any:
     return triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
 
 
