@@ -192,6 +192,7 @@ def plan(config, batch, name):
         "batch": batch,
         "fsdp": config["mesh"]["fsdp"],
         "accumulate": config["optimizer"]["accumulate"],
+        "attention": config["model"]["attention"],
         "remat": config["model"]["remat"],
         "scan": config["model"]["scan"],
         "dtype": config["dtype"],

@@ -582,7 +582,7 @@ def where(row):
 
 HISTORY_NOTE = """
 
-Steps on one GPU, at the end as they are. With LayerNorm's variance in a pass of its own
+Steps on one GPU, lent on two days, at the end as they are. With LayerNorm's variance in a pass of its own
 XLA makes a Triton kernel of the norm and writes its gradient's products to memory in
 float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the command
 below."""
