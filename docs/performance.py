@@ -582,10 +582,10 @@ def where(row):
 
 HISTORY_NOTE = """
 
-Steps on one GPU, lent on two days, at the end as they are. With LayerNorm's variance in a pass of its own
-XLA makes a Triton kernel of the norm and writes its gradient's products to memory in
-float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of the command
-below."""
+Steps on one GPU, of two days, at the end as they are. With LayerNorm's variance in a
+pass of its own XLA makes a Triton kernel of the norm and writes its gradient's products
+to memory in float32; that is not in the code. No matrix product by Triton: XLA_FLAGS of
+the command below."""
 
 FIRST = "attention by XLA, jax.nn.gelu"
 NORMAL = "with jax's own variance again"
