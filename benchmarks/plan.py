@@ -21,7 +21,6 @@ matrix products are all cuBLAS's here.
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import os
 import re

@@ -197,6 +197,8 @@ NARROW = {"tokens": 197, "head_width": 32}
         ({"chosen": "auto"}, "pallas"),
         ({"chosen": "auto", **NARROW}, "pallas"),
         ({"chosen": "auto", **NARROW, "capability": "8.0"}, "cudnn"),
+        ({"chosen": "auto", **NARROW, "capability": "10.0"}, "cudnn"),
+        ({"chosen": "auto", **NARROW, "capability": "7.5"}, "xla"),
         ({"chosen": "auto", "tokens": 49}, "xla"),
         ({"chosen": "auto", "tokens": 197}, "cudnn"),
         ({"chosen": "auto", "tokens": 197, "biased": True}, "xla"),

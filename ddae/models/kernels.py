@@ -85,8 +85,8 @@ def attention_kernel(
 
     In half precision, on a GPU of compute capability 8 or more, cuDNN's runs with heads
     of a width divisible by 8 up to 128, and the gradient of a bias from 9 on; Pallas's
-    without a bias, where `short_attention.fits`: auto takes that from 9 on, where it
-    was measured.
+    without a bias, where `short_attention.fits`: auto takes that on 9, where it was
+    measured.
     """
     names = ("auto", *typing.get_args(Computed))
     if chosen not in names:
@@ -96,12 +96,18 @@ def attention_kernel(
     if chosen == "xla" or device.platform != "gpu" or not half:
         return "xla"
     capability = float(getattr(device, "compute_capability", 0))
-    short = not biased and short_attention.fits(tokens, head_width)
-    short = short and capability >= (9.0 if chosen == "auto" else 8.0)
-    flashes = head_width % 8 == 0 and head_width <= 128
-    flashes = flashes and capability >= (9.0 if biased else 8.0)
-    if chosen == "auto" and (tokens < FLASH_FROM or biased):
+    can = {
+        "pallas": capability >= 8.0
+        and not biased
+        and short_attention.fits(tokens, head_width),
+        "cudnn": capability >= (9.0 if biased else 8.0)
+        and head_width % 8 == 0
+        and head_width <= 128,
+    }
+    if chosen != "auto":
+        return chosen if can[chosen] else "xla"
+    if tokens < FLASH_FROM or biased:
         return "xla"
-    if chosen != "cudnn" and short:
+    if can["pallas"] and 9.0 <= capability < 10.0:
         return "pallas"
-    return "cudnn" if chosen != "pallas" and flashes else "xla"
+    return "cudnn" if can["cudnn"] else "xla"
