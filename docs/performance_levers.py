@@ -1,0 +1,309 @@
+"""What each lever gave, of the rows that docs/performance.py reads."""
+
+import measure
+import scaling
+from performance_goals import of, tiny_steps, todays
+
+from ddae import flops, tasks
+
+FIRST = "attention by XLA, jax.nn.gelu"
+NORMAL = "with jax's own variance again"
+PRODUCTS = "queries, keys and values as three products"
+"""Of `step_before`, what it was measured as."""
+
+
+def flops_rows():
+    """GFLOP an image of every method of configs/*_in1k, counted."""
+    names = ["mae", "ddae", "simmim", "maskfeat", "data2vec", "mvp", "beit", "beit_v2"]
+    rows = []
+    for name in names:
+        for dds in ("", ",dds=1"):
+            if name == "ddae" and dds:
+                continue
+            row = {"method": name + (" + DDS" if dds else "")}
+            for size in "SBL":
+                config = measure.read_config(f"{name}_in1k:model={size}{dds}")
+                count = flops.step_flops(tasks.from_config(config)) / 1e9
+                row[size] = f"{count:.1f}"
+            rows.append(row)
+    for change in ("share=0.5", "share=0.25", "shrink=2", "target=middle"):
+        row = {"method": f"ddae, features.{change}"}
+        for size in "SBL":
+            config = measure.read_config(
+                f"ddae_in1k:model={size}", [f"method.features.{change}"]
+            )
+            row[size] = f"{flops.step_flops(tasks.from_config(config)) / 1e9:.1f}"
+        rows.append(row)
+    return rows
+
+
+def _normal(rows):
+    found = of(rows, "step_before", method="mae")
+    steps = {row["what"]: f"{1e3 * row['step_seconds']:.1f}" for row in found}
+    if not {FIRST, NORMAL} <= steps.keys():
+        return None
+    return f"with flash attention {steps[FIRST]} ms became {steps[NORMAL]}, MAE-B"
+
+
+def _timed(rows, before, after=None):
+    said = []
+    for method in ("mae", "ddae"):
+        chosen = of(rows, "step_before", method=method, what=before)
+        if after:
+            chosen += of(rows, "step_before", method=method, what=after)
+        else:
+            chosen += todays(rows, method)
+        if len(chosen) == 2:
+            one, other = (f"{1e3 * r['step_seconds']:.1f}" for r in chosen)
+            said.append(f"{method.upper()}-B {one} ms became {other}")
+    return "; ".join(said)
+
+
+def _halves(rows):
+    by = {r["dtype"]: r for r in of(rows, "step", config="ddae_cifar10:size=Nano")}
+    if set(by) != {"float32", "bfloat16"}:
+        return None
+    ratio = by["float32"]["step_cpu_seconds"] / by["bfloat16"]["step_cpu_seconds"]
+    return f"{ratio:.2f} x float32's speed in CPU-seconds, on a CPU"
+
+
+def _cached(rows):
+    tiny = tiny_steps(rows)
+    if not tiny:
+        return None
+    row = tiny[-1]
+    return (
+        f"{row['compile_cpu_seconds']:.1f} CPU-s become"
+        f" {row['compile_cached_cpu_seconds']:.1f} for the quickstart's step"
+    )
+
+
+def _products(rows):
+    # Rows of before the change, and of right after it, both in one process.
+    names = ("against_torch_before", "against_torch_one_process")
+    chosen = [of(rows, n, size="S", batch=8, theirs="eager") for n in names]
+    if not all(chosen):
+        return None
+    before, after = (found[-1]["ratio_cpu_seconds"][0] for found in chosen)
+    return (
+        "theirs / ours in CPU-seconds, MAE-S at batch 8, eager, in one process:"
+        f" {before:.2f} before, {after:.2f} with the next two lines"
+    )
+
+
+def _kept(rows):
+    said = []
+    for batch in (8, 32):
+        names = ("against_torch_freed", "against_torch")
+        chosen = [
+            of(rows, n, size="S", batch=batch, theirs="eager", malloc=None)
+            for n in names
+        ]
+        if not all(chosen):
+            return None
+        freed, own = (found[-1]["ours_cpu_seconds"] for found in chosen)
+        said.append(f"{freed:.2f} to {own:.2f} CPU-s at batch {batch}")
+    return (
+        f"a step of MAE-S from {' and '.join(said)}; the rest was the kernel's,"
+        " for fresh pages"
+    )
+
+
+def _dispatched(rows):
+    many = [r for r in of(rows, "step") if r.get("steps_per_dispatch", 1) > 1]
+    said = []
+    for row in many:
+        keys = ("method", "size", "batch", "dtype", "machine")
+        same = {key: row.get(key) for key in keys}
+        one = of(rows, "step", steps_per_dispatch=1, **same)
+        if one:
+            ratio = row["images_per_second"] / one[-1]["images_per_second"]
+            what = f"{row['method']}-{row['size']} at batch {row['batch']}"
+            said.append(f"{what}: {ratio:.2f} x with {row['steps_per_dispatch']}")
+    return "; ".join(said)
+
+
+def _planned(rows, say, lever, until=None):
+    said = []
+    for before in of(rows, "plan_before", lever=lever):
+        now = of(rows, "plan", command=before["command"])
+        if until:
+            keys = {"lever": until, "command": before["command"]}
+            now = of(rows, "plan_before", **keys)
+        if now:
+            what = f"{before['method']}-{before['size']} for {before['slice']}"
+            said.append(f"{what}: {say(before)} became {say(now[-1])}")
+    return said and f"as compiled, {'; '.join(said)}"
+
+
+def _copies(row):
+    return f"{row['copies']} copies of {row['copied_bytes'] / 2**30:.2f} GiB a step"
+
+
+def _biased(rows):
+    found = {r["attention"]: r for r in of(rows, "plan_bias")}
+    if found.keys() < {"xla", "cudnn"}:
+        return None
+    said = (
+        f"{_moved(row)} and {row['planned_bytes'] / 2**30:.1f} GiB planned"
+        for row in (found["xla"], found["cudnn"])
+    )
+    what = "{method}-{size} at batch {batch}".format(**found["xla"])
+    steps = [of(rows, "step", method="simmim", attention=a) for a in found]
+    taken = [f"{1e3 * r[-1]['step_seconds']:.1f} ms" for r in steps if r]
+    taken = f"{' became '.join(taken)}; " if len(taken) == 2 else ""
+    return f"{what}: {taken}as compiled, {' became '.join(said)}"
+
+
+def _alone(rows):
+    found = [r for r in of(rows, "attention") if r.get("pallas_seconds")]
+    return "; ".join(
+        "{tokens} tokens, heads of {head_width}, cuDNN's ".format(**row)
+        + f"{1e3 * row['cudnn_seconds']:.2f} ms became"
+        f" {1e3 * row['pallas_seconds']:.2f}"
+        for row in found
+    )
+
+
+def _short(rows):
+    both = _timed(rows, PRODUCTS), _alone(rows) and f"attention alone: {_alone(rows)}"
+    return ". ".join(filter(None, both))
+
+
+def _traffic(rows):
+    whole = _planned(rows, _moved, "traffic", until="short")
+    return ". ".join(filter(None, (_timed(rows, NORMAL, PRODUCTS), whole)))
+
+
+def _moved(row):
+    return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
+
+
+def lever_rows(rows):
+    """What each lever gave, where a line says it."""
+    casts = of(rows, "casts")
+    cast = casts and (
+        f"nothing to gain: {casts[-1]['casts']} casts of {casts[-1]['matrices']}"
+        " matrices a step already"
+    )
+    fsdp = "parameters are gathered, activations are not; see Scale"
+    count = {r["method"]: float(r["B"]) for r in flops_rows()}
+    cheap = ", ".join(
+        f"{name.rpartition('.features.')[2].removeprefix('ddae, features.')}"
+        f" {count[name] / count['ddae']:.2f} x"
+        for name in count
+        if name.startswith("ddae, ")
+    )
+    return [
+        {"lever": lever, "what it gave": gave or "not measured", "now": now}
+        for lever, gave, now in (
+            (
+                "attention by cuDNN",
+                _flash(rows),
+                "`config.model.attention`; auto takes it on a GPU from 50 tokens on",
+            ),
+            (
+                "attention among few tokens by a kernel in Pallas: a head of an example"
+                " a program, from the product of queries, keys and values",
+                _short(rows),
+                "auto takes it on a GPU of capability 9 from 50 to 64 tokens, to 256"
+                " with heads of 32 or less",
+            ),
+            (
+                "GELU by erf, in float32 within, its gradient from its input alone",
+                _normal(rows),
+                "always",
+            ),
+            (
+                "bfloat16 compute",
+                _halves(rows),
+                "default of ImageNet configs, for accelerators",
+            ),
+            ("casts of parameters once a step", cast, "as it was"),
+            (
+                "remat and scan",
+                of(rows, "remat", scan=True) and "see Memory",
+                "`config.model.remat`, `config.model.scan`, off by default: XLA on a"
+                " CPU takes remat out again unless blocks are scanned",
+            ),
+            (
+                "Linears as one product, heads before tokens in attention",
+                _products(rows),
+                "always; flash attention where `config.model.attention` takes it",
+            ),
+            (
+                "on CPUs a branch for steps that are not finite, not a choice of each"
+                " array",
+                "the state is not copied: see the line above",
+                "always",
+            ),
+            (
+                "on GPUs and TPUs that choice, not a branch",
+                _planned(rows, _copies, "state"),
+                "always; not timed",
+            ),
+            (
+                "FSDP's gradients scattered as they are summed, kernels of blocks"
+                " gathered in half precision",
+                _planned(rows, scaling.said, "fsdp"),
+                "always; not timed",
+            ),
+            (
+                "queries, keys and values as products of their own, and a stack filled"
+                " up to an even number of tokens once, not every block, where flash"
+                " attention is; targets normalised by variances of one pass. What a"
+                " step reads and writes outside matrix products and attention",
+                _traffic(rows),
+                "always",
+            ),
+            (
+                "flash attention with a learned bias (SimMIM, BEiT)",
+                _biased(rows),
+                "`config.model.attention=cudnn` alone, until its gradients are compared"
+                " on a GPU",
+            ),
+            (
+                "memory kept from step to step, on a CPU",
+                _kept(rows),
+                "always, where the C library is glibc",
+            ),
+            ("persistent compile cache", _cached(rows), "`config.compile_cache`, on"),
+            ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),
+            (
+                "several steps at once",
+                _dispatched(rows),
+                "`config.steps_per_dispatch`, 1; 25 in the studies' full scale, with"
+                " images and crops on the device",
+            ),
+            (
+                "a cheaper teacher",
+                f"FLOPs of DDAE-B: {cheap}",
+                "`config.method.features`"
+                " share, shrink, target; the whole image by default",
+            ),
+            (
+                "patches embedded after masking; heads on hidden patches alone",
+                "counted in the FLOPs above",
+                "always",
+            ),
+            (
+                "uint8 to the devices; donation; two batches ahead; outcomes two"
+                " steps late",
+                "in every figure here",
+                "always",
+            ),
+        )
+    ]
+
+
+def _flash(rows):
+    found = [r for r in of(rows, "attention") if r.get("cudnn_seconds")]
+    if not found:
+        return None
+    said = ", ".join(
+        "{tokens} tokens, heads of {head_width} {by:.2f} x".format(
+            by=row["xla_seconds"] / row["cudnn_seconds"], **row
+        )
+        for row in found
+    )
+    return f"alone, over XLA's speed: {said}"
