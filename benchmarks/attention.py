@@ -74,16 +74,20 @@ def measured(kernel, shape, dtype, repeats):
         out, gradients = jax.block_until_ready(both(arrays, weights))
     except (ImportError, RuntimeError, ValueError, NotImplementedError):
         return None
+    taken = seconds_of(lambda: both(arrays, weights), repeats)
+    if len(gradients) == 1:
+        gradients = jnp.unstack(gradients[0], axis=2)
+    return taken, [x[:, : shape[1]] for x in (out, *gradients)]
+
+
+def seconds_of(call, repeats):
+    """The median of one call, of five that are on their way at once."""
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        for _ in range(5):
-            found = both(arrays, weights)
-        jax.block_until_ready(found)
+        jax.block_until_ready([call() for _ in range(5)])
         taken.append((time.perf_counter() - start) / 5)
-    if len(gradients) == 1:
-        gradients = jnp.unstack(gradients[0], axis=2)
-    return measure.median(taken), [x[:, : shape[1]] for x in (out, *gradients)]
+    return measure.median(taken)
 
 
 def apart(these, those):

@@ -12,7 +12,8 @@ as long as one after the other.
 1. MAE of sizes B, S and L and DDAE of B: images/s, MFU, memory; of B what the kernels
    of a step were for.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
-3. Attention alone, XLA's, cuDNN's and Pallas's, at the shapes of every stack.
+3. Attention alone, XLA's, cuDNN's and Pallas's, at the shapes of every stack, and
+   Pallas's with other tiles.
 4. The step's matrix: attention, matrix products by cuBLAS alone, remat, scan, batch, a
    cheaper teacher; small images, one step and many at once.
 5. Two steps of every file of configs/ on noise.
@@ -60,6 +61,7 @@ def parts():
     found.append(("mae S", step(mae.format("S"), 1024), 150))
     found.append(("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240))
     found.append(("attention", ["attention.py"], 120))
+    found.append(("tiles", ["tiles.py"], 120))
     for name, config in (("mae B", mae), ("ddae B", ddae)):
         found.append((f"{name}, {NO_TRITON}", step(config.format("B"), 512), 150))
     for kernel in ("xla", "cudnn"):
@@ -104,6 +106,7 @@ def smoke_parts(configs):
     found = [
         ("mae", step("mae_in1k", 4, *tiny, steps=2, warmup=1), 120),
         ("attention", ["attention.py", "--batch=2", "--repeats=2"], 120),
+        ("tiles", ["tiles.py", "--batch=1", "--repeats=1"], 120),
         ("torch", [*torch, "--steps=1", "--set=image_size=64"], 240),
     ]
     return found + smoke_configs("Pico", 4) * configs

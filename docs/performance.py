@@ -22,6 +22,7 @@ import measure  # noqa: E402
 import plan  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
+import tiles  # noqa: E402
 from performance_goals import (  # noqa: E402
     about_remat,
     cpu_goals,
@@ -43,7 +44,8 @@ def read(paths):
         for line in pathlib.Path(path).read_text().splitlines():
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
-            named += [row.get("lever"), row.get("what")]
+            named += [row.get("lever"), row.get("what"), row.get("way")]
+            named += [row.get(k) for k in ("queries", "keys", "warps", "stages")]
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
             if row["benchmark"].startswith(("step", "against_torch", "plan")):
                 named.append(row["command"])
@@ -221,6 +223,7 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
             measure.torch_row,
         ),
         ("## Attention alone", of(rows, "attention"), attention.shown),
+        ("### Pallas's, by its tiles", of(rows, "tiles"), tiles.shown),
         ("## Scale", of(rows, "scaling"), scaling.shown),
         ("### Memory, on one device", of(rows, "remat"), scaling.shown_remat),
         (

@@ -33,8 +33,9 @@ def test_a_gpus_table_fills_itself_and_becomes_a_page(tmp_path):
     assert first.returncode == 0, first.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     parts = {row["part"]: row for row in rows if row["benchmark"] == "part"}
-    assert parts["mae"]["ok"] and parts["attention"]["ok"], parts
-    assert {row["benchmark"] for row in rows} >= {"step", "attention"}
+    assert all(parts[name]["ok"] for name in ("mae", "attention", "tiles")), parts
+    assert {row["benchmark"] for row in rows} >= {"step", "attention", "tiles"}
+    assert all(row["seconds"] > 0 for row in rows if row["benchmark"] == "tiles")
     (taken,) = [row for row in rows if row["benchmark"] == "step"]
     assert taken["images_per_second"] > 0 and taken["flops_per_image"] > 0
     assert list(tmp_path.rglob("*.xplane.pb")), "the profile that a GPU's part writes"
