@@ -331,7 +331,8 @@ def test_short_attention_is_attention(tokens, width):
     def wide(qkv, bias):
         return kernels.attend(*jnp.unstack(qkv + bias, axis=2))
 
-    wanted = with_gradients(wide, *(x.astype(jnp.float32) for x in operands))
+    with jax.default_matmul_precision("float32"):
+        wanted = with_gradients(wide, *(x.astype(jnp.float32) for x in operands))
     theirs = with_gradients(wide, *operands)
     for own, xla, exact in zip(
         with_gradients(short, *operands), theirs, wanted, strict=True
