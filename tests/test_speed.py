@@ -5,7 +5,11 @@ import platform
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from ddae.models import short_attention
+from ddae.train import speed
 
 STEPS = """
 import resource
@@ -45,3 +49,55 @@ def test_a_step_on_a_cpu_finds_its_memory_where_the_last_one_left_it():
     own = 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert pages(keep=False) > own / 2
     assert pages(keep=True) < own / 100
+
+
+ATTENTION = """
+import sys
+
+import jax
+import jax.numpy as jnp
+from ddae.models.short_attention import short_attention
+from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh
+from ddae.train.speed import keep_compiled
+
+keep_compiled(sys.argv[1])
+rows = batch_sharding(make_mesh(MeshSettings(), 8, 1))
+qkv = jax.ShapeDtypeStruct((8, 9, 3, 2, 16), jnp.float32, sharding=rows)
+bias = jax.ShapeDtypeStruct((3, 2, 16), jnp.float32)
+
+
+def total(qkv, bias):
+    return short_attention(qkv, bias, True).sum()
+
+
+jax.jit(jax.grad(total)).lower(qkv, bias).compile()
+"""
+
+
+@pytest.mark.slow
+def test_attention_over_several_devices_is_compiled_once(tmp_path):
+    """Another process takes the program of the first."""
+    unset = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
+    env = {k: v for k, v in os.environ.items() if k not in unset}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    programs = []
+    for _ in range(2):
+        command = [sys.executable, "-c", ATTENTION, str(tmp_path)]
+        subprocess.run(command, env=env, timeout=600, check=True)
+        programs.append(sorted(tmp_path.rglob("*total*-cache")))
+    first, second = programs
+    assert len(first) == 1 and second == first
+
+
+def test_programs_of_a_gpu_are_those_of_one_version_of_its_attention(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    own = speed._kind_of_machine()
+    assert own.startswith("gpu-")
+    changed = tmp_path / "short_attention.py"
+    changed.write_text("# another kernel")
+    monkeypatch.setattr(short_attention, "__file__", str(changed))
+    another = speed._kind_of_machine()
+    monkeypatch.setattr(jax, "__version__", "0.99")
+    assert len({own, another, speed._kind_of_machine()}) == 3

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pathlib
 import platform
 import re
 import zlib
@@ -11,6 +12,7 @@ import filelock
 import jax
 from etils import epath
 
+from ddae.models import short_attention
 from ddae.settings import UserError
 
 KEPT_BYTES = 4 * 2**30
@@ -31,6 +33,11 @@ def keep_compiled(folder: str) -> None:
     A folder that jax was given already, by JAX_COMPILATION_CACHE_DIR say, wins. What a
     CPU has compiled may not run on another kind, so each has a folder of its own.
     Processes may share it.
+
+    What each of several GPUs computes of its own examples, attention, is a Python
+    function to jax until XLA compiles it: jax would know a program by that function's
+    address, another one in each process. It leaves that out here, and a folder is of
+    one version of these functions.
     """
     if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
@@ -48,6 +55,7 @@ def keep_compiled(folder: str) -> None:
         why = error.strerror or error
         print(f"compiled programs are not kept: {folder}: {why}", flush=True)
         return
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -67,8 +75,12 @@ def _drop_unfinished(folder: str) -> None:
 
 
 def _kind_of_machine() -> str:
-    """gpu, tpu, or cpu with a digest of its instruction sets."""
+    """tpu; gpu with a digest of the functions that compute attention there, jax's and
+    ours; or cpu with one of its instruction sets."""
     backend = jax.default_backend()
+    if backend == "gpu":
+        source = pathlib.Path(short_attention.__file__).read_bytes()
+        return f"gpu-{zlib.crc32(jax.__version__.encode() + source):08x}"
     if backend != "cpu":
         return backend
     found = platform.machine() + platform.processor()
