@@ -156,7 +156,8 @@ def _biased(rows):
 
 
 def _alone(rows):
-    found = [r for r in of(rows, "attention") if r.get("pallas_seconds")]
+    kernels = ("cudnn_seconds", "pallas_seconds")
+    found = [r for r in of(rows, "attention") if all(map(r.get, kernels))]
     return "; ".join(
         "{tokens} tokens, heads of {head_width}, cuDNN's ".format(**row)
         + f"{1e3 * row['cudnn_seconds']:.2f} ms became"
