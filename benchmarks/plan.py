@@ -191,7 +191,7 @@ def plan(config, batch, name):
         "batch": batch,
         "fsdp": config["mesh"]["fsdp"],
         "accumulate": config["optimizer"]["accumulate"],
-        "attention": config["model"]["attention"],
+        "attention": config["model"].get("attention", "auto"),
         "remat": config["model"]["remat"],
         "scan": config["model"]["scan"],
         "dtype": config["dtype"],
