@@ -119,13 +119,18 @@ def shown(row):
     return found
 
 
-def main():
-    """Runs the benchmark and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(about):
+    """Of a benchmark of attention alone."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--output", help="append lines of JSON here")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    """Runs the benchmark and prints its table."""
+    args = arguments(__doc__)
     rows = []
     for name, (tokens, heads, width) in STACKS.items():
         shape = (args.batch, tokens, heads, width)

@@ -8,7 +8,6 @@ queries and keys at a time, warps a program, loads ahead. Milliseconds are the m
 "-" where a tile cannot be compiled.
 """
 
-import argparse
 from unittest import mock
 
 import attention
@@ -66,11 +65,7 @@ def shown(row):
 
 def main():
     """Runs the benchmark and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--output", help="append lines of JSON here")
-    args = parser.parse_args()
+    args = attention.arguments(__doc__)
     rows = []
     for (stack, way), tried in TRIED.items():
         tokens, heads, width = attention.STACKS[stack]

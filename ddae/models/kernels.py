@@ -88,7 +88,7 @@ def attention_kernel(
     without a bias, where `short_attention.fits`: auto takes that on 9, where it was
     measured.
     """
-    names = ("auto", *typing.get_args(Computed))
+    names = typing.get_args(Kernel)
     if chosen not in names:
         raise ValueError(f"attention {chosen!r} is not one of {', '.join(names)}")
     device = jax.devices()[0]

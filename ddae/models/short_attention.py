@@ -191,11 +191,7 @@ def _forward_kernel(qkv: Any, bias: Any, out: Any, *, t: int, tiles: Tiles) -> N
         top = jnp.maximum(highest, scores.max(1))
         shares, less = jnp.exp2(scores - top[:, None]), jnp.exp2(highest - top)
         found = triton.dot(shares.astype(v.dtype), v)
-        return (
-            top,
-            total * less + shares.sum(1),
-            mean * less[:, None] + found,
-        )
+        return top, total * less + shares.sum(1), mean * less[:, None] + found
 
     none = jnp.zeros(tiles.queries, jnp.float32)
     carry = (none - 1e30, none, jnp.zeros(q.shape, jnp.float32))
