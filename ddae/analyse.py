@@ -232,7 +232,7 @@ def _draw_attention(
     axis.set_ylim(0, 1.15 * max(uniform, distances.max()))
     axis.set_xlabel("block")
     axis.set_ylabel("attention distance, patches")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left")
     return to_array(figure)
 
 
@@ -249,7 +249,7 @@ def _draw_losses(losses: Mapping[str, Mapping[str, float]]) -> np.ndarray:
         axis.set_xticks(range(len(labels)), [label[1:] for label in labels])
         axis.set_title(kind, fontsize=9)
         axis.set_xlabel("patches to the nearest visible one")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right")
     axes[0, 0].set_ylabel("loss of a hidden patch")
     return to_array(figure)
 
@@ -285,7 +285,7 @@ def _draw_sample_sizes(curves: Mapping[str, Any]) -> np.ndarray:
     for depth, points in curves["taps"].items():
         right.plot(*zip(*points, strict=True), label=f"u = {float(depth):g}")
     right.set_xlabel("progress t")
-    right.legend(title="tap at depth", fontsize=8, title_fontsize=8)
+    right.legend(title="tap at depth", fontsize=8, title_fontsize=8, loc="lower left")
     for axis in (left, right):
         axis.set_ylim(0, 1.03)
     return to_array(figure)

@@ -48,7 +48,7 @@ def draw(runs):
     for axis in (left, right):
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="center right")
     FigureCanvasAgg(figure).print_png(OUT / "curves.png")
 
 

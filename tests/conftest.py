@@ -1,7 +1,9 @@
 """Four fake CPU devices, shape checks from signatures, the smallest config."""
 
+import itertools
 import os
 import tempfile
+import types
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -43,6 +45,13 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 from tiny import tiny_config  # noqa: E402, F401
+
+
+@pytest.fixture
+def busy_machine(monkeypatch):
+    """A legend that searches its place takes 5 s: matplotlib warns, an error here."""
+    clock = types.SimpleNamespace(perf_counter=itertools.count(0, 5).__next__)
+    monkeypatch.setattr("matplotlib.legend.time", clock)
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def test_reconstruction_figure(tmp_path):
     assert picture.std() > 10 and 0 < values["masked_rmse"] < 1
 
 
+@pytest.mark.usefixtures("busy_machine")
 def test_distance_curves_need_a_log():
     assert distance_curves([{"step": 0, "eval/x": 1.0}]) is None
     rows = [

@@ -129,6 +129,7 @@ def test_the_loss_is_that_of_every_image():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("busy_machine")
 def test_an_analysis_is_written(tmp_path, capsys):
     run = str(tmp_path / "run")
     loop.run(tiny_config(), run)

@@ -274,6 +274,7 @@ def test_an_axis_says_the_unit_of_its_score(score, unit):
     assert report.labelled(study_from_dict("t", made), score) == score + unit
 
 
+@pytest.mark.usefixtures("busy_machine")
 @pytest.mark.parametrize("x", [None, "word", 3])
 def test_figures_are_drawn_of_what_is_there(x):
     rows = [{"name": n, "config": "c.py", "x": x, "series": n} for n in "abc"]

@@ -42,7 +42,7 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
     columns = min(len(terms), 4)
     height = -(-len(terms) // columns)
     figure, axes = new_figure(
-        height, columns, width=3.2 * columns, height=2.6 * height + 0.3
+        height, columns, width=3.2 * columns + 0.9, height=2.6 * height + 0.3
     )
     for axis, term in zip(axes.flat, terms, strict=False):
         labels = sorted(curves[term])
@@ -62,5 +62,13 @@ def distance_curves(rows: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
     for axis in axes.flat[len(terms) :]:
         axis.set_axis_off()
     axes[0, 0].set_ylabel("loss of a masked patch", fontsize=8)
-    axes[0, 0].legend(title="patches away", fontsize=7, title_fontsize=7)
+    # Beside the panels: a place among the curves, matplotlib's default, is searched for
+    # longer the more of them there are.
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside right upper",
+        title="patches away",
+        fontsize=7,
+        title_fontsize=7,
+    )
     return to_array(figure)

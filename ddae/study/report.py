@@ -172,7 +172,7 @@ def _lines(study: Study, records: Records, score: str) -> Any:
     rows = [row for row in study.rows if row.x is not None]
     rows = [r for r in rows if values_of(records, r.name, score)] or rows
     panels = list(dict.fromkeys(row.panel for row in rows))
-    figure, axes = new_figure(1, len(panels), width=3.6 * len(panels) + 0.6, height=3.2)
+    figure, axes = new_figure(1, len(panels), width=3.6 * len(panels) + 1.6, height=3.2)
     for axis, panel in zip(axes.flat, panels, strict=True):
         inside = [row for row in rows if row.panel == panel]
         ticks = list(dict.fromkeys(row.x for row in inside))
@@ -199,7 +199,8 @@ def _lines(study: Study, records: Records, score: str) -> Any:
         axis.tick_params(labelsize=8)
     axes[0, 0].set_ylabel(labelled(study, score))
     if any(row.series for row in rows) and axes[0, 0].lines:
-        axes[0, 0].legend(fontsize=8)
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, fontsize=8, loc="outside right upper")
     return figure
 
 
