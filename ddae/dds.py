@@ -18,12 +18,21 @@ from ddae.targets import TeacherLayer, TeacherView
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Momentum:
-    """Teacher momentum over t: `start` to `middle` by `rise`, then to `end`."""
+    """Teacher momentum over t: `start` to `middle` by `rise`, then to `end`.
+
+    In float32 a teacher stands still, at .99999, where the student's weight is less
+    than about half a percent from its own.
+    """
 
     start: float = 0.999
     middle: float = 0.9999
     end: float = 0.99999
     rise: float = 0.125
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"momentum {name}={value} is not in [0, 1]")
 
     def __call__(self, t: Any) -> Any:
         return ema_momentum(t, **dataclasses.asdict(self))
@@ -82,6 +91,8 @@ class FeatureSettings:
             raise ValueError(
                 f"target {self.target!r} is not same_depth, last, mean or middle"
             )
+        if not self.weight >= 0.0:
+            raise ValueError(f"weight={self.weight} must not be negative")
         if not 0.0 <= self.ramp <= 1.0:
             raise ValueError(f"ramp={self.ramp} is not a share of the run, 0 to 1")
         if self.loss not in FEATURE_LOSSES:
@@ -155,8 +166,9 @@ def with_dds(
 
     Each Term that reads the last layer alone is repeated at each of `taps`
     (`default_taps` where None), with a head of its own for a tap before the last and
-    `tap_weight` times its weight, and every Term gets a `Difficulty`. beta = 0 at the
-    last tap alone equals the method itself.
+    `tap_weight` times its weight, and every Term gets a `Difficulty`. A tap that the
+    method supervises itself stays as it is there. beta = 0 at the last tap alone equals
+    the method itself.
     """
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is not one of {METRICS}")
@@ -182,6 +194,10 @@ def with_dds(
             if tap == depth or term.taps != (depth,):
                 continue
             head = block_name(tap)
+            if term.head != block_name(depth):
+                head = f"{term.head}_{head}"
+            if head in method.heads:
+                continue
             heads[head] = method.heads[term.head].at_tap(term.head)
             terms.append(
                 dataclasses.replace(

@@ -107,7 +107,7 @@ class BetaSchedule:
                 f"beta phase {self.phase!r} is not constant, linear, cosine or steps"
             )
         for name in ("start", "end"):
-            if abs(getattr(self, name)) > self.limit:
+            if not abs(getattr(self, name)) <= self.limit:
                 raise ValueError(
                     f"beta {name}={getattr(self, name)} lies beyond limit={self.limit}"
                 )

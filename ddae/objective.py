@@ -91,12 +91,16 @@ def evaluate_terms(
             beta = term.difficulty.beta(progress, term.difficulty.depth)
             weights = difficulty_weights(distances[term.difficulty.metric], beta)
             metrics[f"beta/{term.name}"] = _scalar(beta)
-            metrics[f"ess/{term.name}"] = _mean(effective_sample_size(weights))
-            metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1))
-        scored = None
+        scored, counted = None, 1.0
         if context.seen is not None and term.target.teacher_layers:
+            counted = context.seen.ids_visible.shape[1] / errors.shape[1]
             scored = _scored(context.mask, context.seen)
             weights = scored if weights is None else _mean_one(weights * scored)
+        if weights is not None and term.difficulty is not None:
+            # Among the patches that count, whose weights have the mean 1 / counted.
+            ess = effective_sample_size(weights) / counted
+            metrics[f"ess/{term.name}"] = _mean(ess)
+            metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1) * counted)
         loss = weighted_mean(errors, weights)
         share = term.weight(progress) if callable(term.weight) else term.weight
         total = total + share * loss
@@ -148,11 +152,15 @@ def teacher_layers(terms: tuple[Term, ...]) -> tuple[int, ...]:
 
 
 def head_taps(terms: tuple[Term, ...]) -> dict[str, tuple[int, ...]]:
-    """The taps of each head. Raises `ValueError` where Terms disagree on them."""
+    """The taps of each head. Raises `ValueError` where Terms disagree on them, or have
+    one name, under which metrics would show one of them alone."""
     taps: dict[str, tuple[int, ...]] = {}
     for term in terms:
         if taps.setdefault(term.head, term.taps) != term.taps:
             raise ValueError(
                 f"head {term.head!r} is read at {taps[term.head]} and {term.taps}"
             )
+    names = [term.name for term in terms]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two Terms are called {min(twice)!r}")
     return taps

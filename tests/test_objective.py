@@ -22,6 +22,7 @@ from ddae.difficulty import (
     BetaSchedule,
     constant_beta,
     difficulty_weights,
+    effective_sample_size,
     nearest_visible_distance,
 )
 from ddae.masking import Masking, gather_patches, part_of, random_mask
@@ -212,6 +213,35 @@ def test_a_term_that_stands_at_a_tap_already_has_that_depth():
     assert depths == {(tap,): tap / ENCODER.spec.depth for (tap,) in depths}
 
 
+def test_a_tap_that_the_method_supervises_itself_stays_as_it_is():
+    beta = constant_beta(0.5)
+    method = ddae(ENCODER, decoder=DECODER, taps=(2, 4), beta=beta)
+    again = with_dds(method, taps=(2, 4), beta=beta)
+    assert [t.name for t in again.terms] == [t.name for t in method.terms]
+    assert again.heads == method.heads
+
+
+def test_every_head_of_the_last_layer_has_one_of_its_own_at_each_tap():
+    method = mae(ENCODER, decoder=DECODER)
+    (term,) = method.terms
+    second = dataclasses.replace(term, name="pixels/second", head="second")
+    method = dataclasses.replace(
+        method,
+        heads={**method.heads, "second": method.heads["block04"]},
+        terms=(term, second),
+    )
+    deep = with_dds(method, taps=(2, 4))
+    assert [t.name for t in deep.terms] == [
+        "pixels/block02",
+        "pixels/second_block02",
+        "pixels/block04",
+        "pixels/second",
+    ]
+    assert set(deep.heads) == {"block02", "second_block02", "block04", "second"}
+    with pytest.raises(ValueError, match="two Terms are called 'pixels/block04'"):
+        head_taps((term, term))
+
+
 def test_default_taps_are_the_last_half():
     assert default_taps(12) == (6, 8, 10, 12)
     assert default_taps(24) == (12, 16, 20, 24)
@@ -398,6 +428,18 @@ def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
     np.testing.assert_allclose(total, other, rtol=1e-6)
     bins = [count for key, (_, count) in metrics.items() if "distance/" in key]
     assert sum(map(float, bins)) == 8 * 4
+    # Nor in what is said of the weights.
+    distance = nearest_visible_distance(mask, (4, 4), "euclidean")
+    distance = gather_patches(distance, mask.ids_masked)
+    ours = [d[h == 0] for d, h in zip(distance, hidden, strict=True)]
+    weights = [difficulty_weights(d[None], 1.0)[0] for d in ours]
+    for name, of in (
+        ("ess", lambda w: effective_sample_size(w[None])[0]),
+        ("max_weight", jnp.max),
+    ):
+        total, count = metrics[f"{name}/features"]
+        wanted = np.mean([of(w) for w in weights])
+        np.testing.assert_allclose(total / count, wanted, rtol=1e-5)
 
 
 def test_a_coarse_teachers_patch_stands_for_its_cell():
