@@ -210,21 +210,30 @@ class Masking:
             num_cells = n // self.cell**2
             count = math.ceil(num_cells * self.ratio) * self.cell**2
         else:
-            count = n - int(n * (1 - self.ratio))
+            # Not one more where 1 - k / n comes out a little below what it is.
+            count = n - int(n * (1 - self.ratio) + 1e-6)
         if self.kind == "block" and min(grid) < 3:
             raise ValueError(
                 f"block masks want a grid of 3 x 3 patches or more, not {grid[0]} x"
                 f" {grid[1]}: use random ones"
             )
+        if self.kind == "block" and not 0 < self._min_area(n) <= 2 * count:
+            raise ValueError(
+                f"min_area={self.min_area} does not go with {count} hidden patches: no"
+                f" rectangle would fit; 1 to {2 * count}"
+            )
         check_num_masked(count, n)
         return count
+
+    def _min_area(self, n: int) -> int:
+        scaled = max(1, round(n * 16 / 196))
+        return scaled if self.min_area is None else self.min_area
 
     def draw(self, keys: Key[Array, " b"], grid: Grid) -> Mask:
         """One mask for each key."""
         count = self.num_masked(grid)
         if self.kind == "block":
-            scaled = max(1, round(grid[0] * grid[1] * 16 / 196))
-            min_area = scaled if self.min_area is None else self.min_area
+            min_area = self._min_area(grid[0] * grid[1])
             return block_mask(keys, grid, count, min_area=min_area)
         if self.kind == "cell":
             return cell_mask(keys, grid, count, self.cell)

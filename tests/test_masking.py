@@ -90,6 +90,19 @@ def test_a_cell_that_does_not_divide_the_grid_is_an_error(keys):
         Masking(kind="cell", cell=3, ratio=0.5).draw(keys, (8, 8))
 
 
+def test_blocks_too_large_for_what_is_hidden_are_an_error():
+    for min_area in (0, 54):
+        masking = Masking(kind="block", ratio=0.4, min_area=min_area)
+        with pytest.raises(ValueError, match="min_area=.* 26 hidden patches"):
+            masking.num_masked((8, 8))
+
+
+def test_a_share_of_the_patches_is_so_many():
+    counts = range(1, 195)
+    assert all(Masking(ratio=k / 196).num_masked((14, 14)) == k for k in counts)
+    assert Masking(ratio=0.9).num_masked((10, 10)) == 90
+
+
 def test_blocks_are_as_small_as_they_may_be(keys):
     for min_area, expected in ((40, 40), (None, 16)):
         masking = Masking(kind="block", ratio=0.4, min_area=min_area)

@@ -20,6 +20,7 @@ from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.models.vit import VIT_SPECS
 from ddae.networks import EncoderSettings
+from ddae.settings import UserError
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation
 from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh, replicated
@@ -111,6 +112,17 @@ def test_beit_has_one_classifier_for_all_taps():
     alone, _, _, _ = loss_of(make("beit"), gradients=False)
     assert "cls" not in alone["heads"]
     assert "norm" not in params["encoder"]
+
+
+def test_the_aggregates_blocks_have_the_biases_that_the_encoders_have():
+    encoder = ENCODER.clone(relative_bias="block", positions="none")
+    method = beit_v2(encoder, early=1, tokenizer=make("beit", settings_only=True))
+    task = Pretrain(method, Standardisation(mean=(0.3,), std=(0.4,)))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    wanted = params["encoder"]["block_00"]["relative_bias"]
+    for name in ("block_01", "block_02"):
+        found = params["heads"]["cls"][name]["relative_bias"]
+        assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
 
 
 def test_small_init_is_beits():
@@ -307,12 +319,19 @@ def test_a_frozen_network_standardises_images_its_own_way():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def tokenizer_task(**settings):
+def tokenizer_task(drop_path=0.0, **settings):
     teacher = {"model": {"size": "Two", "patch_size": 2, "channels": 1}}
     given = {"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": teacher}
-    config = tiny_config(task="tokenize", tokenizer=given | settings)
+    config = tiny_config(
+        task="tokenize", tokenizer=given | settings, model__drop_path=drop_path
+    )
     del config["method"]
     return tasks.from_config(config)
+
+
+def test_a_tokenizer_drops_no_path():
+    with pytest.raises(UserError, match="drop_path=0.5: a tokenizer drops none"):
+        tokenizer_task(drop_path=0.5)
 
 
 @pytest.mark.slow

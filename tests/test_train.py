@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, and a run without TensorFlow."""
 
 import json
+import math
 import pathlib
 import signal
 import subprocess
@@ -91,6 +92,9 @@ WRONG = [
     ),
     ({"data__mean": (125.0,)}, "config.data.mean=.*: pixels lie in .0, 1. here"),
     ({"method__beta": {"end": 1000.0}}, "end=1000.0 lies beyond limit=2.0"),
+    ({"method__beta": {"start": math.nan}}, "start=nan lies beyond"),
+    ({"method__momentum": {"start": 1.5}}, "momentum start=1.5 is not in"),
+    ({"method__features": {"weight": -1.0}}, "weight=-1.0 must not be negative"),
     ({"method__tap_weight": -1.0}, "tap_weight=-1.0 must not be negative"),
     ({"optimizer__lr_batch": 0}, "config.optimizer: lr_batch=0 must be positive"),
     ({"optimizer__b2": 1.5}, r"config.optimizer: b2=1.5 is not in \[0, 1\)"),

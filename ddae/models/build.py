@@ -54,6 +54,10 @@ class ModelSettings:
                     f"config.model.{name}={getattr(self, name)!r} is not one of"
                     f" {list(known)}"
                 )
+        if self.position_grid and min(self.position_grid) < 1:
+            raise UserError(
+                f"config.model.position_grid={self.position_grid} is no grid of patches"
+            )
         if not 0.0 <= self.drop_path < 1.0:
             raise UserError(f"config.model.drop_path={self.drop_path} is not in [0, 1)")
 

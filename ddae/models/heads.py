@@ -165,6 +165,8 @@ class ClsAggregate(nn.Module):
             "spec": spec,
             "dtype": self.dtype,
             "layer_scale": self.encoder.layer_scale,
+            "bias_grid": grid if self.encoder.relative_bias == "block" else None,
+            "style": self.encoder.style,
         }
         last = self.early + self.num_blocks
         x = through_blocks(

@@ -94,6 +94,10 @@ class Classify(Task):
         names = ["classifier"]
         if chosen.rates != (1.0,):
             names = [f"lr_{rate:g}" for rate in chosen.rates]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"config.classifier.rates={chosen.rates} are alike to six digits"
+            )
         if len(names) > 1 and "/encoder/" not in config["optimizer"].get("frozen", ()):
             raise UserError(
                 "several config.classifier.rates want a frozen encoder:"

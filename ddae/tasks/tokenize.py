@@ -69,6 +69,11 @@ class Tokenize(Task):
     def from_config(cls, config: Mapping[str, Any]) -> "Tokenize":
         """Reads sections model and tokenizer, data.mean, data.std."""
         encoder = encoder_from_config(config)
+        if encoder.drop_path:
+            raise settings.UserError(
+                f"config.model.drop_path={encoder.drop_path}: a tokenizer drops none;"
+                " set it to 0"
+            )
         chosen = settings.build(CodebookSettings, config["tokenizer"], "tokenizer.")
         try:
             teacher = chosen.teacher.network(encoder)

@@ -78,9 +78,20 @@ class OptimizerSettings:
             raise ValueError(f"schedule={self.schedule!r} is not cosine, poly or step")
         if self.warmup_lr and self.schedule != "poly":
             raise ValueError("warmup_lr is of schedule=poly")
-        for name in ("base_lr", "weight_decay", "warmup_epochs", "clip_norm"):
-            if getattr(self, name) < 0:
+        for name in (
+            "base_lr",
+            "final_lr",
+            "warmup_lr",
+            "weight_decay",
+            "warmup_epochs",
+            "clip_norm",
+        ):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0.0 <= self.step_at <= 1.0:
+            raise ValueError(
+                f"step_at={self.step_at} is not a share of the run, 0 to 1"
+            )
         for name in ("b1", "b2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
@@ -220,6 +231,23 @@ def rules_of(params: Params, settings: OptimizerSettings) -> Params:
         )
 
     return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def check_patterns(params: Params, settings: OptimizerSettings) -> None:
+    """Raises `UserError` for a pattern of `frozen` or `no_decay` that no path matches,
+    and where nothing would learn."""
+    paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for key in ("frozen", "no_decay"):
+        for pattern in getattr(settings, key):
+            if not any(re.search(pattern, path) for path in paths):
+                raise UserError(
+                    f"config.optimizer.{key}: {pattern!r} matches no parameter; their"
+                    f" paths are like {paths[0]}"
+                )
+    if all(rule.frozen for rule in jax.tree.leaves(rules_of(params, settings))):
+        raise UserError(
+            f"config.optimizer.frozen={settings.frozen} leaves nothing to learn"
+        )
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -12,7 +12,12 @@ from ddae.data.order import Order
 from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.train.cluster import Signals
-from ddae.train.optimizer import Optimizer, OptimizerSettings, make_optimizer
+from ddae.train.optimizer import (
+    Optimizer,
+    OptimizerSettings,
+    check_patterns,
+    make_optimizer,
+)
 from ddae.train.partial import InitSettings
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.speed import keep_compiled, keep_memory, parse_profile
@@ -150,6 +155,8 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
             raise
         said = str(error).strip().partition("\n")[0]
         raise UserError(f"config.model and config.method: {said}") from error
+    if total_steps:
+        check_patterns(shapes.params, chosen)
     on_devices = OnDevices(mesh, signals)
     return Job(
         config=config,
