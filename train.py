@@ -10,6 +10,7 @@ data; 3 the loss stayed non-finite; 75 asked to stop, saved, run me again; 1 a c
 import os
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -70,7 +71,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(at_home(argv))
         for name in ("config", "workdir"):
-            if flags.FLAGS[name].value is None:
+            if flags.FLAGS[name].value in (None, ""):
                 raise ValueError(f"--{name} is missing")
         CONFIG.value.to_dict()  # a file that could not be read says so only here
         return rest
@@ -81,10 +82,24 @@ def parse(argv: list[str]) -> list[str]:
         lines = str(error).strip().splitlines()
         said = " ".join(lines[-1:] if len(lines) > 3 else lines)
         sys.exit(wrong(" ".join(said.split())))
+    except Exception as error:  # a config file may raise any
+        sys.exit(wrong(in_file(error)))
+
+
+def in_file(error: Exception) -> str:
+    """What a config file raised, and where."""
+    name, line = getattr(error, "filename", None), getattr(error, "lineno", None)
+    if line is None:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        name, line = last.filename, last.lineno
+    said = getattr(error, "msg", None) or error
+    return f"{name}:{line}: {type(error).__name__}: {said}"
 
 
 def unknown_key(argv: list[str], text: str) -> str:
     """Names the flag that sets a key the config does not have, and the nearest key."""
+    if "'get_config'" in text:
+        return f"{next(a for a in argv[1:] if '.py' in a)}: it has no get_config()"
     key = re.search(r"\w+", text)
     near = re.search(r'mean "(\w+)"', text)
     wanted = f".{key.group()}" if key else ""

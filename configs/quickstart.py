@@ -6,7 +6,8 @@ python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 from configs import common
 
 
-def get_config(_=None):
+def get_config(text=None):
+    common.arguments(text)
     config = common.pretraining()
     common.digits(config)
     config.batch_size = 128

@@ -2,12 +2,15 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from ddae.settings import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def parser(name: str, text: str | None) -> argparse.ArgumentParser:
@@ -26,7 +29,8 @@ def run(
 ) -> int:
     """Calls `function` with the arguments as `made` reads them (None: the command
     line's); returns the exit code: its own, 0 for None, 2 after one line that says what
-    is wrong with what was given, 1 where nobody reads on, as behind `| head`."""
+    is wrong with what was given, 1 for a full disk, or where nobody reads on, as behind
+    `| head`."""
     args = made.parse_args(at_home(sys.argv[1:] if argv is None else argv))
     try:
         return function(args) or 0
@@ -35,7 +39,7 @@ def run(
         return 1
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if getattr(error, "errno", 0) in FULL else 2
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool, np.bool_), "True or False"),
     int: ((int, np.integer), "a whole number"),
-    float: ((int, float, np.integer, np.floating), "a number"),
+    float: ((int, float, np.integer, np.floating), "a finite number"),
     str: ((str,), "text"),
 }
 
@@ -109,9 +109,11 @@ def fits(value: Any, annotation: Any) -> bool:
         return value is None
     if annotation in SCALARS:
         wanted = SCALARS[annotation][0]
-        return isinstance(value, wanted) and (
-            annotation is bool or not isinstance(value, bool)
-        )
+        if isinstance(value, bool) and annotation is not bool:
+            return False
+        if annotation is float and isinstance(value, wanted):
+            return bool(np.isfinite(value))
+        return isinstance(value, wanted)
     if typing.get_origin(annotation) is tuple:
         kinds = typing.get_args(annotation)
         if not isinstance(value, list | tuple):

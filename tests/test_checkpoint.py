@@ -146,6 +146,7 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
         "method__mask": {"ratio": 0.75},
         "method__features": {"ramp": 0.5},
         "method__decoder__dtype": "bfloat16",
+        "init__workdir": "",
     }
     run(tmp_path, total_steps=2, **config)
     before = (tmp_path / "config.json").read_text()
@@ -159,10 +160,16 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
     assert (tmp_path / "config.json").read_text() == before
     capsys.readouterr()
     again = {"optimizer__base_lr": 2e-2, "method__decoder__dtype": "float32"}
+    again["init__workdir"] = "/elsewhere"
     run(tmp_path, total_steps=2, **(config | again))
     said = capsys.readouterr().out
-    assert "with other settings:\n  config.method.decoder.dtype: 'bfloat16' -> " in said
+    assert "with other settings:\n" in said
+    assert "\n  config.method.decoder.dtype: 'bfloat16' -> " in said
     assert "\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
+    # A run that goes on does not begin again, and says so of itself.
+    assert "config.init.workdir='/elsewhere' is not read: the run has begun" in said
+    told = loop._as_begun({"init": {"workdir": "b"}}, {"init.workdir": ("a", "b")})
+    assert told == {"init": {"workdir": "a"}}
     kept = (tmp_path / "config.json").read_text()
     run(tmp_path, total_steps=1, **config)  # trains nothing
     assert (tmp_path / "config.json").read_text() == kept

@@ -1,5 +1,6 @@
 """What all commands have in common."""
 
+import errno
 import subprocess
 import sys
 
@@ -42,6 +43,14 @@ def test_what_is_wrong_with_what_was_given_is_one_line(error, capsys):
 
     assert commands.run(fails, parser(), []) == 2
     assert capsys.readouterr().err == "error: a b\n"
+
+
+def test_a_full_disk_is_not_what_was_given(capsys):
+    def fails(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert commands.run(fails, parser(), []) == 1
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_a_file_is_there_when_all_of_it_is_written(tmp_path):

@@ -93,6 +93,10 @@ DAMAGE = {
         lambda f: (f / "params" / "_METADATA").write_text("{"),
         "2: .*",
     ),
+    "an optimiser without metadata": (
+        lambda f: (f / "training" / "_METADATA").unlink(),
+        "2/training/_METADATA is not there",
+    ),
     "another seed": (rewrite_meta, "2/meta: its checksum differs"),
     "no metadata": (lambda f: shutil.rmtree(f / "meta"), "2/meta: .*"),
 }
@@ -118,6 +122,17 @@ def test_a_damaged_step_is_named_and_the_one_before_it_used(
     assert (copy / "damaged_checkpoints" / "2").is_dir()
     with Checkpoints(str(copy)) as checkpoints:
         assert_same(checkpoints.restore(targets(states[2])), states[2])
+
+
+@pytest.mark.parametrize("gone", ["meta/metadata", "params/_METADATA"])
+def test_behind_a_damaged_step_the_one_before_it_is_compared(saved, gone, tmp_path):
+    workdir, states = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2" / gone).unlink()
+    with Checkpoints(str(tmp_path / "run")) as checkpoints:
+        assert not checkpoints.check(states[1], {"seed": 0}, tiny_config())
+        with pytest.raises(UserError, match="checkpoints/1 was trained on .* seed 0"):
+            checkpoints.check(states[1], {"seed": 7}, tiny_config())
 
 
 def test_where_no_step_can_be_read_it_says_so_in_one_line(saved, tmp_path):
@@ -314,11 +329,15 @@ def test_arrays_that_read_otherwise_than_written_are_damaged(tmp_path, monkeypat
 def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
     old = {"task": "pretrain", "image_size": 8, "data": {"mean": [0.3], "std": [0.4]}}
     old |= {name: {"x": 1} for name in ("classifier", "mixing", "segmenter")}
+    old["model"] = {"positions": "sincos"}
     state = small_state()
     with Checkpoints(str(tmp_path)) as checkpoints:
         checkpoints.save(state, 1, old, {})
     with Checkpoints(str(tmp_path)) as checkpoints:
-        for key in ("task", "image_size", "data.mean", "data.std", "mixing.x"):
+        for key in (
+            *("task", "image_size", "data.mean", "data.std", "mixing.x"),
+            "model.positions",
+        ):
             section, _, last = key.rpartition(".")
             new = old | {key: 9}
             if section:
@@ -333,6 +352,11 @@ def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
         ("orbax/checkpoint/_src/futures/future.py", OSError(28, "full"), False),
         ("orbax/checkpoint/checkpoint_manager.py", ValueError("in OCDBT at"), False),
         ("asyncio/base_events.py", ValueError("[os_error_code='28']"), False),
+        (
+            "orbax/checkpoint/_src/futures/future.py",
+            RuntimeError("cannot schedule new futures after shutdown"),
+            False,
+        ),
         ("orbax/checkpoint/_src/futures/future.py", ValueError("a bug"), True),
         ("orbax/checkpoint/_src/path/storage_backend.py", OSError("not removed"), True),
         ("somewhere/else.py", OSError("of others"), True),

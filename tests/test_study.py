@@ -1,5 +1,6 @@
 """Studies: what is run, what is skipped, and that the numbers are the runs' own."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -65,7 +66,7 @@ def get_study(text=None):
 
 @pytest.fixture
 def study_file(tmp_path):
-    tiny = tiny_config(log_every_steps=1)
+    tiny = tiny_config(log_every_steps=1, init__workdir="")
     tiny["method"] |= {"tap_weight": 0.25}
     (tmp_path / "config.py").write_text(CONFIG.format(tiny=tiny))
     path = tmp_path / "small.py"
@@ -222,6 +223,111 @@ def test_a_killed_study_goes_on(study_file, tmp_path):
     ]
     assert results[0]["scores"] == results[1]["scores"]
     assert "resuming at step" in (folder / "log.txt").read_text()
+
+
+FOLLOWED = """
+def get_study(text=None):
+    config = {config!r}
+    rows = [{{"name": "a", "config": config}}]
+    probe = {{"config": config, "score": "eval/x"}}
+    made = {{"about": "", "rows": rows, "seeds": (0, 1), "follow_ups": {{"p": probe}}}}
+    return made | {{"scores": {{"knn": {{"k": 5}}}}}} | {changes!r}
+"""
+
+
+@pytest.fixture
+def followed(study_file, tmp_path, monkeypatch):
+    """Makes a study whose rows have something that follows; its runs take no time."""
+    ran = []
+
+    def run(config, folder, signals):
+        ran.append(pathlib.Path(folder))
+        (ran[-1] / "config.json").write_text("{}")
+        (ran[-1] / "metrics.jsonl").write_text('{"step": 4, "eval/x": 1.0}\n')
+
+    monkeypatch.setattr("ddae.study.runner.loop.run", run)
+    monkeypatch.setattr("ddae.study.runner.score_workdir", lambda *_: {"knn": 2.0})
+
+    def make(**changes):
+        config = str(tmp_path / "config.py")
+        path = tmp_path / "followed.py"
+        path.write_text(FOLLOWED.format(config=config, changes=changes))
+        return str(path), ran
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"scores": {"knn": {"kk": 5}}}, "knn.kk is not a setting"),
+        (
+            {"follow_ups": {"p": {"config": "", "score": "x", "set": {"a.b": 1}}}},
+            "expected a Python file",
+        ),
+        (
+            {
+                "rows": [
+                    {"name": "a", "config": "c.py", "seeds": (1,)},
+                    {"name": "r", "repeats": "a", "at_cost_of": "a"},
+                ]
+            },
+            "'r' wants 'a' at seed 0, the study's first",
+        ),
+    ],
+)
+def test_what_comes_after_the_training_is_read_before_it(
+    changes, says, followed, tmp_path, capsys
+):
+    path, ran = followed(**changes)
+    assert main([path, "--workdir", str(tmp_path / "w")]) == 2
+    assert says in capsys.readouterr().err and not ran
+
+
+def test_a_study_that_is_asked_to_stop_begins_no_other_run(
+    followed, tmp_path, monkeypatch, capsys
+):
+    path, ran = followed()
+
+    def score(workdir, scores, signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"knn": 2.0}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddae.study.runner.score_workdir", score)
+        assert main([path, "--workdir", str(tmp_path / "w")]) == 75
+    assert "3 runs are left" in capsys.readouterr().err and len(ran) == 1
+    assert main([path, "--workdir", str(tmp_path / "w")]) == 0
+    assert len(ran) == 4
+
+
+def test_a_moved_study_and_one_adopted_are_as_they_were(followed, tmp_path, capsys):
+    path, ran = followed()
+    assert main([path, "--workdir", str(tmp_path / "w")]) == 0
+    (tmp_path / "w").rename(tmp_path / "moved")
+    assert main([path, "--workdir", str(tmp_path / "moved")]) == 0
+    assert len(ran) == 4
+    again = [path, "--workdir", str(tmp_path / "again")]
+    assert main([*again, "--adopt", str(tmp_path / "moved")]) == 0
+    assert [p.name for p in ran[4:]] == ["p", "p"]  # what follows is trained here
+    assert main(again) == 0 and len(ran) == 6
+    # Killed in the copy, nothing counts as done.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "_keep", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            main([*again[:2], str(tmp_path / "k"), "--adopt", str(tmp_path / "moved")])
+    assert not list((tmp_path / "k").rglob("done.json"))
+
+
+def test_what_other_processes_have_is_said(followed, tmp_path, capsys):
+    path, ran = followed()
+    claim = tmp_path / "w" / "runs/a/seed0/.claim"
+    claim.parent.mkdir(parents=True)
+    with claim.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main([path, "--workdir", str(tmp_path / "w")]) == 0
+    assert "with other processes: 1 runs" in capsys.readouterr().out
+    assert len(ran) == 2
 
 
 def records(**values):

@@ -92,7 +92,7 @@ WRONG = [
     ),
     ({"data__mean": (125.0,)}, "config.data.mean=.*: pixels lie in .0, 1. here"),
     ({"method__beta": {"end": 1000.0}}, "end=1000.0 lies beyond limit=2.0"),
-    ({"method__beta": {"start": math.nan}}, "start=nan lies beyond"),
+    ({"method__beta": {"start": math.nan}}, "start=nan is not a finite number"),
     ({"method__momentum": {"start": 1.5}}, "momentum start=1.5 is not in"),
     ({"method__features": {"weight": -1.0}}, "weight=-1.0 must not be negative"),
     ({"method__tap_weight": -1.0}, "tap_weight=-1.0 must not be negative"),
@@ -163,14 +163,32 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
             ["--config=configs/quickstart.py", "--config.model.patch_size=3"],
             "use 6 or 9",
         ),
+        (["--config=configs/quickstart.py:typo=7"], "'typo' is not one of []"),
+        (["--config=configs/quickstart.py", "--workdir="], "--workdir is missing"),
     ],
 )
 def test_the_command_line_exits_2_with_one_line(arguments, says, tmp_path):
-    result = train(*arguments, f"--workdir={tmp_path}")
+    result = train(f"--workdir={tmp_path}", *arguments)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and says in lines[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("import nothing", "config.py:1: ModuleNotFoundError: No module named 'nothi"),
+        ("def get_config(:", "config.py:1: SyntaxError: invalid syntax"),
+        ("def get_config():\n    return 1 / 0", "config.py:2: ZeroDivisionError: div"),
+        ("x = 1", "config.py: it has no get_config()"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(text, says, tmp_path):
+    (tmp_path / "config.py").write_text(text)
+    result = train(f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}")
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr and result.stderr.count("\n") == 1
 
 
 NO_TENSORFLOW = """

@@ -3,7 +3,7 @@
 Every row of its table at every seed, one after another, each scored; what is done is
 skipped, a killed run goes on from its checkpoint, and several such commands in one DIR
 share the work. DIR gets results.csv, results.md and figures. Exit codes: 0; 2 a wrong
-study, config or data; 75 stopped by SIGTERM, run me again.
+study, config or data; 75 stopped by SIGTERM or Ctrl-C, run me again; 1 a full disk.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -19,7 +20,8 @@ from ddae import commands
 from ddae.settings import UserError
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
-from ddae.study.table import read_study, runs_of
+from ddae.study.table import Run, read_study, runs_of
+from ddae.train.checkpoint import CheckpointError
 from ddae.train.cluster import PreemptedError
 
 
@@ -30,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 75
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def study(args: argparse.Namespace) -> int:
@@ -53,23 +58,26 @@ def study(args: argparse.Namespace) -> int:
         return 0
     runner.check()
     os.makedirs(workdir, exist_ok=True)
-    if args.rescore:
-        for line in runner.rescore(runs, args.rescore.split(",")):
+    with runner.signals.listening():
+        for line in _done(runner, runs, args):
             print(line, flush=True)
+            write_report(runner)
         write_report(runner)
-        return 0
+    print(f"{workdir}/results.md")
+    return 0
+
+
+def _done(runner: Runner, runs: list[Run], args: argparse.Namespace) -> Iterator[str]:
+    """Does what `args` ask for; yields a line for each run."""
+    if args.rescore:
+        yield from runner.rescore(runs, args.rescore.split(","))
+        return
     for folder in args.adopt:
-        for line in runner.adopt(runs, folder):
-            print(line, flush=True)
+        yield from runner.adopt(runs, folder)
     until = None
     if args.budget is not None:
         until = time.monotonic() + 60.0 * args.budget
-    for line in runner.work(runs, until):
-        print(line, flush=True)
-        write_report(runner)
-    write_report(runner)
-    print(f"{workdir}/results.md")
-    return 0
+    yield from runner.work(runs, until)
 
 
 def _pair(text: str) -> tuple[str, str]:

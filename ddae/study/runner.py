@@ -19,6 +19,7 @@ from ddae.settings import UserError
 from ddae.study.table import Run, Study, config_of, runs_of
 from ddae.train import loop
 from ddae.train.checkpoint import load_params
+from ddae.train.cluster import PreemptedError, Signals
 from ddae.train.metrics import duration, read_metrics
 from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
@@ -32,12 +33,14 @@ WEIGHTS = ("checkpoints", "damaged_checkpoints", "tensorboard")
 @dataclasses.dataclass(frozen=True)
 class Runner:
     """A study in its workdir. changes: dotted keys for all runs; keep_weights: whether
-    checkpoints stay when a run and what follows it are done."""
+    checkpoints stay when a run and what follows it are done; signals: of all runs, and
+    of what is between them."""
 
     study: Study
     workdir: str
     changes: Mapping[str, str]
     keep_weights: bool = False
+    signals: Signals = dataclasses.field(default_factory=Signals)
 
     def path(self, run: Run, *names: str) -> str:
         """A file of the run's own workdir."""
@@ -74,25 +77,31 @@ class Runner:
         return all(result and "failed" not in result for result in found)
 
     def check(self) -> None:
-        """Builds the task of every row that is not done, plans one run of each config
-        file, and compares what is done with the table; compiles nothing.
+        """Builds the task of every row that is not done, and of what follows it, plans
+        one run of each config file, with the study's scores, and compares what is done
+        with the table; compiles nothing.
 
         Raises `UserError`.
         """
         seen: set[str] = set()
         for run in runs_of(self.study):
             result = self.result(run)
+            name = f"{run.row.name}/{run.follow_up}"
             if result is not None:
                 self._check_same(run, result)
-            elif not run.follow_up and run.row.name not in seen:
+            elif name not in seen:
                 config = self.config(run)
                 tasks.from_config(config)
-                if run.row.config not in seen:
-                    plan(config)
-                seen |= {run.row.name, run.row.config}
+                if not run.follow_up and run.row.config not in seen:
+                    job = plan(config)
+                    scores = {"evaluators": self.study.scores}
+                    eval.from_config(scores, job.task, job.splits, OnDevices(job.mesh))
+                seen |= {name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
         config = known_to(json.loads(json.dumps(self.config(run))), result["config"])
+        if run.follow_up:  # the study may have been moved since
+            config["init"]["workdir"] = result["config"]["init"]["workdir"]
         if config != result["config"]:
             key = _difference(config, result["config"])
             raise UserError(
@@ -111,7 +120,7 @@ class Runner:
                 open(os.path.join(folder, "log.txt"), "a", buffering=1) as log,
                 contextlib.redirect_stdout(log),
             ):
-                loop.run(config, folder)
+                loop.run(config, folder, self.signals)
                 result |= cost_of(folder)
                 result["scores"] = self._scores(run, config)
         except NonFiniteError as error:
@@ -145,12 +154,14 @@ class Runner:
                 if path is None or not mine:
                     continue
                 here = self.path(run)
-                shutil.copytree(os.path.dirname(path), here, dirs_exist_ok=True)
+                shutil.copytree(
+                    os.path.dirname(path), here, ignore=_not_its_own, dirs_exist_ok=True
+                )
                 with open(path) as file:
                     result = json.load(file)
                 result |= {"row": run.row.name, "seed": run.seed}
                 if os.path.isdir(self.path(run, WEIGHTS[0])):
-                    result["scores"] = score_workdir(here, self.study.scores)
+                    result["scores"] = self._score(here, self.study.scores)
                 self._keep(run, result)
             yield f"{run}: the same as {os.path.dirname(path)}"
 
@@ -169,7 +180,7 @@ class Runner:
             kept = os.path.isdir(self.path(run, WEIGHTS[0]))
             if result is None or "failed" in result or run.follow_up or not kept:
                 continue
-            found = score_workdir(self.path(run), chosen)
+            found = self._score(self.path(run), chosen)
             self._keep(run, result | {"scores": result["scores"] | found})
             yield f"{run}: {_said(found)}"
 
@@ -181,7 +192,10 @@ class Runner:
             if not found:
                 raise UserError(f"{self.path(run)}: no {score} in its evaluations")
             return {run.follow_up: found[-1]}
-        return score_workdir(self.path(run), self.study.scores)
+        return self._score(self.path(run), self.study.scores)
+
+    def _score(self, workdir: str, scores: Mapping[str, Any]) -> dict[str, float]:
+        return score_workdir(workdir, scores, self.signals)
 
     def _tidy(self, run: Run) -> None:
         """Removes weights that nothing waits for."""
@@ -212,7 +226,8 @@ class Runner:
     def work(self, runs: list[Run], until: float | None) -> Iterator[str]:
         """Executes those of `runs` that are not done, in order; yields a line for each.
 
-        until: of time.monotonic(), after which no other run is begun.
+        until: of time.monotonic(), after which no other run is begun. Raises
+        `PreemptedError` once it is asked to stop.
         """
         elsewhere: set[Run] = set()
         took: list[float] = []
@@ -220,7 +235,17 @@ class Runner:
             left = [r for r in runs if self.result(r) is None and r not in elsewhere]
             run = next((r for r in left if self.ready(r)), None)
             if run is None:
+                if held := [r for r in elsewhere if self.result(r) is None]:
+                    yield (
+                        f"with other processes: {len(held)} runs; what they leave, the"
+                        " same command takes up"
+                    )
                 return
+            if self.signals.stop_requested:
+                raise PreemptedError(
+                    f"asked to stop; {len(left)} runs are left: run the same command"
+                    " again"
+                )
             if until is not None and time.monotonic() >= until:
                 yield f"the budget is spent; {len(left)} runs are left"
                 return
@@ -271,9 +296,10 @@ def cost_of(workdir: str) -> dict[str, Any]:
 
 
 def score_workdir(
-    workdir: str, evaluators: Mapping[str, Mapping[str, Any]]
+    workdir: str, evaluators: Mapping[str, Mapping[str, Any]], signals: Signals
 ) -> dict[str, float]:
-    """What `evaluators` (as config.evaluators) say of the newest checkpoint."""
+    """What `evaluators` (as config.evaluators) say of the newest checkpoint; raises
+    `PreemptedError` where it is asked to stop."""
     if not evaluators:
         return {}
     params, config = load_params(workdir)
@@ -284,11 +310,23 @@ def score_workdir(
         config["batch_size"],
         accumulate=1,
     )
-    built = eval.from_config({"evaluators": evaluators}, task, splits, OnDevices(mesh))
+    on_devices = OnDevices(mesh, signals)
+    built = eval.from_config({"evaluators": evaluators}, task, splits, on_devices)
     found: dict[str, Any] = {}
     for evaluator in built.values():
         found |= evaluator(params, 0)
     return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def _not_its_own(folder: str, names: list[str]) -> list[str]:
+    """What lies in a run's folder that another's does not take over: what says that it
+    is done, which comes last, locks, and what followed it."""
+    return [
+        name
+        for name in names
+        if name in (DONE, ".claim", ".lock")
+        or os.path.isfile(os.path.join(folder, name, "config.json"))
+    ]
 
 
 def known_to(config: Any, older: Any) -> Any:

@@ -137,6 +137,11 @@ def _check(study: Study) -> None:
         for other in filter(None, (row.repeats, row.at_cost_of)):
             if study.row(other).repeats:
                 raise UserError(f"{study.name}: row {other!r} repeats another itself")
+            if study.seeds[0] not in (study.row(other).seeds or study.seeds):
+                raise UserError(
+                    f"{study.name}: row {row.name!r} wants {other!r} at seed"
+                    f" {study.seeds[0]}, the study's first"
+                )
     if study.control:
         study.row(study.control)
     for follow_up in study.follow_ups.values():

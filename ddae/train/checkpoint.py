@@ -39,7 +39,7 @@ Tree = Any
 
 
 SAME = (
-    r"(task|image_size|data\.(mean|std))$"
+    r"(task|image_size|data\.(mean|std)|model\.(size|style|positions|position_grid))$"
     r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*(workdir|\.dtype)$)"
 )
 """Keys of a config that a resumed run cannot change: it would go on with another task
@@ -172,21 +172,21 @@ class Checkpoints:
         shapes: TrainState,
         data_state: Mapping[str, Any],
         config: Mapping[str, Any],
-    ) -> list[str]:
-        """What `config` has otherwise than the newest checkpoint's, a line each.
+    ) -> dict[str, tuple[Any, Any]]:
+        """{key: (old, new value)} of what `config` has otherwise than the checkpoint to
+        go on from.
 
         Raises `UserError` for what must be the same: the data state, what is learned
         (`SAME`), the shape of a parameter of `shapes` (from `jax.eval_shape`). Compiles
         nothing.
         """
-        step = self.latest()
-        if step is None:
-            return []
-        try:
-            meta = self._meta(step)
-            stored = shapes_of(item_metadata_of(self._manager, self.folder, step))
-        except DamagedError:
-            return []  # `restore` finds a step that can be used
+        for step in self._newest_first():
+            with contextlib.suppress(DamagedError):  # `restore` takes one before it
+                meta = self._meta(step)
+                stored = shapes_of(item_metadata_of(self._manager, self.folder, step))
+                break
+        else:
+            return {}
         stored_data = meta.get("data", {})
         for field, value in stored_data.items():
             if data_state.get(field) != value:
@@ -212,7 +212,10 @@ class Checkpoints:
                     f" {old!r}, this config has {new!r}; go on with its own, or begin"
                     " another --workdir from it with --config.init.workdir"
                 )
-        return [f"config.{path}: {a!r} -> {b!r}" for path, (a, b) in changes.items()]
+        return changes
+
+    def _newest_first(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The newest state that can be read, laid out as `shapes` (with shardings).
@@ -220,9 +223,8 @@ class Checkpoints:
         None at a start. A damaged step is named, moved to `damaged_checkpoints` beside
         the folder, and the one before it taken; `UserError` where none is left.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         reasons: dict[int, str] = {}
-        for step in steps:
+        for step in self._newest_first():
             try:
                 state = self._read(step, shapes)
             except DamagedError as error:

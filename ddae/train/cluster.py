@@ -146,6 +146,12 @@ def start(
                 f"no cluster to join: {error} Give --coordinator=HOST:PORT, or"
                 " --distributed=off for this process alone"
             ) from error
+    except jax.errors.JaxRuntimeError as error:  # as where the port is another's
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"the cluster at {coordinator or 'its coordinator'} cannot be joined:"
+            f" {said}; is its port free?"
+        ) from error
     finally:
         arrived.set()
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -44,14 +45,16 @@ LAG = 2
 """A step's outcome is looked at this many steps later, so the loop never waits."""
 
 
-def run(config: Mapping[str, Any], workdir: str) -> None:
+def run(
+    config: Mapping[str, Any], workdir: str, signals: Signals | None = None
+) -> None:
     """Trains what `config` says in `workdir`, from its newest checkpoint if it has one.
 
     Raises `UserError` for wrong configuration or data, before anything compiles,
     `NonFiniteError` after `max_nonfinite_steps` bad steps in a row, and after a SIGTERM
-    `PreemptedError`, with the state saved.
+    `PreemptedError`, with the state saved. signals: of a caller with more to do.
     """
-    signals = Signals()
+    signals = signals or Signals()
     workdir = _open(workdir)
     with signals.listening():
         check_together(config, workdir)
@@ -96,6 +99,7 @@ def _run(job: Job, workdir: str) -> None:
     ):
         forget_failure(workdir)  # it has the workdir now, and no other run
         changes = checkpoints.check(job.shapes, job.data_state, job.config)
+        job = dataclasses.replace(job, config=_as_begun(job.config, changes))
         known, origin = None, []
         if checkpoints.latest() is None:
             known, origin = _known_params(job)
@@ -113,10 +117,30 @@ def _run(job: Job, workdir: str) -> None:
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
                 if changes:
-                    report.say("\n  ".join(["with other settings:", *changes]))
+                    said = map(_changed, changes.items())
+                    report.say("\n  ".join(["with other settings:", *said]))
             _train(job, state, step or 0, checkpoints, report, workdir)
             checkpoints.wait()
             report.say(_closing(report))
+
+
+def _as_begun(
+    config: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]
+) -> dict[str, Any]:
+    """The config with its own `init`: a run that goes on does not begin again."""
+    config = copy.deepcopy(dict(config))
+    for path, (old, _) in changes.items():
+        section, _, name = path.partition(".")
+        if section == "init":
+            config[section][name] = old
+    return config
+
+
+def _changed(change: tuple[str, tuple[Any, Any]]) -> str:
+    path, (old, new) = change
+    if path.startswith("init."):
+        return f"config.{path}={new!r} is not read: the run has begun with {old!r}"
+    return f"config.{path}: {old!r} -> {new!r}"
 
 
 def _known_params(job: Job) -> tuple[Any, list[str]]:

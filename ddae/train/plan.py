@@ -85,6 +85,8 @@ class RunSettings:
         ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.seed < 2**32:  # jax takes 32 bits of it
+            raise ValueError(f"seed={self.seed} is not from 0 to 2**32 - 1")
         parse_profile(self.profile)
 
     def steps(self, steps_per_epoch: int) -> int:

@@ -59,7 +59,7 @@ def _no_echo(record: logging.LogRecord) -> bool:
     """Whether a record of the log is shown: not the errors of files that are raised as
     well, logged with a traceback by each thread they come through."""
     error = record.exc_info[1] if record.exc_info else None
-    named = re.search("os_error_code|OCDBT", str(error))
+    named = re.search("os_error_code|OCDBT|schedule new futures", str(error))
     of_files = named or isinstance(error, OSError)
     raised = "(future|async_checkpointer|checkpoint_manager|asyncio/.*)\\.py$"
     return not of_files or not re.search(raised, record.pathname)
@@ -191,10 +191,14 @@ def item_metadata_of(
     manager: Any, folder: epath.Path, step: int, item: str = "params"
 ) -> Any:
     """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
+    where = f"{folder}/{step}/{item}"
     try:
-        return manager.item_metadata(step)[item]
+        found = manager.item_metadata(step)[item]
     except Exception as error:  # as above
-        raise DamagedError(f"{folder}/{step}/{item}: {first_line(error)}") from error
+        raise DamagedError(f"{where}: {first_line(error)}") from error
+    if not shapes_of(found):  # Orbax gives None where the file is not there
+        raise DamagedError(f"{where}/_METADATA is not there")
+    return found
 
 
 def read_items(
@@ -210,6 +214,11 @@ def read_items(
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
         if isinstance(error, ValueError) and "structure" in str(error):
+            for name in targets:  # to Orbax an item without it is an empty one
+                if not (folder / str(step) / name / "_METADATA").exists():
+                    raise DamagedError(
+                        f"{folder}/{step}/{name}/_METADATA is not there"
+                    ) from error
             raise UserError(
                 f"checkpoint {folder}/{step} holds another optimiser or teacher than"
                 " this config makes; use its own config or another --workdir"
