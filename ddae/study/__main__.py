@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -20,7 +19,7 @@ from ddae import commands
 from ddae.settings import UserError
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
-from ddae.study.table import Run, read_study, runs_of
+from ddae.study.table import read_study, runs_of
 from ddae.train.checkpoint import CheckpointError
 from ddae.train.cluster import PreemptedError
 
@@ -59,25 +58,22 @@ def study(args: argparse.Namespace) -> int:
     runner.check()
     os.makedirs(workdir, exist_ok=True)
     with runner.signals.listening():
-        for line in _done(runner, runs, args):
+        if args.rescore:
+            lines = runner.rescore(runs, args.rescore.split(","))
+        else:
+            for folder in args.adopt:
+                for line in runner.adopt(runs, folder):
+                    print(line, flush=True)
+            until = None
+            if args.budget is not None:
+                until = time.monotonic() + 60.0 * args.budget
+            lines = runner.work(runs, until)
+        for line in lines:
             print(line, flush=True)
             write_report(runner)
         write_report(runner)
     print(f"{workdir}/results.md")
     return 0
-
-
-def _done(runner: Runner, runs: list[Run], args: argparse.Namespace) -> Iterator[str]:
-    """Does what `args` ask for; yields a line for each run."""
-    if args.rescore:
-        yield from runner.rescore(runs, args.rescore.split(","))
-        return
-    for folder in args.adopt:
-        yield from runner.adopt(runs, folder)
-    until = None
-    if args.budget is not None:
-        until = time.monotonic() + 60.0 * args.budget
-    yield from runner.work(runs, until)
 
 
 def _pair(text: str) -> tuple[str, str]:
