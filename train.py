@@ -10,7 +10,6 @@ data; 3 the loss stayed non-finite; 75 asked to stop, saved, run me again; 1 a c
 import os
 import re
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -66,7 +65,7 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    from ddae.commands import at_home
+    from ddae.commands import at_home, in_file
 
     try:
         rest = flags.FLAGS(at_home(argv))
@@ -84,16 +83,6 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(wrong(" ".join(said.split())))
     except Exception as error:  # a config file may raise any
         sys.exit(wrong(in_file(error)))
-
-
-def in_file(error: Exception) -> str:
-    """What a config file raised, and where."""
-    name, line = getattr(error, "filename", None), getattr(error, "lineno", None)
-    if line is None:
-        *_, last = traceback.extract_tb(error.__traceback__)
-        name, line = last.filename, last.lineno
-    said = getattr(error, "msg", None) or error
-    return f"{name}:{line}: {type(error).__name__}: {said}"
 
 
 def unknown_key(argv: list[str], text: str) -> str:

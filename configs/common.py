@@ -14,7 +14,7 @@ def training() -> ConfigDict:
     config.task = ""
     config.seed = 0
     config.batch_size = 4096
-    config.epochs = 100
+    config.epochs = 100.0
     config.total_steps = config_dict.placeholder(int)
     config.image_size = 224
     config.dtype = "bfloat16"
@@ -151,7 +151,7 @@ def probing(num_classes: int) -> ConfigDict:
     """MAE's linear probe of the frozen cls token: LARS, BatchNorm without affine."""
     config = classification(num_classes)
     config.batch_size = 16384
-    config.epochs = 90
+    config.epochs = 90.0
     config.init.may_leave = ("/mask_token$",)
     config.data.augment.rand_augment = 0
     config.model.drop_path = 0.0
@@ -198,7 +198,7 @@ def cifar10(text: str | None, plug_in: bool = True) -> ConfigDict:
     """Pretraining at 32 pixels; arguments size, patch, epochs, and where deep dynamic
     supervision may be plugged in, dds."""
     extra = {"dds": False} if plug_in else {}
-    chosen = arguments(text, size="Ti", patch=4, epochs=100, **extra)
+    chosen = arguments(text, size="Ti", patch=4, epochs=100.0, **extra)
     config = pretraining()
     config.method = ConfigDict({"name": "", "dds": dds(chosen.get("dds", False))})
     small_images(config, chosen["size"], chosen["patch"])
@@ -230,11 +230,13 @@ def digits(config: ConfigDict) -> None:
     config.model.channels = 1
 
 
-def imagenet(text: str | None, epochs: int = 100, plug_in: bool = True) -> ConfigDict:
+def imagenet(
+    text: str | None, epochs: float = 100.0, plug_in: bool = True
+) -> ConfigDict:
     """Pretraining at 224 pixels; arguments model (S, B, L, H), epochs, and where deep
     dynamic supervision may be plugged in, dds."""
     extra = {"dds": False} if plug_in else {}
-    chosen = arguments(text, model="B", epochs=epochs, **extra)
+    chosen = arguments(text, model="B", epochs=float(epochs), **extra)
     config = pretraining()
     config.method = ConfigDict({"name": "", "dds": dds(chosen.get("dds", False))})
     config.epochs = chosen["epochs"]

@@ -36,7 +36,7 @@ from ddae.masking import gather_patches
 from ddae.settings import UserError
 from ddae.tasks.backbone import unit_range
 from ddae.tasks.pretrain import Pretrain
-from ddae.train.checkpoint import describe, load_state
+from ddae.train.checkpoint import describe, load_state, run_of
 from ddae.train.plan import Job, plan
 from ddae.train.step import OnDevices
 
@@ -239,18 +239,22 @@ def _draw_attention(
 def _draw_losses(losses: Mapping[str, Mapping[str, float]]) -> np.ndarray:
     kinds = sorted({term.split("/")[0] for term in losses})
     labels = [label for label, _, _ in DISTANCE_BINS]
-    figure, axes = new_figure(1, len(kinds), width=3.8 * len(kinds) + 0.4, height=3.3)
+    heads = sorted({term.split("/")[1] for term in losses})
+    figure, axes = new_figure(1, len(kinds), width=3.8 * len(kinds) + 1.4, height=3.3)
     for axis, kind in zip(axes[0], kinds, strict=True):
         for term in sorted(t for t in losses if t.split("/")[0] == kind):
             inside = [label for label in labels if label in losses[term]]
             at = [labels.index(label) for label in inside]
             values = [losses[term][label] for label in inside]
-            axis.plot(at, values, marker="o", label=term.split("/")[1])
+            head = term.split("/")[1]
+            colour = f"C{heads.index(head) % 10}"
+            axis.plot(at, values, marker="o", label=head, color=colour)
         axis.set_xticks(range(len(labels)), [label[1:] for label in labels])
         axis.set_title(kind, fontsize=9)
         axis.set_xlabel("patches to the nearest visible one")
-        axis.legend(fontsize=8, loc="lower right")
     axes[0, 0].set_ylabel("loss of a hidden patch")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    figure.legend(lines.values(), lines, fontsize=8, loc="outside right upper")
     return to_array(figure)
 
 
@@ -321,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _analyse(args: Any) -> None:
-    out = args.out or os.path.join(args.workdir, "analysis")
+    out = args.out or os.path.join(run_of(args.workdir)[0], "analysis")
     if args.num_images < 1:
         raise UserError(f"--num_images={args.num_images} is not 1 or more")
     changes = dict(text.split("=", 1) for text in args.data if "=" in text)

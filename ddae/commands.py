@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -59,3 +60,13 @@ def at_home(arguments: Iterable[str]) -> list[str]:
     """Arguments of a command; a shell leaves the ~ of --workdir=~/runs as it is."""
     parts = (text.partition("=") for text in arguments)
     return [f"{key}{equals}{os.path.expanduser(path)}" for key, equals, path in parts]
+
+
+def in_file(error: Exception) -> str:
+    """What a config file raised, and where."""
+    name, line = getattr(error, "filename", None), getattr(error, "lineno", None)
+    if line is None:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        name, line = last.filename, last.lineno
+    said = getattr(error, "msg", None) or error
+    return f"{name}:{line}: {type(error).__name__}: {said}"

@@ -1,7 +1,8 @@
 """What a workdir holds: python -m ddae.inspect WORKDIR.
 
-Method, model, data, how far it has come, its figures, and every checkpoint; the newest
-one's weights are read and their checksums verified. Exit codes: 0; 2 nothing to see.
+Method, model, data, how far it has come, its figures, and every checkpoint; the weights
+of the newest, or of WORKDIR/checkpoints/STEP, are read and their checksums verified.
+Exit codes: 0; 2 nothing to see.
 """
 
 import os
@@ -14,7 +15,7 @@ from clu import parameter_overview
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from ddae import commands
-from ddae.train.checkpoint import describe, load_params
+from ddae.train.checkpoint import describe, load_params, run_of
 from ddae.train.metrics import read_metrics
 
 
@@ -26,7 +27,11 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
     count = parameter_overview.count_parameters(params)
     encoder = parameter_overview.count_parameters(params.get("encoder", {}))
     yield f"workdir     {workdir}"
-    yield f"checkpoints {', '.join(map(str, found['steps']))} (newest is whole)"
+    step, steps = found["step"], ", ".join(map(str, found["steps"]))
+    yield f"checkpoints {steps} ({step} is whole)"
+    if values := found.get("best", {}).get("values"):
+        best = max(values, key=lambda at: (values[at], int(at)))
+        yield f"best        {best}, by {found['best']['name']}: {values[best]:.4g}"
     method = config.get("method", {}).get("name")
     yield f"task        {config['task']}" + (f", method {method}" if method else "")
     if begun := config.get("init", {}).get("workdir"):
@@ -43,11 +48,13 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
             f" epochs of {data['examples']} images"
         )
         yield f"data        {data['name']}, split {data['split']}, seed {data['seed']}"
-    rows = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    rows = read_metrics(os.path.join(run_of(workdir)[0], "metrics.jsonl"))
     for row in rows:
         values = {k: v for k, v in row.items() if k.startswith("eval/")}
         if values:
-            shown = ", ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if v)
+            shown = ", ".join(
+                f"{k[5:]} {v:.4g}" for k, v in values.items() if v is not None
+            )
             yield f"step {row['step']:>6} {shown}"
     if parameters:
         yield parameter_overview.get_parameter_overview(params, include_stats=False)

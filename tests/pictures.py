@@ -51,6 +51,7 @@ def dirty_records():
         "webp": (encoded(pixels, "WEBP"), True),
         "gif": (encoded(Image.fromarray(pixels).quantize(16), "GIF"), True),
         "bmp": (encoded(pixels, "BMP"), True),
+        "bmp of numbers": (encoded(Image.fromarray(pixels).quantize(9), "BMP"), False),
         "one pixel": (encoded(pixels[:1, :1]), True),
         "a line": (encoded(photograph(2, 1, 900)), True),
     }

@@ -226,7 +226,7 @@ def test_inspect_says_what_a_workdir_holds(tmp_path, capsys):
     assert inspect.main([str(tmp_path), "--parameters"]) == 0
     said = capsys.readouterr().out
     for words in (
-        "checkpoints 2, 4 (newest is whole)",
+        "checkpoints 2, 4 (4 is whole)",
         "task        pretrain, method ddae",
         "ViT-Two, patch 2, 8 px, 34,664 parameters, ",
         "trained     4 steps of 16, 0.04 epochs of 1437 images",
@@ -299,6 +299,11 @@ def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     assert features.patches.shape == (16, 16, 32)
     assert jnp.isfinite(features.prefix).all()
     np.testing.assert_array_equal(encoder(digit_images).patches, features.patches)
+    # An earlier step by its folder.
+    early = ddae.load_encoder(str(tmp_path / "checkpoints" / "2"))
+    assert np.abs(early(digit_images).patches - features.patches).max() > 1e-6
+    with pytest.raises(UserError, match="no step 3 in .*; there are 2, 4"):
+        load_params(str(tmp_path / "checkpoints" / "3"))
     # Of a method that nobody here knows, too.
     params, config = load_params(str(tmp_path))
     config["method"]["name"] = "of_a_user"

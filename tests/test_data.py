@@ -1,4 +1,6 @@
+import io
 import itertools
+import os
 import shutil
 
 import numpy as np
@@ -114,6 +116,50 @@ def test_hidden_files_are_no_images_and_unread_ones_are_counted(tmp_path, capsys
         FolderRecords(str(tmp_path), "train")
 
 
+def test_links_that_lead_back_and_folders_that_are_closed_are_named(
+    tmp_path, monkeypatch
+):
+    for name in ("a/0.jpg", "b/1.jpg", "elsewhere/2.jpg"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    root = str(tmp_path / "train")
+    (tmp_path / "train/elsewhere").rename(tmp_path / "elsewhere")
+    (tmp_path / "train/c").symlink_to(tmp_path / "elsewhere")
+    assert FolderRecords(root, "train").files == ["a/0.jpg", "b/1.jpg", "c/2.jpg"]
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        with pytest.raises(UserError, match="train/b cannot be read: Permission"):
+            FolderRecords(root, "train")
+    (tmp_path / "train/a/all").symlink_to("..")
+    with pytest.raises(UserError, match="a/all links back to .*train, which holds it"):
+        FolderRecords(root, "train")
+
+
+def test_a_name_that_is_no_text_is_a_name(tmp_path):
+    name = os.fsencode(tmp_path) + b"/b\xfcld.png"
+    with open(name, "wb") as file:
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+    source = folder_source(tmp_path, (8, 8, 3))
+    assert len(next(source.batches(np.arange(1), 1))["image"]) == 1
+    assert source.records.key(0).endswith("b\\xfcld.png")
+
+
+def test_images_beside_classes_are_a_class_of_their_own_and_said(tmp_path, capsys):
+    for name in ("a/0.jpg", "1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    records = FolderRecords(str(tmp_path), "train")
+    assert records.labels.tolist() == [0, 1] and records.class_names == ("", "a")
+    assert "1 images lie in" in capsys.readouterr().err
+
+
 def test_storage_that_is_away_for_a_while_is_waited_for(folder, tmp_path, monkeypatch):
     from ddae.data import images
 
@@ -219,6 +265,14 @@ def test_arrays_refuse_what_needs_files():
         data.from_config(tiny_config(), (16, 16, 3))
 
 
+def test_half_precision_arrays_are_floats(tmp_path):
+    images = np.full((3, 8, 8, 1), 0.5, np.float16)
+    for name in ("train", "test"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(3))
+    config = tiny_config(data__name="npz", data__dir=str(tmp_path))
+    assert data.from_config(config, (8, 8, 1)).train.images.dtype == np.float32
+
+
 def test_arrays_from_npz_files(tmp_path):
     random = np.random.default_rng(0)
     for name, count in (("train", 12), ("test", 5)):
@@ -285,6 +339,10 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(3))
     with pytest.raises(UserError, match="test.npz: label 7 of record 2 is not below t"):
         data.from_config(config, (8, 8, 1))
+    names = {"labels": np.arange(3), "class_names": ["a", "b"]}
+    np.savez(tmp_path / "train.npz", images=images, **names)
+    with pytest.raises(UserError, match="class_names has 2 names, the labels go up to"):
+        data.from_config(config, (8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -348,6 +406,32 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
     splits = data.from_settings(settings, (8, 8, 3))
     assert splits.train.class_names == splits.held_out.class_names == ("a", "b")
     assert pack.main([out, "--dir", str(tmp_path / "none")]) == 2
+    (tmp_path / "images/train/b/4.png").write_bytes(b"no image")
+    grey = [out, "--dir", folder, "--image_size", "8", "--channels", "1"]
+    assert pack.main(grey) == 2
+    assert pack.main([*grey, "--on_error", "skip"]) == 0
+    with np.load(tmp_path / "out/train.npz") as file:
+        assert file["images"].shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP", "PNG", "JPEG"])
+def test_every_kind_is_read_in_grey_and_in_colour(kind):
+    image = Image.fromarray(np.asarray(photograph(0))).resize((40, 30))
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        settings = {"lossless": True} if kind == "WEBP" else {}
+        content = encoded(image, kind, **settings)
+        found = decode.decode(content, channels).numpy().astype(float)
+        wanted = np.asarray(Image.open(io.BytesIO(content)).convert(mode), float)
+        assert np.abs(found - wanted.reshape(found.shape)).mean() < 2
+
+
+def test_a_bmp_of_numbered_colours_is_refused_one_of_greys_is_read():
+    image = Image.fromarray(np.asarray(photograph(0)))
+    grey = image.convert("L")
+    found = decode.decode(encoded(grey, "BMP"), 3).numpy()
+    np.testing.assert_array_equal(found, np.asarray(grey.convert("RGB")))
+    with pytest.raises(Exception, match="numbered colours; save it as PNG"):
+        decode.decode(encoded(image.quantize(64), "BMP"), 3)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

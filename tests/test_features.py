@@ -56,6 +56,8 @@ def test_encoder_reads_any_block_and_never_masks(workdir, digit_images):
         (np.zeros((8, 8, 1)), r"images are \(8, 8, 1\), the encoder takes \('b', 8"),
         ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "of several sizes"),
         ([], "of several sizes, none among them"),
+        (Image.new("L", (8, 8)), "one image is no batch"),
+        (np.zeros((0, 8, 8, 1)), r"images are \(0, 8, 8, 1\)"),
     ],
 )
 def test_encoder_says_which_images_it_does_not_take(workdir, images, says):

@@ -157,7 +157,7 @@ def test_a_bad_record_stops_the_run_by_name_unless_told_otherwise(dirty):
 def test_too_many_bad_records_stop_the_run(dirty):
     root, bad = dirty
     few = source(root, on_error="skip", max_bad=len(bad) - 1)
-    with pytest.raises(UserError, match="7 bad records, more than .*max_bad=6; the la"):
+    with pytest.raises(UserError, match="8 bad records, more than .*max_bad=7; the la"):
         list(few.batches(np.arange(len(few)), 4))
 
 
@@ -213,7 +213,7 @@ def test_images_without_folders_have_one_class(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(encoded(photograph(number)))
     flat = source(tmp_path)
-    assert (len(flat), flat.num_classes) == (3, 1)
+    assert (len(flat), flat.num_classes, flat.class_names) == (3, 1, ())
 
 
 def held_out_pixels(tmp_path, image, shape, share):

@@ -16,7 +16,7 @@ from test_classify import classify_config, probe_config
 import ddae
 from ddae import tasks
 from ddae.interop import huggingface, official, timm
-from ddae.interop.convert import Hints, class_names, import_weights
+from ddae.interop.convert import Hints, class_names, import_weights, write_workdir
 from ddae.interop.files import read_weights, write_weights
 from ddae.interop.huggingface import STANDARDISED
 from ddae.interop.names import fixed_positions, flat
@@ -369,6 +369,27 @@ def test_oblong_images():
     weights["pos_embed"] = weights["pos_embed"][:, :9]
     _, config = import_weights(weights, "timm_vit", Hints(image_size=(8, 16)))
     assert config["image_size"] == (8, 16)
+    with pytest.raises(UserError, match="is not whole patches of 4"):
+        import_weights(weights, "timm_vit", Hints(image_size=(8, 18)))
+
+
+def test_oblong_weights_go_out_and_come_back(tmp_path, capsys):
+    """transformers' ViTMAE has a decoder for squares alone: the encoder goes."""
+    run, out = tmp_path / "run", str(tmp_path / "out.safetensors")
+    params, config = import_weights(
+        {**timm_vit(0, "cls"), "pos_embed": fixed_positions(32, (2, 4))},
+        "timm_vit",
+        Hints(image_size=(8, 16)),
+    )
+    write_workdir(str(run), params, config)
+    assert huggingface.main(["export", str(run), str(tmp_path / "folder")]) == 0
+    assert "ViTModel" in capsys.readouterr().out
+    assert timm.main(["export", str(run), out]) == 0
+    back = ["import", out, f"--workdir={tmp_path / 'back'}"]
+    assert timm.main(back) == 2 and "; give --image_size" in capsys.readouterr().err
+    assert timm.main([*back, "--image_size=8,16"]) == 0
+    assert timm.main(["export", str(run), "/nowhere/x.safetensors"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):

@@ -153,6 +153,13 @@ def _npz(
         )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be a row of whole numbers")
+    if names and len(names) <= labels.max(initial=0):
+        raise UserError(
+            f"{path}: class_names has {len(names)} names, the labels go up to"
+            f" {labels.max()}"
+        )
+    if images.dtype != np.uint8:
+        images = images.astype(np.float32)
     return ArraySource(images, labels, "npz", name, tuple(names))
 
 

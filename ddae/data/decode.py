@@ -27,12 +27,48 @@ def tensorflow() -> Any:
 def decode(data: Any, channels: int) -> Any:
     """The whole image: JPEG, PNG, GIF (first frame), BMP or WEBP, by its own bytes.
 
-    16-bit PNG is scaled to 8 bits, CMYK turned to RGB. Anything else, a truncated file
-    included, is an InvalidArgumentError.
+    16-bit PNG is scaled to 8 bits, CMYK turned to RGB, but not to grey. Anything else,
+    a truncated file or a BMP of numbered colours included, is an InvalidArgumentError.
     """
-    image = tensorflow().io.decode_image(data, channels, expand_animations=False)
+    tf = tensorflow()
+
+    def read(channels: int) -> Any:
+        return tf.io.decode_image(data, channels, expand_animations=False)
+
+    def bmp() -> Any:
+        with tf.control_dependencies([_colours_are_their_own(data)]):
+            return tf.image.rgb_to_grayscale(read(3)) if channels == 1 else read(3)
+
+    def other() -> Any:
+        if channels != 1:
+            return read(channels)
+        grey = tf.reduce_any(tf.strings.substr(data, 0, 2) == [b"\xff\xd8", b"\x89P"])
+        return tf.cond(
+            grey, lambda: read(1), lambda: tf.image.rgb_to_grayscale(read(3))
+        )
+
+    image = tf.cond(tf.strings.substr(data, 0, 2) == b"BM", bmp, other)
     image.set_shape((None, None, channels))
     return image
+
+
+GREYS = b"".join(bytes((i, i, i, 0)) for i in range(256))
+
+
+def _colours_are_their_own(data: Any) -> Any:
+    """Asserts that a BMP's pixels are colours, or numbers of greys that are as bright:
+    TensorFlow takes the numbers of others for their colours."""
+    tf = tensorflow()
+    start = 14 + tf.io.decode_raw(tf.strings.substr(data, 14, 4), tf.int32)[0]
+    bits = tf.io.decode_raw(tf.strings.substr(data, 28, 2), tf.uint16)[0]
+
+    def greys() -> Any:
+        return tf.strings.substr(data, start, len(GREYS)) == GREYS
+
+    fine = tf.cond(tf.cast(bits, tf.int32) > 8, lambda: tf.constant(True), greys)
+    return tf.debugging.assert_equal(
+        fine, True, "BMP of numbered colours; save it as PNG"
+    )
 
 
 def decode_window(

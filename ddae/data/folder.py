@@ -32,8 +32,8 @@ class FolderRecords:
 
     A file's class is the first folder on its way from `root`; files that lie directly
     in `root` have none, and share the label 0. `classes`: those of the training set,
-    for a held-out one. Raises `UserError` for no images, or a class that is not one of
-    `classes`.
+    for a held-out one. Raises `UserError` for no images, a folder that cannot be read,
+    or a class that is not one of `classes`.
     """
 
     def __init__(self, root: str, name: str, classes: tuple[str, ...] | None = None):
@@ -42,6 +42,14 @@ class FolderRecords:
         found = [
             file.partition(os.sep)[0] if os.sep in file else "" for file in self.files
         ]
+        if "" in found and len(set(found)) > 1:
+            print(
+                f"warning: {found.count('')} images lie in {root} itself,"
+                f" {self.files[found.index('')]} among them, and are a class of their"
+                " own",
+                file=sys.stderr,
+                flush=True,
+            )
         classes = tuple(sorted(set(found))) if classes is None else classes
         unknown = sorted(set(found) - set(classes))
         if unknown:
@@ -50,24 +58,25 @@ class FolderRecords:
                 " (without held-out images of its classes: eval_split=train);"
                 f" its classes are {classes[0]!r} to {classes[-1]!r}"
             )
-        self.num_classes, self.class_names = len(classes), classes
+        self.num_classes, self.classes = len(classes), classes
+        self.class_names = () if classes == ("",) else classes
         numbers = {name: number for number, name in enumerate(classes)}
         self.labels = np.array([numbers[name] for name in found], np.int64)
         self.identity: Identity = {
             "name": "folder",
             "split": name,
             "examples": len(self.files),
-            "fingerprint": zlib.crc32("\n".join(self.files).encode()),
+            "fingerprint": zlib.crc32(os.fsencode("\n".join(self.files))),
         }
 
     def __len__(self) -> int:
         return len(self.files)
 
     def key(self, index: int) -> str:
-        return os.path.join(self.root, self.files[index])
+        return self.read(index).decode(errors="backslashreplace")
 
     def read(self, index: int) -> bytes:
-        return self.key(index).encode()
+        return os.fsencode(os.path.join(self.root, self.files[index]))
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
         return [self.read(index) for index in indices]
@@ -87,7 +96,7 @@ def folder_sources(
         )
     train = FolderRecords(os.path.join(data.dir, data.train_split), data.train_split)
     held_out = FolderRecords(
-        os.path.join(data.dir, data.eval_split), data.eval_split, train.class_names
+        os.path.join(data.dir, data.eval_split), data.eval_split, train.classes
     )
     return (
         ImageSource(train, image_shape, data),
@@ -95,19 +104,34 @@ def folder_sources(
     )
 
 
+def _unread(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _check_link(folder: str) -> None:
+    """Raises `UserError` for a link back to a folder that it lies in."""
+    if os.path.islink(folder):
+        target = os.path.realpath(folder)
+        here = os.path.realpath(os.path.dirname(folder))
+        if os.path.commonpath([target, here]) == target:
+            raise UserError(f"{folder} links back to {target}, which holds it")
+
+
 def _scan(root: str) -> list[str]:
     """Paths of the image files below `root`, relative to it, in alphabetical order;
     what begins with a dot is passed over."""
     expected = (
         f"expected {os.path.join(root, 'CLASS', '*.jpg')}, or images of no class in"
-        f" {root} itself; without held-out ones: --config.data.eval_split=train"
+        f" {root} itself; without held-out ones: eval_split=train"
     )
     if not os.path.isdir(root):
         raise UserError(f"no folder {root}; {expected}")
     files = []
     with Console(stderr=True).status(f"listing the images of {root}"):
-        for folder, inner, names in os.walk(root, followlinks=True):
+        for folder, inner, names in os.walk(root, onerror=_unread, followlinks=True):
             inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in inner:
+                _check_link(os.path.join(folder, name))
             below = os.path.relpath(folder, root)
             files += [
                 os.path.normpath(os.path.join(below, name))

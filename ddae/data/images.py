@@ -242,7 +242,7 @@ class ImageSource:
             if self.data.on_error == "raise":
                 raise UserError(
                     f"{line}; mend or remove it, or pass over such records with"
-                    " --config.data.on_error=skip"
+                    " on_error=skip (train.py: --config.data.on_error=skip)"
                 ) from error
             self.bad[index] = why
             print(f"bad record {line}", file=sys.stderr, flush=True)

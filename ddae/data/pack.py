@@ -3,7 +3,7 @@
 python -m ddae.data.pack OUT --name=folder --dir=DIR --image_size=32
 python -m ddae.data.pack OUT --name=tfds/cifar10 --image_size=32
 
-Writes OUT/train.npz and OUT/test.npz: images [n, size, size, 3], uint8, each read as an
+Writes OUT/train.npz and OUT/test.npz: images [n, size, size, c], uint8, each read as an
 evaluation reads it, labels [n] and class_names [k]. Then --config.data.name=npz
 --config.data.dir=OUT.
 Exit codes: 0; 2 wrong arguments or data.
@@ -26,8 +26,9 @@ CHUNK = 1024
 
 
 def pack(out: str, data: DataSettings, image_size: int) -> dict[str, int]:
-    """Writes both splits below `out`; {file: images}. Raises `UserError`."""
-    splits = from_settings(data, (image_size, image_size, 3))
+    """Writes both splits below `out`, without records that `data` says to skip; {file:
+    images}. Raises `UserError`."""
+    splits = from_settings(data, (image_size, image_size, len(data.mean)))
     os.makedirs(out, exist_ok=True)
     counts = {}
     for name, source in (("train", splits.train), ("test", splits.held_out)):
@@ -51,19 +52,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="test")
     parser.add_argument("--image_size", type=int, default=32, help="pixels")
+    parser.add_argument("--channels", type=int, default=3, help="1 for grey")
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
     return commands.run(_pack, parser, argv)
 
 
 def _pack(args: Any) -> None:
     if args.image_size < 1:
         raise UserError(f"--image_size={args.image_size} is not 1 or more")
+    if args.channels not in (1, 3):
+        raise UserError(f"--channels={args.channels} is not 1 or 3")
     data = DataSettings(
         name=args.name,
         dir=args.dir,
         train_split=args.train_split,
         eval_split=args.eval_split,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        mean=(0.0,) * args.channels,
+        std=(1.0,) * args.channels,
+        on_error=args.on_error,
+        max_bad=sys.maxsize,
     )
     for path, count in pack(args.out, data, args.image_size).items():
         print(f"{path}: {count} images of {args.image_size} px")

@@ -292,7 +292,7 @@ class SceneSource:
         if self.data.on_error == "raise":
             raise UserError(
                 f"{line}; mend or remove it, or pass over such records with"
-                " --config.data.on_error=skip"
+                " on_error=skip (train.py: --config.data.on_error=skip)"
             ) from error
         with self._lock:
             if index not in self.bad:

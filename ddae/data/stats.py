@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 def _stats(args: Any) -> None:
     if args.image_size < 1:
         raise UserError(f"--image_size={args.image_size} is not 1 or more")
+    if args.channels < 1:
+        raise UserError(f"--channels={args.channels} is not 1 or more")
     section = {
         "name": args.name,
         "dir": args.dir,

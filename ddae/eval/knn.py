@@ -44,14 +44,13 @@ def make_knn(
         raise UserError(
             f"config.evaluators.knn.temperature={temperature} must be positive"
         )
-    available = min(num_train or len(splits.train), len(splits.train))
-    ks = _numbers(k, available)
-
     if reason := _says_nothing(splits):
         if jax.process_index() == 0:
             print(f"kNN is left out: {reason}", flush=True)
         return lambda params, step: {}
 
+    available = min(num_train or len(splits.train), len(splits.train))
+    ks = _numbers(k, available)
     features = on_devices(lambda params, images: _pooled(task, pool, params, images))
     votes = make_votes(
         on_devices.mesh, ks, temperature, splits.train.num_classes, available

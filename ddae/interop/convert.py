@@ -26,7 +26,7 @@ from ddae.interop.names import (
 )
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
-from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.checkpoint import Checkpoints, load_params, run_of
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
 
@@ -114,6 +114,10 @@ def _config(
     own = found.get("encoder/block_00/relative_bias/table")
     table = shared if shared is not None else own
     if hints.image_size:
+        if any(x % patch for x in pair(hints.image_size)):
+            raise UserError(
+                f"image_size={hints.image_size} is not whole patches of {patch}"
+            )
         grid = tuple(x // patch for x in pair(hints.image_size))
     elif positions is not None:
         grid = (round((positions.shape[-2] - 1) ** 0.5),) * 2
@@ -251,9 +255,10 @@ def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
         if not np.isfinite(found[name]).all():
             raise UserError(f"{theirs.get(name, name)} is not finite")
         if found[name].shape != shape:
+            mend = "; give --image_size" if name == "encoder/positions" else ""
             raise UserError(
                 f"{theirs.get(name, name)} makes {found[name].shape} for our {name},"
-                f" which is {shape} in ViT-{config['model']['size']}"
+                f" which is {shape} in ViT-{config['model']['size']}{mend}"
             )
 
 
@@ -281,7 +286,7 @@ def write_workdir(
 
 def class_names(workdir: str, number: int) -> tuple[str, ...]:
     """Those of the run's classes.txt, where they are so many; else "class 0" and on."""
-    path = epath.Path(workdir) / "classes.txt"
+    path = epath.Path(run_of(workdir)[0]) / "classes.txt"
     names = tuple(path.read_text().splitlines()) if path.exists() else ()
     return names if len(names) == number else tuple(f"class {i}" for i in range(number))
 

@@ -87,12 +87,12 @@ def read_json(path: str) -> dict[str, Any]:
 
 
 def write_weights(path: str, weights: Weights) -> None:
-    """A .safetensors file of float32 arrays."""
-    save_file(
-        {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()},
-        path,
-        metadata={"format": "pt"},
-    )
+    """A .safetensors file of float32 arrays; `UserError` where it cannot be written."""
+    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def read_torch(path: str) -> Any:

@@ -38,7 +38,7 @@ def export(workdir: str, folder: str, head: str | None) -> None:
     A classifier of the cls token is a ViT; of the mean of the patches, after a norm of
     its own, a BEiT, which differs from our ViT in nothing once relative bias and layer
     scale are left out. MAE and DDAE with the visible layout are a ViTMAE with the last
-    layer's decoder; other methods, the encoder alone.
+    layer's decoder; other methods, and what is not square, the encoder alone.
     """
     if os.path.exists(os.path.join(folder, "config.json")):
         raise UserError(f"{folder} holds a model already; give another folder")
@@ -129,7 +129,9 @@ def _class(
         raise UserError("an encoder without a last norm has no class in transformers")
     decoder = any(name.endswith("/embedding/kernel") for name in found)
     fixed = model.get("positions", "sincos") == "sincos"
-    if decoder and visible and plain and fixed:
+    height, width = pair(config["image_size"])
+    # Its own decoder has positions of a square alone.
+    if decoder and visible and plain and fixed and height == width:
         return "vit_mae", "ViTMAEForPreTraining"
     return ("vit", "ViTModel") if plain else ("beit", "BeitModel")
 

@@ -305,7 +305,8 @@ class Checkpoints:
 
 
 def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
-    """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint.
+    """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint, or
+    of the one that WORKDIR/checkpoints/STEP names.
 
     Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
     `UserError` where there is no checkpoint, or where it is damaged.
@@ -353,15 +354,28 @@ def describe(workdir: str) -> dict[str, Any]:
     return {"steps": steps, "data": {}} | meta
 
 
+def run_of(workdir: str) -> tuple[str, int | None]:
+    """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
+    path = epath.Path(workdir)
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        return str(path.parent.parent), int(path.name)
+    return workdir, None
+
+
 @contextlib.contextmanager
 def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
+    workdir, step = run_of(workdir)
     folder = epath.Path(workdir).resolve() / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
     with open_manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
+        there = sorted(manager.all_steps())
+        if not there:
             raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
+        step = there[-1] if step is None else step
+        if step not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(f"no step {step} in {folder}; there are {known}")
         try:
             yield manager, folder, step
         except DamagedError as error:

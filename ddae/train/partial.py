@@ -302,6 +302,7 @@ def load_encoder(
 ) -> Callable[..., Features]:
     """The encoder of a workdir's newest checkpoint: encoder(images, tap=0) -> Features.
 
+    workdir: or WORKDIR/checkpoints/STEP, for that step.
     images: [b, height, width, c], float in [0, 1] or uint8, or a list of PIL's, at the
     run's own size, or at `image_size` with positions resized to it; they are
     standardised with the run's mean and deviation and never masked. tap: the block to
@@ -315,7 +316,7 @@ def load_encoder(
         in [0, 1] or uint8, or a list of PIL's."""
         if not isinstance(images, jax.Array):
             images = _stacked(images)
-        if images.ndim != 4 or images.shape[1:] != shape:
+        if images.ndim != 4 or images.shape[1:] != shape or not len(images):
             raise UserError(
                 f"images are {tuple(images.shape)}, the encoder takes"
                 f" {('b', *shape)}; another size is load_encoder(..., image_size=...)"
@@ -329,6 +330,8 @@ def load_encoder(
 def _stacked(images: Any) -> np.ndarray:
     """An array of images, or several of them, grey ones with a channel too."""
     if not hasattr(images, "shape"):
+        if not hasattr(images, "__iter__"):
+            raise UserError("one image is no batch; give a list of images: [image]")
         rows = [np.asarray(image) for image in images]
         rows = [row[..., None] if row.ndim == 2 else row for row in rows]
         if len({row.shape for row in rows}) != 1:
