@@ -8,7 +8,6 @@ data; 3 the loss stayed non-finite; 75 asked to stop, saved, run me again; 1 a c
 """
 
 import os
-import re
 import sys
 
 from absl import app, flags, logging
@@ -65,7 +64,7 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    from ddae.commands import at_home, in_file
+    from ddae.commands import at_home, in_file, unknown_key
 
     try:
         rest = flags.FLAGS(at_home(argv))
@@ -83,20 +82,6 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(wrong(" ".join(said.split())))
     except Exception as error:  # a config file may raise any
         sys.exit(wrong(in_file(error)))
-
-
-def unknown_key(argv: list[str], text: str) -> str:
-    """Names the flag that sets a key the config does not have, and the nearest key."""
-    if "'get_config'" in text:
-        return f"{next(a for a in argv[1:] if '.py' in a)}: it has no get_config()"
-    key = re.search(r"\w+", text)
-    near = re.search(r'mean "(\w+)"', text)
-    wanted = f".{key.group()}" if key else ""
-    flag = next((a for a in argv if wanted in a), text).partition("=")[0]
-    mend = "set it in a config file, as docs/config.md says"
-    if near:
-        mend = f"did you mean {near.group(1)!r}?"
-    return f"{flag}: the config has no such key; {mend}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -70,3 +71,17 @@ def in_file(error: Exception) -> str:
         name, line = last.filename, last.lineno
     said = getattr(error, "msg", None) or error
     return f"{name}:{line}: {type(error).__name__}: {said}"
+
+
+def unknown_key(argv: list[str], text: str) -> str:
+    """Names the flag that sets a key the config does not have, and the nearest key."""
+    if "'get_config'" in text:
+        return f"{next(a for a in argv[1:] if '.py' in a)}: it has no get_config()"
+    key = re.search(r"\w+", text)
+    near = re.search(r'mean "(\w+)"', text)
+    wanted = f".{key.group()}" if key else ""
+    flag = next((a for a in argv if wanted in a), text).partition("=")[0]
+    mend = "set it in a config file, as docs/config.md says"
+    if near:
+        mend = f"did you mean {near.group(1)!r}?"
+    return f"{flag}: the config has no such key; {mend}"
