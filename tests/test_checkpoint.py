@@ -17,7 +17,7 @@ from ddae.data.order import Order
 from ddae.interop.convert import write_workdir
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.checkpoint import Checkpoints, load_params, run_of
 from ddae.train.metrics import Meter, duration, progress_line, read_metrics
 from ddae.train.partial import Loaded, load_into
 
@@ -304,6 +304,10 @@ def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     assert np.abs(early(digit_images).patches - features.patches).max() > 1e-6
     with pytest.raises(UserError, match="no step 3 in .*; there are 2, 4"):
         load_params(str(tmp_path / "checkpoints" / "3"))
+    assert run_of(str(tmp_path / "checkpoints" / "2")) == (str(tmp_path), 2)
+    named = tmp_path / "checkpoints" / "2024"
+    (named / "checkpoints").mkdir(parents=True)
+    assert run_of(str(named)) == (str(named), None)
     # Of a method that nobody here knows, too.
     params, config = load_params(str(tmp_path))
     config["method"]["name"] = "of_a_user"

@@ -301,7 +301,9 @@ def test_what_has_no_place_elsewhere_is_refused(tmp_path, capsys, config, says):
     loop.run(config | {"total_steps": 0, "evaluators": {}}, str(tmp_path / "run"))
     command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]
     assert huggingface.main(command) == 2
-    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+    said = capsys.readouterr().err
+    assert says in said and not (tmp_path / "out").exists()
+    assert "warning: " in said and "its classifier is a random one" in said
 
 
 def test_a_workdir_is_not_overwritten(tmp_path, capsys):

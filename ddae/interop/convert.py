@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -304,6 +305,9 @@ def read_run(
     classifier = {"pool": "mean", "norm": "layer"} | dict(config.get("classifier", {}))
     if config["task"] != "classify":
         return found, config, {}
+    if config.get("total_steps") == 0:
+        text = f"warning: {workdir} trained nothing; its classifier is a random one"
+        print(text, file=sys.stderr)
     names = sorted({k.split("/")[1] for k in found if k.startswith("heads/")})
     chosen = head or (names[0] if len(names) == 1 else None)
     if chosen not in names:

@@ -357,7 +357,8 @@ def describe(workdir: str) -> dict[str, Any]:
 def run_of(workdir: str) -> tuple[str, int | None]:
     """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
     path = epath.Path(workdir)
-    if path.name.isdigit() and path.parent.name == "checkpoints":
+    of_step = path.name.isdigit() and path.parent.name == "checkpoints"
+    if of_step and not (path / "checkpoints").exists():  # nor a run of such a name
         return str(path.parent.parent), int(path.name)
     return workdir, None
 
