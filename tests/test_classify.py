@@ -281,6 +281,7 @@ def test_positions_of_another_grid_are_resized(pretrained, tmp_path):
     assert np.abs(resized.patches - native.patches).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_learned_positions_and_biases_are_resized_at_loading(tmp_path):
     old = tiny_config(
         total_steps=1,
@@ -411,6 +412,7 @@ def test_every_pool_learns_its_classes(tmp_path, pool):
     assert tops[0] < 30 and tops[-1] > 60
 
 
+@pytest.mark.slow
 def test_the_average_of_weights_is_what_others_load(pretrained, tmp_path):
     config = classify_config(classifier__average=0.5, total_steps=2)
     loop.run(config, str(tmp_path))

@@ -78,6 +78,7 @@ def test_knn_takes_a_sample_of_the_set():
     assert 50 < evaluators["knn"]({}, 0)["knn5_top1"] <= 100
 
 
+@pytest.mark.slow
 def test_knn_says_nothing_where_it_could_not_be_wrong(tmp_path, capsys):
     images = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
     given = {"name": "npz", "dir": str(tmp_path), "mean": (0.3,), "std": (0.4,)}

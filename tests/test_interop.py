@@ -162,6 +162,7 @@ def test_mae_with_its_decoder_from_the_official_names(tmp_path):
         import_weights(weights, "mae", Hints(decoder_heads=2))
 
 
+@pytest.mark.slow
 def test_a_probe_is_exported_with_its_batch_norm_folded(tmp_path):
     """What transformers' ViT computes, cls -> Linear, gives our logits."""
     loop.run(probe_config(classifier__rates=(1.0, 3.0)), str(tmp_path / "run"))
@@ -394,6 +395,7 @@ def test_oblong_weights_go_out_and_come_back(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
     loop.run(classify_config(total_steps=1), str(tmp_path / "run"))
     command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]

@@ -164,6 +164,7 @@ def test_miou_is_the_same_on_two_processes(root, tmp_path):
         assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_labels_are_compared_at_their_own_size(root):
     """Scaled up on the way, every labelled pixel still counts once."""
     config = scenes.config(root)

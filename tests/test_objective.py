@@ -66,7 +66,7 @@ def loss_of(method, params, images, progress=0.3, jit=True):
     "layout, kind, jit",
     [
         ("visible", "random", True),
-        ("visible", "block", True),
+        pytest.param("visible", "block", True, marks=pytest.mark.slow),
         ("mask_token", "cell", True),
         pytest.param("visible", "random", False, marks=pytest.mark.slow),
     ],

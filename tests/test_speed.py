@@ -37,6 +37,7 @@ print(sorted(taken[-9:])[4])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told")
 def test_a_step_on_a_cpu_finds_its_memory_where_the_last_one_left_it():
     def pages(keep):
