@@ -71,7 +71,7 @@ worker_install() { # what `setup` has unpacked in new
       python3 -m uv venv --quiet --seed --python=3.12 venv
     fi
   fi
-  venv/bin/python -m pip install --quiet './code[tpu]'
+  venv/bin/python -m pip install --quiet './code[tpu]' || return 1 # a 2 of pip's is not ours
 }
 
 worker_start() { # TAG ARGUMENT...: at most once for each TAG, so it may be sent twice
@@ -239,7 +239,7 @@ setup() {
   fi
   insist gc tpu-vm scp "$TMP/ddae.tar.gz" "$NAME:ddae.tar.gz" --worker=all || return
   insist shell all "rm -rf ddae/new && mkdir -p ddae/new" \
-    "&& tar -xzf ddae.tar.gz -C ddae/new" \
+    "&& { tar -xzf ddae.tar.gz -C ddae/new || exit 1; }" \
     "&& bash ddae/new/launch_tpu.sh on-worker install" || return
   say "installed on every worker"
 }
@@ -302,9 +302,15 @@ train() { # [keep trying] [not installed yet]
 }
 
 retry() {
-  local install=yes
+  local install=yes reports='' try code
   obtain "keep trying" || return
-  [[ $(workers all report 2>/dev/null) != *" running"* ]] || install=
+  for try in 1 2 3 4 5; do # where train.py is at work, a refused ssh is not to hide it
+    code=0
+    reports=$(workers all report 2>/dev/null) || code=$?
+    [[ $code != 0 && $code != 127 ]] || break # 127: there is nothing of ours yet
+    pause $((15 * try))
+  done
+  [[ $reports != *" running"* ]] || install=
   train "keep trying" "$install"
 }
 
@@ -349,7 +355,9 @@ done
 [[ $NAME ]] || die "--name is missing"
 [[ $ZONE ]] || die "--zone is missing"
 [[ $NAME =~ ^[a-z][-a-z0-9]*$ ]] || die "--name=$NAME is not of a-z, 0-9 and -"
-[[ $WAIT$RESTARTS$WORKER =~ ^[0-9]+$ ]] || die "--wait, --restarts, --worker are numbers"
+for number in "$WAIT" "$RESTARTS" "$WORKER"; do # without a 0 before it, as in octal
+  [[ $number =~ ^(0|[1-9][0-9]*)$ ]] || die "--wait, --restarts, --worker are numbers"
+done
 if [[ $COMMAND == run || $COMMAND == retry ]]; then
   [[ ${TRAIN[*]} ]] || die "nothing to run: train.py's arguments come after --"
   [[ ! " ${TRAIN[*]}" =~ \ --?workdir[=\ ]([^/\ ][^:\ ]*)(\ |$) ]] ||

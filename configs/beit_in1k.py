@@ -18,7 +18,8 @@ from configs import common
 
 def get_config(text=None):
     config = common.imagenet(text, epochs=800)
-    common.beit_model(config, layer_scale=0.1)
+    large = config.model.size == "L"
+    common.beit_model(config, layer_scale=1e-5 if large else 0.1)
     common.beit_optimizer(config)
     config.model.drop_path = 0.1
     config.optimizer.b2 = 0.999

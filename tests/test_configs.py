@@ -283,6 +283,8 @@ RECIPES = {
         "optimizer.step_at": 0.875,
         "data.augment.scale": (0.67, 1.0),
     },
+    ("beit_in1k", "model=B"): {"model.layer_scale": 0.1},
+    ("beit_in1k", "model=L"): {"model.layer_scale": 1e-5},
     ("beit_v2_in1k", "model=B,epochs=300"): {
         "batch_size": 2048,
         "method.mask.kind": "block",

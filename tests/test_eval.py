@@ -59,7 +59,7 @@ def test_votes_are_weighted_by_similarity():
     mesh = devices(2).mesh
     bank = np.asarray(unit(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], np.float32)))
     query = np.array([[1.0, 0.0]], np.float32)
-    votes = make_votes(mesh, (1, 2), 0.07, 3, size=3)
+    votes = make_votes(mesh, (1, 2), 0.07, 3)
     placed = place_bank(mesh, bank, np.array([2, 0, 1]))
     one, two = votes(query, *placed)
     # Exact on a TPU and a GPU too.
@@ -68,9 +68,19 @@ def test_votes_are_weighted_by_similarity():
     assert two[0].argmax() == 2 and two[0, 0] > 0 and two[0, 1] == 0
     less = float(bank[0] @ query[0] - bank[1] @ query[0])
     np.testing.assert_allclose(two[0, 0], np.exp(-less / 0.07), rtol=1e-4)
-    cold = make_votes(mesh, (1, 2), 0.001, 3, size=3)(query, *placed)
+    cold = make_votes(mesh, (1, 2), 0.001, 3)(query, *placed)
     np.testing.assert_allclose(cold[1, 0, 2], 1.0, rtol=1e-5)
     assert np.isfinite(cold).all()
+
+
+def test_a_bank_that_came_out_smaller_is_searched_as_it_is():
+    """Without records that could not be read a device may have fewer than k."""
+    bank = np.asarray(unit(np.random.default_rng(0).normal(size=(80, 5))), np.float32)
+    placed = place_bank(devices(4).mesh, bank, np.arange(80) % 3)
+    (votes,) = make_votes(devices(4).mesh, (30,), 1e9, 3)(bank[:7], *placed)
+    for query, found in zip(bank[:7], np.asarray(votes), strict=True):
+        nearest = np.argsort(-(bank @ query))[:30] % 3
+        np.testing.assert_allclose(found, np.bincount(nearest), rtol=1e-5)
 
 
 def test_knn_takes_a_sample_of_the_set():
@@ -163,7 +173,7 @@ def test_what_fills_up_the_bank_never_votes():
     """Three of it over four devices; every one is farther than nothing at all."""
     bank = np.array([[-1.0, 0.0], [-0.8, 0.6], [-0.8, -0.6]], np.float32)
     mesh = devices(4).mesh
-    votes = make_votes(mesh, (1, 3), 1.0, 3, size=3)
+    votes = make_votes(mesh, (1, 3), 1.0, 3)
     placed = place_bank(mesh, bank, np.array([0, 1, 2]))
     one, three = votes(np.array([[1.0, 0.0]], np.float32), *placed)
     assert (np.asarray(three) > 0).all() and (np.asarray(one) > 0).sum() == 1

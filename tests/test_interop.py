@@ -307,6 +307,13 @@ def test_what_has_no_place_elsewhere_is_refused(tmp_path, capsys, config, says):
     assert "warning: " in said and "its classifier is a random one" in said
 
 
+def test_the_last_block_by_its_number_is_the_last(tmp_path):
+    config = probe_config(classifier__tap=2, total_steps=0, evaluators={})
+    loop.run(config, str(tmp_path / "run"))
+    out = str(tmp_path / "out")
+    assert huggingface.main(["export", str(tmp_path / "run"), out]) == 0
+
+
 def test_a_workdir_is_not_overwritten(tmp_path, capsys):
     path = files(timm_vit(), tmp_path)
     command = ["import", path, f"--workdir={tmp_path / 'ours'}"]

@@ -209,6 +209,8 @@ def test_help_names_every_command_flag_and_exit_code():
         (["create", *TPU, "v4-8"], "unknown flag 'v4-8'"),
         (["create", "--name=-x", "--zone=z"], "--name=-x"),
         (["create", *TPU, "--wait=soon"], "are numbers"),
+        (["create", *TPU, "--wait=08"], "are numbers"),
+        (["create", *TPU, "--restarts="], "are numbers"),
         (["fly", *TPU], "unknown command 'fly'"),
         (["run", *TPU], "nothing to run"),
     ],
@@ -501,6 +503,31 @@ def test_a_launcher_that_was_killed_ends_nothing_and_can_follow_again(tpu, comma
         code, out, err = tpu.end(process)
     assert code == 0 and out == "ends\n" and "at work already" in err
     assert len(tpu.attempts(0)) == len(tpu.attempts(1)) == 1
+
+
+def test_retry_follows_what_is_at_work_though_an_ssh_is_refused(tpu):
+    tpu.plan(train=["wait"])
+    with tpu.start("run", *TPU, "--", *ARGUMENTS) as process:
+        assert process.stdout.readline() == "attempt 1 trains\n"
+        os.killpg(process.pid, signal.SIGKILL)
+    tpu.plan(train=["wait"], ssh=["refused"])
+    with tpu.start("retry", *TPU, "--", *ARGUMENTS) as process:
+        assert process.stdout.readline() == "attempt 1 trains\n"
+        (tpu.folder / "go").touch()
+        code, out, _ = tpu.end(process)
+    assert code == 0 and out == "ends\n" and len(tpu.attempts()) == 1
+
+
+def test_a_download_of_pips_that_stops_is_tried_again(cloud):
+    """pip ends with 2 then, which of ours means wrong arguments."""
+    assert cloud.launch("create", *TPU)[0] == 0
+    stub = cloud.folder / "bin" / "python3.12"
+    once = "[[ -e ~/failed ]] || { touch ~/failed; exit 2; }; exit; }"
+    text = stub.read_text().replace("exit; }", once)
+    assert once in text
+    stub.write_text(text)
+    code, _, err = cloud.launch("setup", *TPU)
+    assert code == 0 and "try 1 of 5" in err and "installed on every worker" in err
 
 
 def test_a_start_whose_ssh_was_lost_starts_once(tpu):

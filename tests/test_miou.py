@@ -165,6 +165,23 @@ def test_miou_is_the_same_on_two_processes(root, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_picture_of_scenes_goes_without_one_that_cannot_be_read(tmp_path):
+    scenes.write(tmp_path, [scenes.blocks(n, 50, 70) for n in range(8)])
+    made = [scenes.noise(n, 40, 40) for n in range(6)]
+    scenes.write(tmp_path, made, "validation")
+    bad = tmp_path / "images/validation/scene_004.png"
+    bad.write_bytes(bad.read_bytes()[:-200])  # its size can be read
+    config = scenes.config(tmp_path)
+    config["data"]["on_error"] = "skip"
+    task = tasks.from_config(config)
+    splits = data.from_config(config, task.image_shape)
+    on_devices = OnDevices(make_mesh(MeshSettings(), 8, 1))
+    params = jax.jit(task.init)(jax.random.key(0))
+    values = make_miou(task, splits, on_devices, num_figures=6)(params, 0)
+    assert list(splits.held_out.bad) == [4] and values["segmentation"].std() > 10
+
+
+@pytest.mark.slow
 def test_labels_are_compared_at_their_own_size(root):
     """Scaled up on the way, every labelled pixel still counts once."""
     config = scenes.config(root)

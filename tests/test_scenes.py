@@ -381,6 +381,10 @@ def test_places_without_scenes_are_named(tmp_path):
         ({"augment": {"crop": "none", "color_jitter": 0.4}}, "color_jitter=0"),
         ({"eval_crop": 0.875}, "eval_crop=1"),
         ({"scenes": {"names": ("a",)}}, "names has 1 entries for 5 classes"),
+        (
+            {"scenes": {"names": ("a b", "a_b", "c", "d", "e")}},
+            "two classes are called 'a_b' in the log",
+        ),
         ({"scenes": {"ratio": (2.0, 0.5)}}, "not an increasing positive pair"),
         ({"scenes": {"max_share": 0.0}}, r"max_share=0.0 is not in \(0, 1\]"),
         ({"scenes": {"scael": (2, 3)}}, "did you mean 'scale'"),

@@ -66,7 +66,7 @@ def test_data_parallel_sums_its_gradients_at_once():
 def test_nearest_neighbours_compile_and_stay_in_float32():
     chips = list(plan.devices_of("v4:2x2x2"))
     mesh = make_mesh(MeshSettings(), 8, 1, chips)
-    votes = make_votes(mesh, (10, 20), 0.07, 10, size=4096)
+    votes = make_votes(mesh, (10, 20), 0.07, 10)
     rows = batch_sharding(mesh)
     compiled = votes.lower(
         jax.ShapeDtypeStruct((64, 128), np.float32, sharding=replicated(mesh)),

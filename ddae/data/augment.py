@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from PIL import Image
 
-from ddae.cropping import ASPECT
+from ddae.cropping import ASPECT, ATTEMPTS
 from ddae.data.decode import (
     KERNELS,
     Kernel,
@@ -119,19 +119,24 @@ def of_bytes(
 
 
 def _random_window(shape: Any, augment: Augment, seeds: Any) -> Any:
-    """[top, left, height, width] of a random-resized crop."""
+    """[top, left, height, width] of a random-resized crop.
+
+    As `cropping.random_window` draws it, in whole pixels. TensorFlow's own, of a
+    distorted bounding box, has uniform sides and not areas: smaller crops.
+    """
     tf = tensorflow()
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
-        seeds,
-        min_object_covered=0.0,
-        area_range=augment.scale,
-        aspect_ratio_range=ASPECT,
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([begin[:2], size[:2]], axis=0)
+    whole = tf.cast(shape[:2], tf.float32)
+    draws = tf.random.stateless_uniform((4, ATTEMPTS), seeds)
+    low, high = augment.scale
+    area = (whole[0] * whole[1]) * (low + (high - low) * draws[0])
+    low, high = np.log(ASPECT).astype(np.float32)
+    aspect = tf.exp(low + (high - low) * draws[1])
+    sizes = tf.round(tf.sqrt(tf.stack([area / aspect, area * aspect], axis=1)))
+    fits = tf.reduce_all((sizes >= 1.0) & (sizes <= whole), axis=1)
+    first = sizes[tf.argmax(tf.cast(fits, tf.int32))]
+    size = tf.where(tf.reduce_any(fits), first, whole)
+    corner = tf.floor(draws[2:, 0] * (whole - size + 1.0))
+    return tf.cast(tf.concat([corner, size], axis=0), tf.int32)
 
 
 def of_arrays(

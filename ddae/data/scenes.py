@@ -158,6 +158,9 @@ class SceneSource:
         self.image_shape, self.data, self.scenes = image_shape, data, scenes
         self.num_classes = scenes.num_classes
         self.class_names = scenes.names or _class_names(files, scenes.num_classes)
+        keys = [name.replace(" ", "_") for name in self.class_names]  # of the log
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise UserError(f"two classes are called {min(twice)!r} in the log")
         self.fill = np.asarray(np.round(255.0 * np.asarray(data.mean)), np.uint8)
         self.pairs = _pairs(files, split)
         names = "\n".join(itertools.chain.from_iterable(self.pairs))

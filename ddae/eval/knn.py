@@ -52,9 +52,7 @@ def make_knn(
     available = min(num_train or len(splits.train), len(splits.train))
     ks = _numbers(k, available)
     features = on_devices(lambda params, images: _pooled(task, pool, params, images))
-    votes = make_votes(
-        on_devices.mesh, ks, temperature, splits.train.num_classes, available
-    )
+    votes = make_votes(on_devices.mesh, ks, temperature, splits.train.num_classes)
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
         indices = sample(splits.train, num_train)
@@ -164,16 +162,14 @@ def make_votes(
     ks: tuple[int, ...],
     temperature: float,
     num_classes: int,
-    size: int,
 ):
     """(unit queries [q, d], placed bank and labels) -> votes [len(ks), q, classes].
 
-    Each of the k nearest of `size` votes exp(cosine / temperature). Every device
-    searches its own part of the bank, and their finds are searched again.
+    Each of the k nearest votes exp(cosine / temperature). Every device searches its own
+    part of the bank, and their finds are searched again.
     """
     axes = mesh.axis_names
     most = max(ks)
-    local = min(most, -(-size // mesh.size))
 
     def nearest(
         queries: Float[Array, "q d"],
@@ -183,7 +179,7 @@ def make_votes(
         # In float32 throughout: a TPU would multiply in bfloat16, a GPU in TF32.
         similarity = jnp.matmul(queries, bank.T, precision="highest")
         similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
-        found, at = jax.lax.top_k(similarity, local)
+        found, at = jax.lax.top_k(similarity, min(most, len(bank)))
         gather = {"axis_name": axes, "axis": 1, "tiled": True}
         return (
             jax.lax.all_gather(found, **gather),
@@ -206,7 +202,7 @@ def make_votes(
         labels: Int[Array, " n"],
     ) -> Float[Array, "k q classes"]:
         found, candidates = search(queries, bank, labels)
-        similarity, at = jax.lax.top_k(found, most)
+        similarity, at = jax.lax.top_k(found, min(most, found.shape[1]))
         labels = jnp.take_along_axis(candidates, at, axis=1)
         # Of the nearest 1, as a small temperature would make it infinite.
         each = jnp.exp((similarity - similarity[:, :1]) / temperature)[..., None]

@@ -88,10 +88,12 @@ def make_miou(
         table = class_table(confusion)
         title = f"step {step}: mIoU {values['miou']:.2f} %"
         values["class_table"] = draw_classes(source.class_names, *table, title)
-        scenes: list[Scene] = [s for s in map(source.scene, predicted) if s]
-        if scenes:
+        # Without those that turned out bad, which have a size, and so a prediction.
+        found = {i: scene for i in predicted if (scene := source.scene(i))}
+        if found:
+            own = [predicted[i] for i in found]
             values["segmentation"] = draw_scenes(
-                scenes, list(predicted.values()), source.class_names, title
+                list(found.values()), own, source.class_names, title
             )
         return values
 

@@ -330,7 +330,7 @@ def read_run(
         for leaf in ("scale", "bias"):
             own[f"encoder/norm/{leaf}"] = own.pop(f"heads/classifier/norm/{leaf}")
         classifier["norm"] = "none"
-    if classifier.get("tap"):
+    if classifier.get("tap", 0) not in (0, VIT_SPECS[config["model"]["size"]].depth):
         raise UserError("a probe of an inner block has no place in other formats")
     if classifier.get("pool", "mean") == "attention":
         raise UserError("an attentive probe has no place in other formats")

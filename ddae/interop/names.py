@@ -160,7 +160,13 @@ DIALECTS: dict[str, Dialect] = {
         ),
         arrays=(("encoder/cls_token", "vision_model.embeddings.class_embedding"),),
         positions="vision_model.embeddings.position_embedding.weight",
-        left=("text_model.", "visual_projection.", "text_projection.", "logit_scale"),
+        left=(
+            "text_model.",
+            "visual_projection.",
+            "text_projection.",
+            "logit_scale",
+            "vision_model.embeddings.position_ids",  # 0, 1, 2, ..., of older files
+        ),
     ),
     "timm_vit": Dialect(
         stacks=(_TIMM,),
