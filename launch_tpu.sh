@@ -304,11 +304,11 @@ train() { # [keep trying] [not installed yet]
 retry() {
   local install=yes reports='' try code
   obtain "keep trying" || return
-  for try in 1 2 3 4 5; do # where train.py is at work, a refused ssh is not to hide it
+  for try in 1 2 3; do # where train.py is at work, a refused ssh is not to hide it
     code=0
     reports=$(workers all report 2>/dev/null) || code=$?
     [[ $code != 0 && $code != 127 ]] || break # 127: there is nothing of ours yet
-    pause $((15 * try))
+    ((try == 3)) || pause $((15 * try))
   done
   [[ $reports != *" running"* ]] || install=
   train "keep trying" "$install"
