@@ -184,7 +184,7 @@ class Masking:
     ratio: share of hidden patches, in (0, 1); the count is n - int(n * (1 - ratio)) as
       in MAE, and for cells the ratio rounded up to whole cells as in SimMIM.
     min_area: smallest rectangle of a block mask, in patches; None scales BEiT's 16 of
-      196 to the grid.
+      196 to the grid. Far above the number of hidden patches it leaves few blocks.
     cell: side of a cell in patches.
     """
 
@@ -196,6 +196,8 @@ class Masking:
     def __post_init__(self):
         if self.kind not in ("random", "block", "cell"):
             raise ValueError(f"mask kind {self.kind!r} is not random, block or cell")
+        if self.min_area is not None and self.min_area < 1:
+            raise ValueError(f"min_area={self.min_area} is not 1 or more")
 
     def num_masked(self, grid: Grid) -> int:
         """Hidden patches a sample on this grid. Raises `ValueError` for none or all, or
@@ -217,23 +219,15 @@ class Masking:
                 f"block masks want a grid of 3 x 3 patches or more, not {grid[0]} x"
                 f" {grid[1]}: use random ones"
             )
-        if self.kind == "block" and not 0 < self._min_area(n) <= 2 * count:
-            raise ValueError(
-                f"min_area={self.min_area} does not go with {count} hidden patches: no"
-                f" rectangle would fit; 1 to {2 * count}"
-            )
         check_num_masked(count, n)
         return count
-
-    def _min_area(self, n: int) -> int:
-        scaled = max(1, round(n * 16 / 196))
-        return scaled if self.min_area is None else self.min_area
 
     def draw(self, keys: Key[Array, " b"], grid: Grid) -> Mask:
         """One mask for each key."""
         count = self.num_masked(grid)
         if self.kind == "block":
-            min_area = self._min_area(grid[0] * grid[1])
+            scaled = max(1, round(grid[0] * grid[1] * 16 / 196))
+            min_area = scaled if self.min_area is None else self.min_area
             return block_mask(keys, grid, count, min_area=min_area)
         if self.kind == "cell":
             return cell_mask(keys, grid, count, self.cell)
