@@ -17,9 +17,10 @@ from ddae.data.order import Order
 from ddae.interop.convert import write_workdir
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import Checkpoints, load_params, run_of
+from ddae.train.checkpoint import Checkpoints, load_params
 from ddae.train.metrics import Meter, duration, progress_line, read_metrics
-from ddae.train.partial import Loaded, load_into
+from ddae.train.partial import Loaded, as_begun, load_into
+from ddae.train.stored import run_of
 
 LEAVES = jax.tree.leaves
 
@@ -168,7 +169,7 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
     assert "\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
     # A run that goes on does not begin again, and says so of itself.
     assert "config.init.workdir='/elsewhere' is not read: the run has begun" in said
-    told = loop._as_begun({"init": {"workdir": "b"}}, {"init.workdir": ("a", "b")})
+    told = as_begun({"init": {"workdir": "b"}}, {"init.workdir": ("a", "b")})
     assert told == {"init": {"workdir": "a"}}
     kept = (tmp_path / "config.json").read_text()
     run(tmp_path, total_steps=1, **config)  # trains nothing

@@ -172,7 +172,7 @@ def _resized_window(
     image: Shaped[np.ndarray, "h w c"], random: np.random.Generator, augment: Augment
 ) -> Shaped[np.ndarray, "h w c"]:
     h, w, _ = image.shape
-    for _ in range(10):
+    for _ in range(ATTEMPTS):
         area = h * w * random.uniform(*augment.scale)
         aspect = np.exp(random.uniform(*np.log(ASPECT)))
         height, width = np.sqrt(area / aspect), np.sqrt(area * aspect)

@@ -30,6 +30,7 @@ from ddae.train.stored import (
     plain,
     read_items,
     read_meta,
+    reading,
     shapes_of,
     sweep,
     together,
@@ -311,7 +312,7 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
     Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
     `UserError` where there is no checkpoint, or where it is damaged.
     """
-    with _reading(workdir) as (manager, folder, step):
+    with reading(workdir) as (manager, folder, step):
         meta = read_meta(manager, folder, step)
         averaged = bool(meta["config"].get("classifier", {}).get("average"))
         item = "training" if averaged else "params"
@@ -332,7 +333,7 @@ def load_state(workdir: str, shapes: TrainState) -> TrainState:
     shapes: from `jax.eval_shape`, of the run's own config. Raises `UserError` as
     `load_params`, and where the checkpoint is of another optimiser or teacher.
     """
-    with _reading(workdir) as (manager, folder, step):
+    with reading(workdir) as (manager, folder, step):
         meta = read_meta(manager, folder, step)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         params, training = _split(target)
@@ -348,39 +349,10 @@ def describe(workdir: str) -> dict[str, Any]:
 
     Raises `UserError` where there is none, or where it is damaged.
     """
-    with _reading(workdir) as (manager, folder, step):
+    with reading(workdir) as (manager, folder, step):
         meta = read_meta(manager, folder, step)
         steps = sorted(manager.all_steps())
     return {"steps": steps, "data": {}} | meta
-
-
-def run_of(workdir: str) -> tuple[str, int | None]:
-    """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
-    path = epath.Path(workdir)
-    of_step = path.name.isdigit() and path.parent.name == "checkpoints"
-    if of_step and not (path / "checkpoints").exists():  # nor a run of such a name
-        return str(path.parent.parent), int(path.name)
-    return workdir, None
-
-
-@contextlib.contextmanager
-def _reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
-    workdir, step = run_of(workdir)
-    folder = epath.Path(workdir).resolve() / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
-    with open_manager(folder) as manager:
-        there = sorted(manager.all_steps())
-        if not there:
-            raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
-        step = there[-1] if step is None else step
-        if step not in there:
-            known = ", ".join(map(str, there))
-            raise UserError(f"no step {step} in {folder}; there are {known}")
-        try:
-            yield manager, folder, step
-        except DamagedError as error:
-            raise UserError(f"damaged checkpoint: {error}") from error
 
 
 def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:

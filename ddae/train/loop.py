@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import copy
 import dataclasses
 import functools
 import json
@@ -31,7 +30,7 @@ from ddae.train.cluster import (
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, duration, progress_line
 from ddae.train.optimizer import rule_table, rules_of
-from ddae.train.partial import load_frozen, load_pretrained
+from ddae.train.partial import as_begun, load_frozen, load_pretrained, said_change
 from ddae.train.plan import Job, plan
 from ddae.train.sharding import bytes_a_device, flag_devices
 from ddae.train.speed import Profile
@@ -99,7 +98,7 @@ def _run(job: Job, workdir: str) -> None:
     ):
         forget_failure(workdir)  # it has the workdir now, and no other run
         changes = checkpoints.check(job.shapes, job.data_state, job.config)
-        job = dataclasses.replace(job, config=_as_begun(job.config, changes))
+        job = dataclasses.replace(job, config=as_begun(job.config, changes))
         known, origin = None, []
         if checkpoints.latest() is None:
             known, origin = _known_params(job)
@@ -117,30 +116,11 @@ def _run(job: Job, workdir: str) -> None:
             else:
                 report.say(f"resuming at step {step} of {checkpoints.folder}")
                 if changes:
-                    said = map(_changed, changes.items())
+                    said = map(said_change, changes.items())
                     report.say("\n  ".join(["with other settings:", *said]))
             _train(job, state, step or 0, checkpoints, report, workdir)
             checkpoints.wait()
             report.say(_closing(report))
-
-
-def _as_begun(
-    config: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]
-) -> dict[str, Any]:
-    """The config with its own `init`: a run that goes on does not begin again."""
-    config = copy.deepcopy(dict(config))
-    for path, (old, _) in changes.items():
-        section, _, name = path.partition(".")
-        if section == "init":
-            config[section][name] = old
-    return config
-
-
-def _changed(change: tuple[str, tuple[Any, Any]]) -> str:
-    path, (old, new) = change
-    if path.startswith("init."):
-        return f"config.{path}={new!r} is not read: the run has begun with {old!r}"
-    return f"config.{path}: {old!r} -> {new!r}"
 
 
 def _known_params(job: Job) -> tuple[Any, list[str]]:

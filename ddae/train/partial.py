@@ -1,5 +1,6 @@
 """Parameters of one run put to use elsewhere: in another run, or for their features."""
 
+import copy
 import dataclasses
 import re
 import shlex
@@ -103,6 +104,26 @@ class InitSettings:
     workdir: str = ""
     may_miss: tuple[str, ...] = ()
     may_leave: tuple[str, ...] = ("/mask_token$",)
+
+
+def as_begun(
+    config: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]
+) -> dict[str, Any]:
+    """The config with its own `init`: a run that goes on does not begin again."""
+    config = copy.deepcopy(dict(config))
+    for path, (old, _) in changes.items():
+        section, _, name = path.partition(".")
+        if section == "init":
+            config[section][name] = old
+    return config
+
+
+def said_change(change: tuple[str, tuple[Any, Any]]) -> str:
+    """A key that a resumed run has otherwise, for its beginning."""
+    path, (old, new) = change
+    if path.startswith("init."):
+        return f"config.{path}={new!r} is not read: the run has begun with {old!r}"
+    return f"config.{path}: {old!r} -> {new!r}"
 
 
 @dataclasses.dataclass(frozen=True)

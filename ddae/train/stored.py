@@ -173,6 +173,37 @@ def move_away(folder: epath.Path, name: str) -> None:
     print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
+def run_of(workdir: str) -> tuple[str, int | None]:
+    """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
+    path = epath.Path(workdir)
+    of_step = path.name.isdigit() and path.parent.name == "checkpoints"
+    if of_step and not (path / "checkpoints").exists():  # nor a run of such a name
+        return str(path.parent.parent), int(path.name)
+    return workdir, None
+
+
+@contextlib.contextmanager
+def reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
+    """(a manager, its folder, the step) of what `workdir` names, as `run_of` says; a
+    `DamagedError` within is the user's."""
+    workdir, step = run_of(workdir)
+    folder = epath.Path(workdir).resolve() / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
+    with open_manager(folder) as manager:
+        there = sorted(manager.all_steps())
+        if not there:
+            raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
+        step = there[-1] if step is None else step
+        if step not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(f"no step {step} in {folder}; there are {known}")
+        try:
+            yield manager, folder, step
+        except DamagedError as error:
+            raise UserError(f"damaged checkpoint: {error}") from error
+
+
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
     """What is written beside the arrays of `step`; `DamagedError` naming it."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
