@@ -4,6 +4,8 @@ python train.py --config=configs/beit_v2_cifar10.py:size=Ti,patch=4,epochs=100 \
   --config.method.tokenizer.workdir=runs/vqkd_cifar10 --workdir=runs/beit_v2_cifar10
 
 `:dds` adds deep dynamic supervision at taps. Data as in configs/ddae_cifar10.py.
+
+Run short, in the study `others` (docs/results.md). Not run by us: the command above.
 """
 
 from configs import common

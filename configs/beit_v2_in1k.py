@@ -10,7 +10,7 @@ folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folde
 --config.data.eval_split=val. `:dds` adds deep dynamic supervision at taps.
 
 Published for ViT-B: 85.0 % top-1 after fine-tuning at 300 epochs, 85.5 % at 1600. Not
-run by us: it wants a pod or 8 GPUs. The two blocks of the [CLS] branch drop no path.
+run by us. The two blocks of the [CLS] branch drop no path.
 """
 
 from configs import common

@@ -6,6 +6,9 @@ python train.py --config=configs/ddae_cifar10.py:size=Ti,patch=4,epochs=100 \\
 Once before: python -m ddae.data.prepare cifar10 (or cifar100, and here
 --config.data.name=tfds/cifar100). For a folder of train/CLASS/*.jpg and
 test/CLASS/*.jpg: --config.data.name=folder --config.data.dir=DIR.
+
+Run short, size=Nano and 900 steps: kNN 30.8 % untrained, 39.5 % pretrained
+(docs/runs.md). Not run by us: the command above.
 """
 
 from configs import common

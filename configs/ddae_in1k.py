@@ -8,7 +8,7 @@ folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folde
 --config.data.eval_split=val.
 
 Reported by the paper for ViT-B at 100 epochs: 83.5 % top-1 after fine-tuning. Not run
-by us: it wants a pod or 8 GPUs.
+by us.
 """
 
 from configs import common

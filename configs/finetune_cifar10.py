@@ -4,6 +4,9 @@ python train.py --config=configs/finetune_cifar10.py:size=Ti,patch=4,epochs=50 \
   --config.init.workdir=runs/ddae_cifar10 --workdir=runs/finetune_cifar10
 
 Data as in configs/ddae_cifar10.py.
+
+Run short, size=Nano, 10,000 images, 200 steps: top-1 33.7 % (docs/runs.md). Not run by
+us: the command above.
 """
 
 from configs import common

@@ -13,7 +13,7 @@ pretraining's, give config.image_size, and config.model.position_grid=(14,14).
 
 Published for MAE: 83.6 % top-1 (B, 1600 epochs of pretraining), 85.9 % (L); for BEiT-v2
 85.0 % (B, 300), 86.6 % (L, 300); for SimMIM 83.8 % (B, 800); reported by the paper for
-DDAE: 83.5 % (B, 100). Not run by us: it wants a pod or 8 GPUs.
+DDAE: 83.5 % (B, 100). Not run by us.
 """
 
 from configs import common

@@ -8,8 +8,7 @@ side by side on the same frozen features: --config.classifier.rates="(0.3,1.0,3.
 Another block: --config.classifier.tap=8; mean of the patches:
 --config.classifier.pool=mean. Data as in configs/ddae_in1k.py.
 
-Published for MAE, ViT-B at 1600 epochs: 68.0 % top-1. Not run by us: it wants a pod or
-8 GPUs.
+Published for MAE, ViT-B at 1600 epochs: 68.0 % top-1. Not run by us.
 """
 
 from configs import common

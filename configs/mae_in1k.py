@@ -8,7 +8,7 @@ folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folde
 --config.data.eval_split=val.
 
 Published for ViT-B at 800 epochs: 83.3 % top-1 after fine-tuning, 65.1 % linear. Not
-run by us: it wants a pod or 8 GPUs.
+run by us.
 """
 
 from configs import common

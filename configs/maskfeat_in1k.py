@@ -8,7 +8,7 @@ folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folde
 --config.data.eval_split=val. `:dds` adds deep dynamic supervision at taps.
 
 Published for ViT-B at 1600 epochs: 84.0 % top-1 after fine-tuning, 83.6 % at 300. Not
-run by us: it wants a pod or 8 GPUs.
+run by us.
 """
 
 from configs import common

@@ -1,6 +1,8 @@
 """DDAE on scikit-learn's 1797 scanned digits, 8 x 8 pixels: minutes on a CPU.
 
 python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Expected: kNN 53.9 % untrained, 89.7 % after its 1496 steps (docs/runs.md).
 """
 
 from configs import common

@@ -4,6 +4,8 @@ python train.py --config=configs/simmim_cifar10.py:size=Ti,patch=4,epochs=100 \\
   --workdir=runs/simmim_cifar10
 
 Data as in configs/ddae_cifar10.py.
+
+Run short, in the study `others` (docs/results.md). Not run by us: the command above.
 """
 
 from configs import common

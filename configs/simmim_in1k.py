@@ -7,8 +7,7 @@ DIR holds TFDS's copy of imagenet2012, as python -m ddae.data.prepare makes it; 
 folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folder
 --config.data.eval_split=val. `:dds` adds deep dynamic supervision at taps.
 
-Published for ViT-B at 800 epochs: 83.8 % top-1 after fine-tuning. Not run by us: it
-wants a pod or 8 GPUs.
+Published for ViT-B at 800 epochs: 83.8 % top-1 after fine-tuning. Not run by us.
 """
 
 from configs import common

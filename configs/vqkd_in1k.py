@@ -8,7 +8,7 @@ chain need nothing from outside), or one that ddae.interop made of DINO's weight
 config.tokenizer.teacher says what it is like. Data as in configs/ddae_in1k.py.
 
 lr 5e-5 is for 128 images, as the public code scales it: 2e-4 at the batch of 512.
-Expected: 97 to 100 % of the codes in use. Not run by us: it wants a pod or 8 GPUs.
+Expected: 97 to 100 % of the codes in use. Not run by us.
 """
 
 from configs import common

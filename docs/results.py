@@ -120,7 +120,8 @@ class Found:
         """What was run."""
         return (
             f"```sh\npython -m ddae.study {self.text} --workdir=runs/study_{self.name}"
-            " \\\n  --set data.name=npz --set data.dir=DIR\n```"
+            " \\\n  --set data.name=npz --set data.dir=DIR"
+            f"{' --keep_weights' * (self.name in KEEPS)}\n```"
         )
 
     def section(self, scores=("knn20_top1", "linear_top1"), figure="knn20_top1"):
@@ -525,7 +526,8 @@ def page():
         f" {machine['cores']} shared {machine['machine']} CPU cores, jax"
         f" {machine['jax']}, some seeds on days when these were twice as fast: no costs"
         " are given. Tables: mean"
-        " ± sample standard deviation (seeds). Differences are paired by seed, s.e. is"
+        " ± sample standard deviation (seeds); in figures a dot, a bar, and a small mark"
+        " for each seed. Differences are paired by seed, s.e. is"
         " their standard error, and ahead or behind is said where a paired t-test"
         " says so at 95 %: of twenty such words one may be chance, and with two or"
         " three seeds only a large difference can earn one. DIR as"
@@ -553,13 +555,13 @@ def page():
         ),
         (
             "(b) DDS improves MAE",
-            "DDAE against MAE, 800 steps each",
+            "DDAE against MAE, 800 steps each (study 2)",
             parts.difference("ddae", "mae"),
         ),
         *(
             (
                 "(b) DDS improves MAE",
-                f"DDAE against MAE, {steps} steps each",
+                f"DDAE against MAE, {steps} steps each (study 3)",
                 epochs.difference(f"ddae,{steps}", f"mae,{steps}"),
             )
             for steps in (1600, 3200, 6400)
@@ -606,6 +608,9 @@ def page():
 AT_ONE = ("ddae,features=1", "ddae,features=1,beta=0")
 """Of study 2, the teacher's weight 1: with and without weights by distance."""
 
+KEEPS = ("parts", "epochs")
+"""Studies whose weights others read: docs/runs.md's tokenizer, and `ddae.analyse`."""
+
 FRONT = ("untrained", "mae", "taps+weights", "ddae,beta=0", "ddae")
 LONGEST = ("mae,6400", "ddae,6400")
 """What the README shows of studies 2 and 3."""
@@ -628,7 +633,10 @@ def front():
         f"kNN, DDAE less MAE: {verdict(parts.difference('ddae', 'mae'))}.",
         f"At 6400 steps: {verdict(epochs.difference(*reversed(LONGEST)))}.",
         "DDAE of 3200 steps less MAE of 6400:"
-        f" {verdict(epochs.difference('ddae,3200', 'mae,6400'))}.",
+        f" {verdict(epochs.difference('ddae,3200', 'mae,6400'))}; than MAE of eight times"
+        f" its steps: {pooled_verdict(epochs, EIGHTH)}.",
+        "At equal cost of training:"
+        f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
         "Deep dynamic supervision alone (`taps+weights`) less MAE:"
         f" {verdict(parts.difference('taps+weights', 'mae'))}.",
         f"What the teacher adds: {verdict(parts.difference('ddae', 'taps+weights'))}.",

@@ -46,8 +46,8 @@ class Features:
 
 
 VIT_SPECS: dict[str, ViTSpec] = {
-    "Pico": ViTSpec(64, 4, 2),  # tests
-    "Nano": ViTSpec(128, 6, 4),  # scanned digits, CIFAR on a CPU
+    "Pico": ViTSpec(64, 4, 2),  # scanned digits, CIFAR in studies on a CPU
+    "Nano": ViTSpec(128, 6, 4),  # CIFAR and CamVid on a CPU
     "Ti": ViTSpec(192, 12, 3),
     "S": ViTSpec(384, 12, 6),
     "B": ViTSpec(768, 12, 12),

@@ -195,7 +195,8 @@ def _lines(study: Study, records: Records, score: str) -> Any:
         if words:
             axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlim(-0.4, len(ticks) - 0.6)
-        axis.set_title(panel, fontsize=9)
+        name = axis.set_title if len(panels) > 1 else axis.set_xlabel
+        name(panel, fontsize=9)
         axis.tick_params(labelsize=8)
     axes[0, 0].set_ylabel(labelled(study, score))
     if any(row.series for row in rows) and axes[0, 0].lines:
