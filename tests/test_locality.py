@@ -13,6 +13,7 @@ from ddae.analyse import loss_by_distance, main, sample_sizes
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.models.attention import attention_probabilities
 from ddae.models.blocks import Mlp
+from ddae.models.linear import Normed
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.train import loop
 
@@ -74,9 +75,10 @@ def test_probabilities_give_back_the_blocks_own_output(bias):
         y = jnp.einsum("bhqk,bkhd->bqhd", probabilities, v).reshape(x.shape)
         out = block["attention"]["out"]
         x = x + y @ out["kernel"] + out["bias"]
-        mlp = Mlp(128, jnp.float32).apply(
-            {"params": block["mlp"]}, norm(x, block["norm_mlp"])
+        normed = Normed(
+            tokens=norm(x, block["norm_mlp"]), scale=jnp.ones(32), shift=jnp.zeros(32)
         )
+        mlp = Mlp(128, jnp.float32).apply({"params": block["mlp"]}, normed)
         np.testing.assert_allclose(x + mlp, after, atol=2e-5)
 
 

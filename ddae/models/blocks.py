@@ -1,7 +1,6 @@
 """Transformer blocks, their parts, and the way through a stack of them."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from ddae.models.kernels import Computed, Kernel, attend, attention_kernel, flash
+from ddae.models.linear import (
+    Dense,
+    Norm,
+    Normed,
+    NormedLinear,
+    flat_dot,
+    linear_weights,
+)
 from ddae.models.positions import relative_index
 from ddae.models.short_attention import short_attention
 from ddae.patches import Grid
@@ -37,25 +44,6 @@ class ViTSpec:
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
-
-
-def flat_dot(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Array:
-    """`jax.lax.dot_general` of a Linear, all leading dimensions of lhs made one.
-
-    The same products; XLA on a CPU takes a fifth less time, most of it in the gradient
-    of the kernel.
-    """
-    rows = lhs.reshape(-1, lhs.shape[-1])
-    out = jax.lax.dot_general(rows, rhs, (((1,), (0,)), ((), ())), **options)
-    return out.reshape(*lhs.shape[:-1], rhs.shape[-1])
-
-
-# MAE initialises every Linear, the fused qkv and the patch embedding seen as a Linear
-# included, with Xavier's uniform rule.
-Dense = functools.partial(
-    nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dot_general=flat_dot
-)
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 
 
 @jax.custom_vjp
@@ -100,13 +88,11 @@ class QueryKeyValue(nn.Module):
     kernel: Computed
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> list[Array]:
+    def __call__(self, normed: Normed) -> list[Array]:
         """q, k and v, [b, t, d] each; for pallas their product, [b, t, 3 d], and its
         bias, [3 d]."""
-        d = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (d, 3 * d))
-        bias = self.param("bias", nn.initializers.zeros, (3 * d,))
-        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+        x, d = normed.tokens, normed.scale.size
+        kernel, bias = linear_weights(self, normed, 3 * d, self.dtype)
         if self.kernel == "cudnn":
             pairs = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
             return [flat_dot(x, own, None) + shift for own, shift in pairs]
@@ -130,11 +116,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t d"], bias: Float[Array, "1 heads t t"] | None = None
+        self, normed: Normed, bias: Float[Array, "1 heads t t"] | None = None
     ) -> Float[Array, "b t d"]:
-        b, t, d = x.shape
+        b, t, d = normed.tokens.shape
         heads = (self.num_heads, d // self.num_heads)
-        found = QueryKeyValue(self.dtype, self.kernel, name="qkv")(x)
+        found = QueryKeyValue(self.dtype, self.kernel, name="qkv")(normed)
         if self.kernel == "pallas":
             product, shift = found
             x = short_attention(
@@ -172,9 +158,9 @@ class Mlp(nn.Module):
     style: Style = "vit"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        d = x.shape[-1]
-        x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
+    def __call__(self, normed: Normed) -> Float[Array, "b t d"]:
+        d = normed.scale.size
+        x = NormedLinear(self.hidden, self.dtype, name="up")(normed)
         quick = self.style == "clip"
         x = x * nn.sigmoid(1.702 * x) if quick else gelu(x)
         return Dense(d, dtype=self.dtype, name="down")(x)
@@ -213,14 +199,14 @@ class Block(nn.Module):
                 heads, self.bias_grid, self.dtype, name="relative_bias"
             )
             bias = own()
-        y = LayerNorm(dtype=self.dtype, name="norm_attention")(x)
+        y = Norm(self.dtype, name="norm_attention")(x)
         attention = Attention(
             heads, self.dtype, self.kernel, self.tokens, name="attention"
         )
         y = attention(y, bias)
         x = x + self._branch("scale_attention", y, keys, 0, drop_path)
         hidden = int(self.spec.width * self.spec.mlp_ratio)
-        y = LayerNorm(dtype=self.dtype, name="norm_mlp")(x)
+        y = Norm(self.dtype, name="norm_mlp")(x)
         y = Mlp(hidden, self.dtype, self.style, name="mlp")(y)
         return x + self._branch("scale_mlp", y, keys, 1, drop_path)
 

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
-    Dense,
-    LayerNorm,
     RelativePositionBias,
     Remat,
     ViTSpec,
@@ -20,6 +18,7 @@ from ddae.models.blocks import (
     token_init,
 )
 from ddae.models.kernels import Kernel
+from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import sincos
 from ddae.models.vit import Encoder, Features
 from ddae.patches import Grid

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddae.models.blocks import Dense, LayerNorm, through_blocks
+from ddae.models.blocks import through_blocks
+from ddae.models.linear import Dense, LayerNorm
 from ddae.models.vit import Encoder, Features
 
 SCORED = 4096

@@ -13,8 +13,6 @@ from jaxtyping import Array, Float, Key
 
 from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
-    Dense,
-    LayerNorm,
     RelativePositionBias,
     Remat,
     Style,
@@ -23,6 +21,7 @@ from ddae.models.blocks import (
     token_init,
 )
 from ddae.models.kernels import Kernel
+from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import resize_positions, sincos
 from ddae.patches import Grid, patchify
 
