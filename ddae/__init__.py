@@ -14,6 +14,6 @@ def load_encoder(workdir: str, image_size: Any = None) -> Callable[..., Any]:
     run's own size or at `image_size`; standardised within, never masked. tap: the block
     to read, 0 for the last. Features: `prefix` [b, 1, d], cls, and `patches` [b, n, d].
     """
-    from ddae.train import partial
+    from ddae.train import encoder
 
-    return partial.load_encoder(workdir, image_size)
+    return encoder.load_encoder(workdir, image_size)

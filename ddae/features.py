@@ -22,7 +22,7 @@ from ddae.data.images import ImageSource
 from ddae.eval.evaluator import over
 from ddae.settings import UserError
 from ddae.train.checkpoint import describe
-from ddae.train.partial import read_encoder
+from ddae.train.encoder import read_encoder
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 

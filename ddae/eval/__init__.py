@@ -28,6 +28,9 @@ EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "reconstruct": make_reconstruct,
 }
 
+OF_HEADS = ("accuracy", "codes", "miou", "reconstruct")
+"""Those that ask more than the encoder."""
+
 
 def from_config(
     config: Mapping[str, Any], task: Task, splits: Splits, on_devices: OnDevices

@@ -14,6 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
+from ddae.eval import OF_HEADS
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
 from ddae.tasks.task import Batch
@@ -28,9 +29,15 @@ from ddae.train.cluster import (
     of_first,
 )
 from ddae.train.feed import cut, feed
-from ddae.train.metrics import Meter, Report, duration, progress_line
+from ddae.train.metrics import Meter, Report, closing, duration, progress_line
 from ddae.train.optimizer import rule_table, rules_of
-from ddae.train.partial import as_begun, load_frozen, load_pretrained, said_change
+from ddae.train.partial import (
+    as_begun,
+    load_frozen,
+    load_pretrained,
+    load_rest,
+    said_change,
+)
 from ddae.train.plan import Job, plan
 from ddae.train.sharding import bytes_a_device, flag_devices
 from ddae.train.speed import Profile
@@ -120,7 +127,7 @@ def _run(job: Job, workdir: str) -> None:
                     report.say("\n  ".join(["with other settings:", *said]))
             _train(job, state, step or 0, checkpoints, report, workdir)
             checkpoints.wait()
-            report.say(_closing(report))
+            report.say(closing(report))
 
 
 def _known_params(job: Job) -> tuple[Any, list[str]]:
@@ -131,6 +138,10 @@ def _known_params(job: Job) -> tuple[Any, list[str]]:
     origin = [str(pretrained or "all weights that learn begin fresh")]
     if pretrained is not None:
         known["encoder"] = pretrained.encoder
+        if not job.total_steps and any(name in OF_HEADS for name in job.evaluators):
+            rest, said = load_rest(job.options.init.workdir, params)
+            known |= rest
+            origin.append(said)
     else:
         rules = rules_of(params, job.optimizer.settings)["encoder"]
         if not job.total_steps or all(rule.frozen for rule in jax.tree.leaves(rules)):
@@ -369,23 +380,6 @@ def _overview(job: Job) -> str:
         f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
     ]
     return "\n".join(lines)
-
-
-def _closing(report: Report) -> str:
-    """The last evaluation beside the first."""
-    rows = report.rows()
-    first = next((r for r in rows if r["step"] == 0), {})
-    last = rows[-1] if rows else {}
-    shown = [
-        f"{key.removeprefix('eval/')} {last[key]:.4g}"
-        + (f", {first[key]:.4g} at the start" if last["step"] else "")
-        for key in last
-        if key.startswith("eval/")
-        and key.count("/") == 1
-        and first.get(key) is not None
-        and last[key] is not None
-    ]
-    return "done: " + "; ".join(shown) if shown else "done"
 
 
 def _write_config(job: Job, workdir: str) -> None:

@@ -178,3 +178,20 @@ def _tensorboard(workdir: str) -> Any:
         return None
     tf.config.set_visible_devices([], "GPU")
     return metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
+
+
+def closing(report: Report) -> str:
+    """The last evaluation beside the first."""
+    rows = report.rows()
+    first = next((r for r in rows if r["step"] == 0), {})
+    last = rows[-1] if rows else {}
+    shown = [
+        f"{key.removeprefix('eval/')} {last[key]:.4g}"
+        + (f", {first[key]:.4g} at the start" if last["step"] else "")
+        for key in last
+        if key.startswith("eval/")
+        and key.count("/") == 1
+        and first.get(key) is not None
+        and last[key] is not None
+    ]
+    return "done: " + "; ".join(shown) if shown else "done"

@@ -1,4 +1,4 @@
-"""Parameters of one run put to use elsewhere: in another run, or for their features."""
+"""Parameters of one run, put to use in another."""
 
 import copy
 import dataclasses
@@ -8,23 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ddae.models.positions import resize_positions, resize_relative_bias
-from ddae.models.vit import VIT_SPECS, Encoder, Features
+from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.networks import FrozenNetwork
 from ddae.patches import Grid
 from ddae.settings import UserError
 from ddae.tasks.backbone import (
     encoder_from_config,
-    features_of,
-    standardisation_from_config,
 )
-from ddae.tasks.backbone import image_shape as network_shape
 from ddae.train.checkpoint import load_params
 from ddae.train.optimizer import path_name
+from ddae.train.stored import shapes_of
 
 Resize = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray | None]
 """(path, stored array, wanted shape) -> the array as it is wanted; None: as it is."""
@@ -200,6 +196,25 @@ def load_pretrained(
     return Pretrained(encoder, loaded, init.workdir, "; ".join(others))
 
 
+def load_rest(workdir: str, params: Any) -> tuple[dict[str, Any], str]:
+    """(all of `params` that is no encoder and no frozen network, heads above all, from
+    `workdir`, if it has the very same, else None in its places; what became of it).
+
+    For a run that trains nothing.
+    """
+    stored, _ = load_params(workdir)
+    own, theirs = (
+        {name: x for name, x in tree.items() if name not in ("encoder", "frozen")}
+        for tree in (params, stored)
+    )
+    if shapes_of(own) == shapes_of(theirs):
+        return jax.tree.map(np.asarray, theirs), f"heads of {workdir}"
+    return jax.tree.map(lambda _: None, own), (
+        f"warning: {workdir} has other heads than this config, or none: they are random"
+        " and stay so"
+    )
+
+
 def load_frozen(
     networks: Mapping[str, FrozenNetwork], config: Mapping[str, Any], params: Any
 ) -> tuple[dict[str, Any], list[str]]:
@@ -294,102 +309,3 @@ def _resizer(old: Grid, new: Grid) -> Resize:
         return fitted if fitted is not None and fitted.shape == shape else None
 
     return resize
-
-
-Encode = Callable[[Any, Any, int], Features]
-"""(parameters, images [b, height, width, c], tap) -> what that block makes of them."""
-
-
-def read_encoder(
-    workdir: str, image_size: int | tuple[int, int] | None = None
-) -> tuple[Any, Encode, tuple[int, int, int]]:
-    """(parameters, what reads them, the shape of its images) of a workdir, whatever its
-    task or method is: as `load_encoder`, not jitted."""
-    params, config = load_params(workdir)
-    network = encoder_from_config(config, final_norm="norm" in params["encoder"])
-    standardise = standardisation_from_config(config, network.channels)
-    usual = config.get("classifier", {}).get("tap", 0)  # it may read an earlier block
-    if image_size is not None:
-        network, params = _at_another_size(workdir, config, network, image_size)
-
-    def encode(params: Any, images: Any, tap: int) -> Features:
-        return features_of(network, standardise, params, images, tap or usual)
-
-    return params, encode, network_shape(network)
-
-
-def load_encoder(
-    workdir: str, image_size: int | tuple[int, int] | None = None
-) -> Callable[..., Features]:
-    """The encoder of a workdir's newest checkpoint: encoder(images, tap=0) -> Features.
-
-    workdir: or WORKDIR/checkpoints/STEP, for that step.
-    images: [b, height, width, c], float in [0, 1] or uint8, or a list of PIL's, at the
-    run's own size, or at `image_size` with positions resized to it; they are
-    standardised with the run's mean and deviation and never masked. tap: the block to
-    read, from 1 on; 0 is the last. Raises `UserError` for other images.
-    """
-    params, encode, shape = read_encoder(workdir, image_size)
-    encode = jax.jit(encode, static_argnums=2)
-
-    def encoder(images: Any, tap: int = 0) -> Features:
-        """Features of block `tap` (0: the last) of images [b, height, width, c], float
-        in [0, 1] or uint8, or a list of PIL's."""
-        if not isinstance(images, jax.Array):
-            images = _stacked(images)
-        if images.ndim != 4 or images.shape[1:] != shape or not len(images):
-            raise UserError(
-                f"images are {tuple(images.shape)}, the encoder takes"
-                f" {('b', *shape)}; another size is load_encoder(..., image_size=...)"
-            )
-        _check_range(images)
-        return encode(params, jnp.asarray(images), int(tap))
-
-    return encoder
-
-
-def _stacked(images: Any) -> np.ndarray:
-    """An array of images, or several of them, grey ones with a channel too."""
-    if not hasattr(images, "shape"):
-        if not hasattr(images, "__iter__"):
-            raise UserError("one image is no batch; give a list of images: [image]")
-        rows = [np.asarray(image) for image in images]
-        rows = [row[..., None] if row.ndim == 2 else row for row in rows]
-        if len({row.shape for row in rows}) != 1:
-            raise UserError(
-                f"images of several sizes, {rows[0].shape if rows else 'none'} among"
-                " them; resize them first, or use python -m ddae.features"
-            )
-        images = np.stack(rows)
-    return np.asarray(images)
-
-
-def _check_range(images: Any) -> None:
-    """Raises `UserError` for pixels that are not uint8, or floats in [0, 1]."""
-    if images.dtype == np.uint8 or isinstance(images, Tracer):
-        return
-    low, high = float(images.min()), float(images.max())
-    floats = jnp.issubdtype(images.dtype, jnp.floating)
-    if not floats or not (-1e-3 <= low and high <= 1.0 + 1e-3):
-        raise UserError(
-            f"images are {images.dtype} from {low:g} to {high:g}; give uint8, or floats"
-            " in [0, 1], not standardised: the encoder does that"
-        )
-
-
-def _at_another_size(
-    workdir: str,
-    config: Mapping[str, Any],
-    own: Encoder,
-    image_size: int | tuple[int, int],
-) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder `own` of a workdir for images of another size, and its parameters."""
-    known = own.position_grid or own.grid
-    model = {**config["model"], "position_grid": known}
-    config = {**config, "image_size": image_size, "model": model}
-    network = own.clone(grid=encoder_from_config(config).grid, position_grid=known)
-    image = jax.ShapeDtypeStruct((1, *network_shape(network)), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    found = load_pretrained(InitSettings(workdir=workdir), config, {"encoder": shapes})
-    assert found is not None
-    return network, {"encoder": found.encoder}
