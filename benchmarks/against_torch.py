@@ -42,7 +42,7 @@ from ddae.interop import huggingface
 from ddae.interop.names import fixed_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.tasks.backbone import stream
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 
 CUDA = torch.cuda.is_available()
 VARIANTS = {

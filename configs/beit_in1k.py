@@ -21,6 +21,7 @@ def get_config(text=None):
     common.beit_model(config, layer_scale=1e-5 if large else 0.1)
     common.beit_optimizer(config)
     config.model.drop_path = 0.1
+    config.data.augment.scale = (0.08, 1.0)
     config.optimizer.b2 = 0.999
     config.method.name = "beit"
     config.method.mask = common.beit_mask()

@@ -179,6 +179,7 @@ def attentive(config: ConfigDict) -> None:
     config.classifier.norm = "none"
     config.optimizer.name = "adamw"
     config.optimizer.base_lr = 1e-3
+    config.optimizer.lr_batch = config.batch_size
     config.optimizer.weight_decay = 0.05
 
 

@@ -19,6 +19,7 @@ def get_config(text=None):
     config.model.drop_path = 0.1
     config.batch_size = 2048
     config.data.augment.scale = (0.67, 1.0)
+    config.data.augment.resize = "bilinear"
     config.optimizer.base_lr = 1e-4
     config.optimizer.lr_batch = 512
     config.optimizer.b2 = 0.999

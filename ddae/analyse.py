@@ -36,10 +36,9 @@ from ddae.masking import gather_patches
 from ddae.settings import UserError
 from ddae.tasks.backbone import unit_range
 from ddae.tasks.pretrain import Pretrain
-from ddae.train.checkpoint import describe, load_state
+from ddae.train.loading import describe, load_state, run_of
 from ddae.train.plan import Job, plan
 from ddae.train.step import OnDevices
-from ddae.train.stored import run_of
 
 BETAS = np.linspace(-2.0, 2.0, 17)
 MASKS = 256

@@ -50,6 +50,8 @@ class Method:
     momentum: Momentum = dataclasses.field(default_factory=Momentum)
     teacher_view: TeacherView = TeacherView()
     frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
+    teacher_norm: bool = True
+    """Whether the teacher's last layer is read after its final norm."""
     small_init: bool = False
     """BEiT's: normal .02, outputs of block i's branches divided by sqrt(2 i)."""
 

@@ -21,8 +21,8 @@ from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
 from ddae.eval.evaluator import over
 from ddae.settings import UserError
-from ddae.train.checkpoint import describe
 from ddae.train.encoder import read_encoder
+from ddae.train.loading import describe
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 

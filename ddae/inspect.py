@@ -15,9 +15,8 @@ from clu import parameter_overview
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from ddae import commands
-from ddae.train.checkpoint import describe, load_params
+from ddae.train.loading import describe, load_params, run_of
 from ddae.train.metrics import read_metrics
-from ddae.train.stored import run_of
 
 
 def lines(workdir: str, parameters: bool) -> Iterator[str]:

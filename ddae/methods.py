@@ -173,7 +173,11 @@ def data2vec(
     mean_of: int = 6,
     momentum: Momentum = Momentum(),
 ) -> Method:
-    """data2vec (Baevski et al. 2022): mean of the teacher's top layers, smooth L1."""
+    """data2vec (Baevski et al. 2022): mean of the teacher's top layers, smooth L1.
+
+    As its public code has it: of blocks' own outputs, before the final norm, each
+    normalised, and their mean again.
+    """
     depth = encoder.spec.depth
     if not 1 <= mean_of <= depth:
         raise ValueError(f"mean_of={mean_of} is not between 1 and {depth} blocks")
@@ -183,10 +187,10 @@ def data2vec(
         mask,
         "features",
         width=encoder.spec.width,
-        target=TeacherLayer(teacher_layers=top, same_depth=False),
+        target=TeacherLayer(teacher_layers=top, same_depth=False, again=True),
         loss=losses.smooth_l1,
     )
-    return dataclasses.replace(method, momentum=momentum)
+    return dataclasses.replace(method, momentum=momentum, teacher_norm=False)
 
 
 def mvp(

@@ -172,13 +172,15 @@ class Frozen:
 class TeacherLayer:
     """The teacher's patches at a layer, LayerNorm without affine (eps 1e-6).
 
-    Several layers are normalised each and averaged (data2vec's mean of the top k).
-    same_depth: a student's tap l learns from the teacher's layer l, rather than all
-    taps from the same layers.
+    Several layers are normalised each and averaged (data2vec's mean of the top k);
+    again: and their mean once more. The last layer is read after the teacher's final
+    norm, unless the method says otherwise. same_depth: a student's tap l learns from
+    the teacher's layer l, rather than all taps from the same layers.
     """
 
     teacher_layers: tuple[int, ...]
     same_depth: bool = True
+    again: bool = False
 
     def at_tap(self, layer: int) -> "TeacherLayer":
         if not self.same_depth:
@@ -190,4 +192,5 @@ class TeacherLayer:
             normalise_features(context.teacher[layer].patches)
             for layer in self.teacher_layers
         ]
-        return context.on_grid(sum(layers[1:], layers[0]) / len(layers))
+        mean = sum(layers[1:], layers[0]) / len(layers)
+        return context.on_grid(normalise_features(mean) if self.again else mean)

@@ -526,8 +526,8 @@ def page():
         f" {machine['cores']} shared {machine['machine']} CPU cores, jax"
         f" {machine['jax']}, some seeds on days when these were twice as fast: no costs"
         " are given. Tables: mean"
-        " ± sample standard deviation (seeds); in figures a dot, a bar, and a small mark"
-        " for each seed. Differences are paired by seed, s.e. is"
+        " ± sample standard deviation (seeds); in figures a dot, a bar, and a mark for"
+        " each seed. Differences are paired by seed, s.e. is"
         " their standard error, and ahead or behind is said where a paired t-test"
         " says so at 95 %: of twenty such words one may be chance, and with two or"
         " three seeds only a large difference can earn one. DIR as"
@@ -633,8 +633,8 @@ def front():
         f"kNN, DDAE less MAE: {verdict(parts.difference('ddae', 'mae'))}.",
         f"At 6400 steps: {verdict(epochs.difference(*reversed(LONGEST)))}.",
         "DDAE of 3200 steps less MAE of 6400:"
-        f" {verdict(epochs.difference('ddae,3200', 'mae,6400'))}; than MAE of eight times"
-        f" its steps: {pooled_verdict(epochs, EIGHTH)}.",
+        f" {verdict(epochs.difference('ddae,3200', 'mae,6400'))}; less MAE of eight"
+        f" times its steps: {pooled_verdict(epochs, EIGHTH)}.",
         "At equal cost of training:"
         f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
         "Deep dynamic supervision alone (`taps+weights`) less MAE:"

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageClassification
 from ddae import data, tasks
 from ddae.eval.accuracy import topk
 from ddae.eval.evaluator import sample
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 
 
 def compare(workdir, folder, number):

@@ -17,10 +17,10 @@ from ddae.data.order import Order
 from ddae.interop.convert import write_workdir
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.checkpoint import Checkpoints
+from ddae.train.loading import load_params, run_of
 from ddae.train.metrics import Meter, duration, progress_line, read_metrics
 from ddae.train.partial import Loaded, as_begun, load_into
-from ddae.train.stored import run_of
 
 LEAVES = jax.tree.leaves
 

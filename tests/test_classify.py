@@ -25,7 +25,7 @@ from ddae.models.positions import (
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import load_params, load_state
+from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, merge
 from ddae.train.partial import InitSettings, load_frozen, load_pretrained

@@ -19,8 +19,9 @@ from test_step import trainer
 
 from ddae.settings import UserError
 from ddae.train import loop, stored
-from ddae.train.checkpoint import CheckpointError, Checkpoints, load_params, load_state
+from ddae.train.checkpoint import CheckpointError, Checkpoints
 from ddae.train.digest import digests, nonfinite
+from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState

@@ -11,7 +11,7 @@ from ddae.interop.convert import write_workdir
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 
 
 @pytest.fixture(scope="module")

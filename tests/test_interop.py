@@ -23,7 +23,7 @@ from ddae.interop.names import fixed_positions, flat
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 
 RGB = {"image_size": 16, "model__channels": 3, "model__patch_size": 4}
 STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}

@@ -12,7 +12,7 @@ from ddae.interop import huggingface
 from ddae.interop.files import read_weights, write_weights
 from ddae.interop.names import fixed_positions
 from ddae.models.vit import VIT_SPECS, ViTSpec
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 
 pytestmark = pytest.mark.torch
 

@@ -23,7 +23,7 @@ from ddae.models.segmenter import (
 from ddae.settings import UserError
 from ddae.tasks.segment import pixel_losses, taps_of
 from ddae.train import loop
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, rules_of
 from ddae.train.partial import InitSettings, load_pretrained

@@ -17,8 +17,8 @@ from conftest import tiny_config
 
 from ddae.settings import UserError
 from ddae.train import loop
-from ddae.train.checkpoint import load_params
 from ddae.train.feed import cut
+from ddae.train.loading import load_params
 from ddae.train.metrics import Meter, read_metrics
 from ddae.train.plan import plan
 

@@ -3,12 +3,16 @@
 python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a cluster]
 
 FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. full: no file of more
-than 64 KB can be written from there on, as on a full disk. term: SIGTERM there;
-term-eval, term-compile: SIGTERM in the evaluation at STEP, or while the step is traced.
+than 64 KB can be written from there on, as on a full disk; full-log: nor a row of the
+log. term: SIGTERM there; term-eval, term-compile: SIGTERM in the evaluation at STEP, or
+while the step is traced. late, blind: the checkpoint of STEP is not listed for 4 s, or
+never. flip: of that checkpoint a number is read otherwise. unread: record STEP of a
+folder cannot be read.
 With INTERLEAVE in the environment neighbours in the mesh are of different processes;
 with SHARDED matrices of that many numbers are cut by FSDP.
 """
 
+import errno
 import json
 import os
 import resource
@@ -23,7 +27,8 @@ import jax
 import numpy as np
 import tiny  # noqa: F401  the network named Two
 
-from ddae.train import cluster, loop, sharding
+from ddae.data import folder
+from ddae.train import checkpoint, cluster, loop, sharding, stored
 from ddae.train import step as train_step
 
 
@@ -34,7 +39,9 @@ def strike(kind, process):
         raise ValueError("a fault of the test")
     if kind == "hang":
         time.sleep(10_000)
-    if kind == "full":
+    if kind == "full-log":
+        loop.Report.write = no_space
+    if kind.startswith("full"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit))
@@ -46,10 +53,69 @@ def strike(kind, process):
     time.sleep(0.1)
 
 
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def hide(step, seconds):
+    """Lists no checkpoint of `step` until `seconds` after the first look."""
+    listed, looks = stored.Manager._load_checkpoint_infos, []
+
+    def late(self, *arguments, **options):
+        looks.append(time.monotonic())
+        found = listed(self, *arguments, **options)
+        hidden = time.monotonic() - looks[0] < seconds
+        return [x for x in found if x.step != step] if hidden else found
+
+    stored.Manager._load_checkpoint_infos = late
+
+
+def flip(step):
+    """Reads another number of the parameters of `step`."""
+    read = checkpoint.read_items
+
+    def otherwise(manager, folder, at, targets):
+        found = read(manager, folder, at, targets)
+        if at == step:
+            (first, *rest), tree = jax.tree.flatten(found["params"])
+            wrong = np.array(first.addressable_shards[0].data)
+            wrong.flat[0] += 1.0
+            made = jax.make_array_from_callback(
+                first.shape, first.sharding, lambda index: wrong[index]
+            )
+            found["params"] = tree.unflatten([made, *rest])
+        return found
+
+    checkpoint.read_items = otherwise
+
+
+def unread(number):
+    """Finds no file where the held-out record `number` lies."""
+    path_of = folder.FolderRecords.read
+
+    def gone(self, index):
+        path = path_of(self, index)
+        held_out = self.identity["split"] == "test"
+        return path + b".gone" if held_out and index == number else path
+
+    folder.FolderRecords.read = gone
+
+
 def prepare(fault):
     kind, process, step = fault.split(":")
     process, step = int(process), int(step)
-    if kind == "term-compile":
+    mine = jax.process_index() == process
+    if kind in ("late", "blind"):
+        stored.SHARED_SECONDS = 10.0
+        if mine:
+            hide(step, 4.0 if kind == "late" else float("inf"))
+    elif kind == "flip":
+        if mine:
+            flip(step)
+    elif kind == "unread":
+        if mine:
+            unread(step)
+    elif kind == "term-compile":
         original = train_step.make_step
 
         def make_step(*arguments):
@@ -92,8 +158,6 @@ def interleaved(shape, devices, **options):
 
 
 def main(config, workdir, fault="", coordinator=None, count=None, process=None):
-    if fault:
-        prepare(fault)
     if "SHARDED" in os.environ:
         sharding.MIN_SHARDED = int(os.environ["SHARDED"])
     if "INTERLEAVE" in os.environ:
@@ -101,6 +165,8 @@ def main(config, workdir, fault="", coordinator=None, count=None, process=None):
     number = None if count is None else int(count)
     index = None if process is None else int(process)
     cluster.start("auto", coordinator, number, index, 60)
+    if fault:
+        prepare(fault)
     with open(config) as file:
         return cluster.run_to_end(loop.run, json.load(file), workdir)
 

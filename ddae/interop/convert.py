@@ -27,10 +27,10 @@ from ddae.interop.names import (
 )
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
-from ddae.train.checkpoint import Checkpoints, load_params
+from ddae.train.checkpoint import Checkpoints
+from ddae.train.loading import load_params, run_of
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
-from ddae.train.stored import run_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -121,6 +121,7 @@ class Attention(nn.Module):
         b, t, d = normed.tokens.shape
         heads = (self.num_heads, d // self.num_heads)
         found = QueryKeyValue(self.dtype, self.kernel, name="qkv")(normed)
+        x: Any
         if self.kernel == "pallas":
             product, shift = found
             x = short_attention(

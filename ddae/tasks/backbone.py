@@ -55,6 +55,8 @@ def encoder_from_config(config: Mapping[str, Any], final_norm: bool = True) -> E
         raise UserError(
             f"config.dtype={config['dtype']!r} is not one of {list(DTYPES)}"
         )
+    if "/encoder/" in config.get("optimizer", {}).get("frozen", ()):
+        model = dataclasses.replace(model, drop_path=0.0)  # in training as in use
     return make_encoder(
         model, config["image_size"], DTYPES[config["dtype"]], final_norm=final_norm
     )

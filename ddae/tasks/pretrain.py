@@ -214,6 +214,7 @@ class Pretrain(Task):
                 keys = stream(rngs, "teacher")
                 seen = part_of(mask, keys, view.num_patches(encoder.grid))
             network, pixels = _shrunk(encoder, standardised, view.shrink)
+            network = network.clone(final_norm=self.method.teacher_norm)
             teacher = network.apply(variables, pixels, seen, taps=layers)
             teacher = jax.lax.stop_gradient(teacher)
         frozen = {

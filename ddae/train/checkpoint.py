@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -26,14 +28,15 @@ from ddae.train.stored import (
     item_metadata_of,
     lock,
     move_away,
+    newest_of_all,
     open_manager,
-    plain,
     read_items,
     read_meta,
-    reading,
     shapes_of,
+    split,
     sweep,
     together,
+    verify,
 )
 
 Tree = Any
@@ -46,6 +49,10 @@ SAME = (
 """Keys of a config that a resumed run cannot change: it would go on with another task
 than its state has learned. What is frozen may lie elsewhere, and a decoder may go on in
 another precision."""
+
+
+ENDING_SECONDS = 60.0
+"""How long one of several processes that fails waits for what is being written."""
 
 
 class CheckpointError(RuntimeError):
@@ -75,7 +82,8 @@ class Checkpoints:
     ):
         self._keep_best = keep_best
         self._values: dict[int, float] = {}
-        self._lock = lock(epath.Path(workdir))
+        with together(UserError):
+            self._lock = lock(epath.Path(workdir))
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
         try:
             if self.folder.exists() and not self.folder.is_dir():
@@ -83,6 +91,7 @@ class Checkpoints:
             sweep(self.folder)
             kept = _preserved(keep, keep_every_steps, self._values)
             self._manager = open_manager(self.folder, kept)
+            newest_of_all(self._manager, self.folder)
         except BaseException:
             self._unlock()
             raise
@@ -133,7 +142,7 @@ class Checkpoints:
                 f"{bad[0]} is not finite at step {step}, so the state was not saved in"
                 f" {self.folder}; {self.last_good()}"
             )
-        params, training = _split(state)
+        params, training = split(state)
         meta = {
             "step": step,
             "config": dict(config),
@@ -267,10 +276,21 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, CheckpointError) and jax.process_count() > 1:
-            self._unlock()  # the others' saves never end
-        else:
+        if error is None or jax.process_count() == 1:
             self.close()
+            return
+        # What is being written may still end; but where one process has failed in it
+        # the others wait for that one.
+        ending = threading.Thread(target=self._end_quietly, daemon=True)
+        ending.start()
+        until = time.monotonic() + ENDING_SECONDS
+        while ending.is_alive() and not self.failed() and time.monotonic() < until:
+            ending.join(0.5)
+        self._unlock()
+
+    def _end_quietly(self) -> None:
+        with contextlib.suppress(Exception):  # the first failure is the one to be said
+            self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
@@ -291,68 +311,19 @@ class Checkpoints:
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
-        params, training = _split(shapes)
+        params, training = split(shapes)
         targets = {"params": params, "training": training}
         with together():
             meta = self._meta(step)
             alone = Alone(self.folder)
             restored = read_items(alone, self.folder, step, targets)
-        for item, expected in meta.get("digests", {}).items():
-            _verify(f"{self.folder}/{step}/{item}", restored[item], expected)
+        with together():  # apart: digests of what is cut are taken by all at once
+            for item, expected in meta.get("digests", {}).items():
+                verify(f"{self.folder}/{step}/{item}", restored[item], expected)
         best = meta.get("best", {})
         if best.get("name") == self._keep_best:  # else they are of something else
             self._values |= {int(at): v for at, v in best["values"].items()}
         return TrainState(params=restored["params"], **restored["training"])
-
-
-def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
-    """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint, or
-    of the one that WORKDIR/checkpoints/STEP names.
-
-    Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
-    `UserError` where there is no checkpoint, or where it is damaged.
-    """
-    with reading(workdir) as (manager, folder, step):
-        meta = read_meta(manager, folder, step)
-        averaged = bool(meta["config"].get("classifier", {}).get("average"))
-        item = "training" if averaged else "params"
-        target = jax.tree.map(
-            lambda x: np.empty(x.shape, x.dtype),
-            plain(item_metadata_of(manager, folder, step, item)),
-            is_leaf=lambda x: hasattr(x, "shape"),
-        )
-        restored = read_items(manager, folder, step, {item: target})[item]
-        expected = meta.get("digests", {}).get(item, {})
-        _verify(f"{folder}/{step}/{item}", restored, expected)
-    return restored["ema_params"] if averaged else restored, meta["config"]
-
-
-def load_state(workdir: str, shapes: TrainState) -> TrainState:
-    """The whole newest state of a workdir as NumPy arrays, taking no lock.
-
-    shapes: from `jax.eval_shape`, of the run's own config. Raises `UserError` as
-    `load_params`, and where the checkpoint is of another optimiser or teacher.
-    """
-    with reading(workdir) as (manager, folder, step):
-        meta = read_meta(manager, folder, step)
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        params, training = _split(target)
-        items = {"params": params, "training": training}
-        restored = read_items(manager, folder, step, items)
-        for item, expected in meta.get("digests", {}).items():
-            _verify(f"{folder}/{step}/{item}", restored[item], expected)
-    return TrainState(params=restored["params"], **restored["training"])
-
-
-def describe(workdir: str) -> dict[str, Any]:
-    """step, config and data of the newest checkpoint, and all `steps` there are.
-
-    Raises `UserError` where there is none, or where it is damaged.
-    """
-    with reading(workdir) as (manager, folder, step):
-        meta = read_meta(manager, folder, step)
-        steps = sorted(manager.all_steps())
-    return {"steps": steps, "data": {}} | meta
 
 
 def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:
@@ -375,14 +346,3 @@ class _Best:
         scored = [step for step in steps if step in self.values]
         best = max(scored, key=lambda step: (self.values[step], step), default=None)
         return [step == best for step in steps]
-
-
-def _verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:
-    for name, digest in digests(tree).items():
-        if expected and expected.get(name) != digest:
-            raise DamagedError(f"{where}{name}: its checksum differs")
-
-
-def _split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
-    fields = dict(vars(state))
-    return fields.pop("params"), fields

@@ -32,6 +32,9 @@ HEARTBEAT_SECONDS = 30
 BEAT_SECONDS = 1.0
 """Between two signs of life while the host works alone."""
 
+START_SECONDS = 3600.0
+"""How long a run may take to read its config and to find its data."""
+
 POLL_SECONDS = 2.0
 """How often a process looks whether another has failed."""
 
@@ -203,6 +206,7 @@ def check_together(config: Mapping[str, Any], workdir: str) -> None:
     """
     global _attempt
     if jax.process_count() == 1:
+        _attempt = f"{random.getrandbits(31):08x}"
         return
     agree(config, "another config than process 0; start all with the same command")
     answered = _gathered(jax.local_device_count()).sum()
@@ -263,18 +267,23 @@ def _sees(path: epath.Path) -> bool:
 class Watchdog:
     """A thread that ends this process when the run hangs or another process failed.
 
-    After `seconds` without a beat of `signals` (0: never) the stacks of all threads are
-    printed and the process ends with exit code 1. A process that finds another's
-    failure while it stands still itself prints its stacks too: it may be the one that
-    hangs, and the other only waited for it.
+    After START_SECONDS without a beat of `signals`, then after what `allow` says, the
+    stacks of all threads are printed and the process ends with exit code 1. A process
+    that finds another's failure while it stands still itself prints its stacks too: it
+    may be the one that hangs, and the other only waited for it.
     """
 
-    def __init__(self, workdir: str, seconds: float, signals: Signals):
-        self._workdir, self._seconds, self._signals = workdir, seconds, signals
+    def __init__(self, workdir: str, signals: Signals):
+        self._workdir, self._signals = workdir, signals
         self._ended = threading.Event()
-        signals.beat()  # what came before may have taken long
+        self.allow(START_SECONDS)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def allow(self, seconds: float) -> None:
+        """From now on, `seconds` from beat to beat; 0 is no limit."""
+        self._signals.beat()  # what came before may have taken long
+        self._seconds = seconds
 
     def close(self) -> None:
         self._ended.set()
@@ -290,7 +299,7 @@ class Watchdog:
                 _end(1)
             if 0 < self._seconds < silent:
                 faulthandler.dump_traceback(all_threads=True)
-                reason = f"no step finished in {self._seconds:g} s (watchdog_seconds)"
+                reason = f"nothing was done in {self._seconds:g} s (watchdog_seconds)"
                 note_failure(self._workdir, reason)
                 say_first_failure(self._workdir, reason)
                 _end(1)
@@ -308,6 +317,7 @@ def run_to_end(
     """
     try:
         run(config, workdir)
+        forget_failure(workdir)  # of a start that was refused while this run was on
         return 0
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
@@ -366,7 +376,7 @@ def note_failure(workdir: str, reason: str) -> None:
     """
     # A bucket's errors are TensorFlow's own; whatever they are, the end goes on.
     with contextlib.suppress(Exception):
-        if (_attempt or jax.process_count() == 1) and not _word(workdir):
+        if _attempt and not _word(workdir):
             said = f"process {jax.process_index()}: {reason}"
             _path(workdir).write_text(f"{said}\nattempt {_attempt}\n")
 
@@ -381,7 +391,7 @@ def _word(workdir: str) -> str:
     """What a process of this attempt has left; a look that fails is no word."""
     with contextlib.suppress(Exception):
         said, _, attempt = _path(workdir).read_text().strip().rpartition("\n")
-        return said if attempt == f"attempt {_attempt}".strip() else ""
+        return said if _attempt and attempt == f"attempt {_attempt}" else ""
     return ""
 
 

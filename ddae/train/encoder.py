@@ -1,6 +1,6 @@
 """The encoder of a run, for its features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ddae.tasks.backbone import (
     standardisation_from_config,
 )
 from ddae.tasks.backbone import image_shape as network_shape
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 from ddae.train.partial import InitSettings, load_pretrained
 
 Encode = Callable[[Any, Any, int], Features]

@@ -43,6 +43,7 @@ from ddae.train.sharding import bytes_a_device, flag_devices
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
+from ddae.train.stored import together
 
 STOP, FAILED = 1, 2
 """What a process may ask of all: to save and stop, or to end, as a save has failed."""
@@ -61,12 +62,16 @@ def run(
     `PreemptedError`, with the state saved. signals: of a caller with more to do.
     """
     signals = signals or Signals()
-    workdir = _open(workdir)
+    with together(UserError):
+        workdir = _open(workdir)
     with signals.listening():
         check_together(config, workdir)
-        job = plan(config, signals)
-        check_data(job)
-        _run(job, workdir)
+        with contextlib.closing(Watchdog(workdir, signals)) as watchdog:
+            with together(UserError):
+                job = plan(config, signals)
+            watchdog.allow(job.options.watchdog_seconds)
+            check_data(job)
+            _run(job, workdir)
 
 
 def check_data(job: Job) -> None:
@@ -94,15 +99,12 @@ def _open(workdir: str) -> str:
 
 def _run(job: Job, workdir: str) -> None:
     options = job.options
-    with (
-        Checkpoints(
-            workdir,
-            keep=options.keep_checkpoints,
-            keep_every_steps=options.keep_every_steps,
-            keep_best=options.keep_best,
-        ) as checkpoints,
-        contextlib.closing(Watchdog(workdir, options.watchdog_seconds, job.signals)),
-    ):
+    with Checkpoints(
+        workdir,
+        keep=options.keep_checkpoints,
+        keep_every_steps=options.keep_every_steps,
+        keep_best=options.keep_best,
+    ) as checkpoints:
         forget_failure(workdir)  # it has the workdir now, and no other run
         changes = checkpoints.check(job.shapes, job.data_state, job.config)
         job = dataclasses.replace(job, config=as_begun(job.config, changes))

@@ -18,7 +18,7 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import (
     encoder_from_config,
 )
-from ddae.train.checkpoint import load_params
+from ddae.train.loading import load_params
 from ddae.train.optimizer import path_name
 from ddae.train.stored import shapes_of
 

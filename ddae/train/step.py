@@ -1,6 +1,7 @@
 """The one train step."""
 
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Key, Shaped
 from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.objective import Metrics
+from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.tasks.backbone import stream
 from ddae.tasks.task import Batch, Params
@@ -210,14 +212,21 @@ class OnDevices:
         size = mesh.size * max(1, CHUNK // mesh.size)
 
         @functools.partial(jax.jit, out_shardings=replicated(mesh))
-        def compiled(params: Params, images: Array, stop: Array):
-            return function(params, images), stop.max()
+        def compiled(params: Params, images: Array, stop: Array, seen: Array):
+            return function(params, images), stop.max(), seen.max() - seen.min()
 
         def chunk(params: Params, images: np.ndarray) -> Any:
             padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
             rows = to_devices({"image": padded[host_rows(size, sharding)]}, sharding)
             flags = flag_devices(signals.stop_requested, mesh)
-            found, stop = compiled(params, rows["image"], flags)
+            # Every process has read all of them, and gives its own rows.
+            seen = flag_devices(_checksum(images), mesh)
+            found, stop, others = compiled(params, rows["image"], flags, seen)
+            if int(others):
+                raise UserError(
+                    "the processes have read different images for an evaluation; each"
+                    " must find the same files in config.data.dir"
+                )
             if int(stop):
                 raise PreemptedError("in an evaluation")
             signals.beat()
@@ -234,6 +243,11 @@ class OnDevices:
 
     def meanwhile(self, work: Callable[[], Any]) -> Any:
         return self._signals.meanwhile(work)
+
+
+def _checksum(images: np.ndarray) -> int:
+    """Of 30 bits; 0 where there is no other process to compare with."""
+    return zlib.crc32(images.tobytes()) >> 2 if jax.process_count() > 1 else 0
 
 
 def _kept(finite: Array, updated: Any, state: TrainState, mesh: Mesh) -> Any:

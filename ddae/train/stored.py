@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +18,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import UserError
+from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
+from ddae.train.state import TrainState
 
 Tree = Any
 
@@ -110,6 +113,42 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         raise UserError(f"{folder} cannot be used: {error.strerror}") from error
 
 
+SHARED_SECONDS = 60.0
+"""How long a process looks for a step that another one sees."""
+
+
+def newest_of_all(manager: Manager, folder: epath.Path) -> int | None:
+    """The newest step that any process sees, once all do; a network's folder may lag.
+
+    Each process must call this. Raises `UserError` in all where one does not see it.
+    """
+    newest = max(_of_all(_newest(manager)))
+    until = time.monotonic() + SHARED_SECONDS
+    while _newest(manager) < newest and time.monotonic() < until:
+        time.sleep(0.5)
+        manager.reload()
+    sees = _of_all(newest in (-1, *manager.all_steps()))
+    if not all(sees):
+        raise UserError(
+            f"process {sees.index(0)} of {len(sees)} does not see step {newest} in"
+            f" {folder}; it must be one folder for all processes"
+        )
+    return None if newest < 0 else newest
+
+
+def _newest(manager: Manager) -> int:
+    step = manager.latest_step()
+    return -1 if step is None else step
+
+
+def _of_all(number: int) -> list[int]:
+    """The `number` of every process."""
+    if jax.process_count() == 1:
+        return [int(number)]
+    mine = np.array([number], np.int32)
+    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1).tolist()
+
+
 def lock(workdir: epath.Path) -> Any:
     """Held for the life of a run, by its first process; None for a remote workdir."""
     if jax.process_index() != 0 or "://" in str(workdir):
@@ -173,37 +212,6 @@ def move_away(folder: epath.Path, name: str) -> None:
     print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
-def run_of(workdir: str) -> tuple[str, int | None]:
-    """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
-    path = epath.Path(workdir)
-    of_step = path.name.isdigit() and path.parent.name == "checkpoints"
-    if of_step and not (path / "checkpoints").exists():  # nor a run of such a name
-        return str(path.parent.parent), int(path.name)
-    return workdir, None
-
-
-@contextlib.contextmanager
-def reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
-    """(a manager, its folder, the step) of what `workdir` names, as `run_of` says; a
-    `DamagedError` within is the user's."""
-    workdir, step = run_of(workdir)
-    folder = epath.Path(workdir).resolve() / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
-    with open_manager(folder) as manager:
-        there = sorted(manager.all_steps())
-        if not there:
-            raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
-        step = there[-1] if step is None else step
-        if step not in there:
-            known = ", ".join(map(str, there))
-            raise UserError(f"no step {step} in {folder}; there are {known}")
-        try:
-            yield manager, folder, step
-        except DamagedError as error:
-            raise UserError(f"damaged checkpoint: {error}") from error
-
-
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
     """What is written beside the arrays of `step`; `DamagedError` naming it."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -264,16 +272,16 @@ def read_items(
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A `DamagedError` of one process within is one of all; each may read other files,
-    and what comes after is done by all."""
+def together(kind: type[Exception] = DamagedError) -> Iterator[None]:
+    """An error of this `kind` of one process within is one of all: what comes after is
+    done by all. Within, no process may wait for another."""
     mine = None
     try:
         yield
-    except DamagedError as error:
+    except kind as error:
         mine = error
     if word := first_word(f"{mine or ''}"):
-        raise mine or DamagedError(word)
+        raise mine or kind(word)
 
 
 def first_word(mine: str) -> str:
@@ -316,3 +324,17 @@ def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
         plain(tree), is_leaf=lambda x: hasattr(x, "shape")
     )
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:
+    """Raises `DamagedError` naming the first array whose checksum is not the `expected`
+    one."""
+    for name, digest in digests(tree).items():
+        if expected and expected.get(name) != digest:
+            raise DamagedError(f"{where}{name}: its checksum differs")
+
+
+def split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
+    """(params, all the rest by name): the two items of a checkpoint."""
+    fields = dict(vars(state))
+    return fields.pop("params"), fields

@@ -1,0 +1,107 @@
+"""What a run has saved, read without its lock."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ddae.settings import UserError
+from ddae.train.state import TrainState
+from ddae.train.stored import (
+    DamagedError,
+    item_metadata_of,
+    newest_of_all,
+    open_manager,
+    plain,
+    read_items,
+    read_meta,
+    split,
+    verify,
+)
+
+Tree = Any
+
+
+def run_of(workdir: str) -> tuple[str, int | None]:
+    """(the run's workdir, the step) of WORKDIR/checkpoints/STEP; of a workdir, None."""
+    path = epath.Path(workdir)
+    of_step = path.name.isdigit() and path.parent.name == "checkpoints"
+    if of_step and not (path / "checkpoints").exists():  # nor a run of such a name
+        return str(path.parent.parent), int(path.name)
+    return workdir, None
+
+
+@contextlib.contextmanager
+def reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
+    """(a manager, its folder, the step) of what `workdir` names, as `run_of` says; a
+    `DamagedError` within is the user's."""
+    workdir, step = run_of(workdir)
+    folder = epath.Path(workdir).resolve() / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
+    with open_manager(folder) as manager:
+        newest = newest_of_all(manager, folder)
+        there = sorted(manager.all_steps())
+        if newest is None:
+            raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
+        step = newest if step is None else step
+        if step not in there:
+            known = ", ".join(map(str, there))
+            raise UserError(f"no step {step} in {folder}; there are {known}")
+        try:
+            yield manager, folder, step
+        except DamagedError as error:
+            raise UserError(f"damaged checkpoint: {error}") from error
+
+
+def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
+    """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint, or
+    of the one that WORKDIR/checkpoints/STEP names.
+
+    Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
+    `UserError` where there is no checkpoint, or where it is damaged.
+    """
+    with reading(workdir) as (manager, folder, step):
+        meta = read_meta(manager, folder, step)
+        averaged = bool(meta["config"].get("classifier", {}).get("average"))
+        item = "training" if averaged else "params"
+        target = jax.tree.map(
+            lambda x: np.empty(x.shape, x.dtype),
+            plain(item_metadata_of(manager, folder, step, item)),
+            is_leaf=lambda x: hasattr(x, "shape"),
+        )
+        restored = read_items(manager, folder, step, {item: target})[item]
+        expected = meta.get("digests", {}).get(item, {})
+        verify(f"{folder}/{step}/{item}", restored, expected)
+    return restored["ema_params"] if averaged else restored, meta["config"]
+
+
+def load_state(workdir: str, shapes: TrainState) -> TrainState:
+    """The whole newest state of a workdir as NumPy arrays, taking no lock.
+
+    shapes: from `jax.eval_shape`, of the run's own config. Raises `UserError` as
+    `load_params`, and where the checkpoint is of another optimiser or teacher.
+    """
+    with reading(workdir) as (manager, folder, step):
+        meta = read_meta(manager, folder, step)
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+        params, training = split(target)
+        items = {"params": params, "training": training}
+        restored = read_items(manager, folder, step, items)
+        for item, expected in meta.get("digests", {}).items():
+            verify(f"{folder}/{step}/{item}", restored[item], expected)
+    return TrainState(params=restored["params"], **restored["training"])
+
+
+def describe(workdir: str) -> dict[str, Any]:
+    """step, config and data of the newest checkpoint, and all `steps` there are.
+
+    Raises `UserError` where there is none, or where it is damaged.
+    """
+    with reading(workdir) as (manager, folder, step):
+        meta = read_meta(manager, folder, step)
+        steps = sorted(manager.all_steps())
+    return {"steps": steps, "data": {}} | meta
