@@ -19,7 +19,13 @@ from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.loading import load_params, run_of
-from ddae.train.metrics import Meter, duration, progress_line, read_metrics
+from ddae.train.metrics import (
+    Meter,
+    Report,
+    duration,
+    progress_line,
+    read_metrics,
+)
 from ddae.train.partial import Loaded, as_begun, load_into
 
 LEAVES = jax.tree.leaves
@@ -356,3 +362,30 @@ def test_a_meter_counts_all_steps_of_its_interval(monkeypatch):
     )
     now[0] += 1.0
     assert meter.take(batch_size=16)["train/images_per_second"] == 0.0
+
+
+def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddae.train.metrics._tensorboard", lambda workdir: None)
+    first = Report(str(tmp_path), None)
+    for step in (1, 2, 3):
+        first.write(step, {"train/loss": float(step), "eval/x": 10.0 * step})
+    again = Report(str(tmp_path), 2)
+    assert [row["step"] for row in again.rows()] == [1, 2]
+    again.write(3, {"train/loss": float("nan"), "eval/x": float("inf")})
+    text = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(text) == {"step": 3, "train/loss": None, "eval/x": None}
+    assert again.evaluation(2) == {"eval/x": 20.0} and again.evaluation(4) == {}
+    assert np.isnan(again.evaluation(3)["eval/x"])
+    Report(str(tmp_path), None)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_was_never_counted_has_no_mean_and_waiting_is_a_share(monkeypatch):
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0])
+    monkeypatch.setattr("ddae.train.metrics.time", clock)
+    meter = Meter()
+    meter.add({"x": (jnp.zeros(()), jnp.zeros(()))}, waited=3.0)
+    now[0] += 2.0
+    found = meter.take(batch_size=4)
+    assert "train/x" not in found and found["train/data_wait"] == 1.0

@@ -606,3 +606,103 @@ def test_another_standardisation_is_said(pretrained):  # noqa: F811
     begun = load_pretrained(InitSettings(workdir=pretrained), config, shapes)
     assert "data.mean (0.3,), this run has (0.5,)" in str(begun)
     assert "data.std" not in str(begun)
+
+
+def test_batch_norms_epsilon_is_maes_and_parts_of_a_batch_are_averaged():
+    x = np.random.default_rng(0).normal(0, 2e-3, (32, 5)).astype(np.float32)
+    module = BatchNorm()
+    params = module.init(jax.random.key(0), x, False)["params"]
+    y, observed = module.apply({"params": params}, x, True)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
+    # As two micro-batches of a step add up.
+    twice = jax.tree.map(lambda a: a + a, observed)
+    for name, value in BatchNorm.running(params, observed).items():
+        np.testing.assert_allclose(BatchNorm.running(params, twice)[name], value)
+
+
+def test_positions_are_resized_with_pytorchs_cubic():
+    """Weights of a = -0.75 a quarter of a sample beside a place."""
+    one = np.zeros((8, 1), np.float32)
+    one[4] = 1.0
+    found = resize_positions(one, (1, 8), (1, 16))[:, 0]
+    far, near, nearer, edge = -0.10546875, 0.26171875, 0.87890625, -0.03515625
+    expected = [edge, far, near, nearer, nearer, near, far, edge]
+    np.testing.assert_allclose(found[5:13], expected, atol=1e-7)
+    assert not found[:5].any() and not found[13:].any()
+
+
+def test_offsets_are_those_of_the_query_from_the_key():
+    index = relative_index((2, 3))
+    assert index[1, 6] == 0 and index[6, 1] == 14  # from (-1, -2) to (1, 2)
+    assert index[1, 2] == 1 * 5 + 1 and index[2, 1] == 1 * 5 + 3
+
+
+def test_a_sweeps_loss_is_the_sum_of_its_heads_on_the_batchs_own_statistics(
+    digit_images,
+):
+    task = tasks.from_config(probe_config(classifier__rates=(0.5, 3.0)))
+    params = jax.jit(task.init)(jax.random.key(0))
+    for number, name in enumerate(("lr_0.5", "lr_3")):
+        params["heads"][name]["linear"]["kernel"] *= 10.0 * (1 + number)
+    x = np.asarray(task.encode(params, digit_images).prefix[:, 0], np.float64)
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    logits = {
+        name: x @ np.asarray(head["linear"]["kernel"])
+        for name, head in params["heads"].items()
+    }
+    said = logits["lr_0.5"].argmax(axis=1)
+    labels = np.where(np.arange(16) < 4, said, (said + 1) % 10)  # a quarter right
+    batch = {"image": digit_images, "label": jnp.asarray(labels)}
+    keys = jax.random.split(jax.random.key(5), 16)
+    total, metrics, observed = jax.jit(task.loss)(params, {}, batch, 0.0, keys)
+    expected = 0.0
+    for name, scores in logits.items():
+        shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        loss = -np.log(shares[np.arange(16), labels]).mean()
+        found, count = metrics[f"loss/{name}"]
+        np.testing.assert_allclose(found / count, loss, rtol=1e-4)
+        right, count = metrics[f"top1/{name}"]
+        hits = (scores.argmax(axis=1) == labels).mean()
+        np.testing.assert_allclose(right / count, 100 * hits, rtol=1e-6)
+        expected += loss
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    np.testing.assert_array_equal(metrics["loss"], (total, 1.0))
+    moved = task.absorb(params, observed)["heads"]["lr_3"]["batch_norm"]["mean"]
+    np.testing.assert_allclose(moved, 0.1 * observed["lr_3"]["mean"], rtol=1e-5)
+
+
+def test_a_batch_mixes_by_a_key_that_erases_nothing(digit_images, monkeypatch):
+    given = {}
+
+    def erase(images, keys, probability):
+        given["erase"] = keys
+        return images
+
+    def mix(images, labels, classes, mixing, key):
+        given["mix"] = key
+        return images, jax.nn.one_hot(labels, classes)
+
+    monkeypatch.setattr("ddae.tasks.classify.erase", erase)
+    monkeypatch.setattr("ddae.tasks.classify.mix", mix)
+    task = tasks.from_config(classify_config())
+    params = jax.jit(task.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(5), 16)
+    batch = {"image": digit_images, "label": jnp.arange(16) % 10}
+    task.loss(params, {}, batch, 0.0, keys)
+    own, others = (
+        np.asarray(jax.random.key_data(given[name])) for name in ("mix", "erase")
+    )
+    assert not (others == own).all(axis=-1).any()
+
+
+def test_five_of_five_classes_are_no_success():
+    task = tasks.from_config(probe_config(classifier__num_classes=5))
+    labels = np.arange(20) % 5
+    splits = types.SimpleNamespace(
+        train=types.SimpleNamespace(num_classes=5),
+        held_out=ArraySource(np.zeros((20, 8, 8, 1)), labels, "digits", "test"),
+    )
+    given = {"classifier": np.eye(5)[labels]}
+    found = make_accuracy(task, splits, lambda _: lambda params, images: given)({}, 0)
+    assert found == {"top1": 100.0}

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import scenes
 
-from ddae import data, tasks
+from configs import common
+from ddae import data, settings, tasks
 from ddae.data.arrays import ArraySource
+from ddae.methods import METHODS
+from ddae.mixing import Mixing
+from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.train import loop
 from ddae.train.metrics import read_metrics
 
@@ -299,6 +303,22 @@ RECIPES = {
         "optimizer.warmup_epochs": 10.0,
         "data.augment.color_jitter": 0.4,
     },
+    ("data2vec_in1k", "model=B"): {
+        "method.mask.kind": "block",
+        "method.mask.ratio": 120 / 196,
+        "method.mean_of": 6,
+        "optimizer.base_lr": 2e-3,
+        "optimizer.lr_batch": 2048,
+        "optimizer.clip_norm": 3.0,
+    },
+    ("maskfeat_in1k", "model=B"): {
+        "method.mask.kind": "block",
+        "method.mask.ratio": 78 / 196,
+        "optimizer.base_lr": 1.6e-3,
+        "optimizer.lr_batch": 2048,
+        "optimizer.clip_norm": 0.02,
+        "optimizer.warmup_epochs": 30.0,
+    },
     ("segment_ade20k", "model=B"): {
         "batch_size": 16,
         "total_steps": 160_000,
@@ -325,3 +345,26 @@ def test_recipes_are_those_of_the_papers(config):
         for part in key.split("."):
             section = section[part]
         assert section == value, key
+
+
+def test_ddae_without_settings_is_that_of_its_config():
+    section = common.ddae().to_dict()
+    del section["name"]
+    encoder = Encoder(VIT_SPECS["B"], (14, 14), 16)
+    plain = METHODS["ddae"](encoder)
+    configured = settings.build(METHODS["ddae"], section, "method.", encoder)
+    for name in ("masking", "layout", "heads", "momentum", "teacher_view"):
+        assert getattr(plain, name) == getattr(configured, name), name
+    for one, other in zip(plain.terms, configured.terms, strict=True):
+        for name in ("name", "taps", "target", "loss", "difficulty"):
+            assert getattr(one, name) == getattr(other, name), name
+        weights = [
+            float(t.weight(0.1) if callable(t.weight) else t.weight)
+            for t in (one, other)
+        ]
+        assert weights[0] == weights[1] > 0
+
+
+def test_mixing_without_settings_is_maes_fine_tuning():
+    section = load("finetune_in1k", "model=B").mixing.to_dict()
+    assert settings.build(Mixing, section, "mixing.") == Mixing()

@@ -68,3 +68,34 @@ def test_flips_and_shifts_by_each_images_own_key():
     assert places == {(y, x) for y in (3, 4, 5) for x in (1, 2, 3)}
     half = crop_and_flip(images[:100], keys[:100], pad=1)
     np.testing.assert_array_equal(half, shifted[:100])
+
+
+def test_ten_windows_are_drawn_before_the_whole_image_is_taken():
+    """One fits where the aspect is above 1.2: 18 in 100."""
+    keys = jax.random.split(jax.random.key(0), 3000)
+    draw = jax.jit(jax.vmap(lambda key: random_window((16, 64, 1), key, (0.3, 0.3))))
+    whole = np.asarray(draw(keys))[:, 3] == 64
+    fits = np.log(4 / 3 / 1.2) / np.log(16 / 9)
+    # Binomial deviation is .006; four of them.
+    np.testing.assert_allclose(whole.mean(), (1 - fits) ** 10, atol=0.025)
+
+
+def test_where_a_window_lies_down_says_nothing_of_across():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draw = jax.jit(jax.vmap(lambda key: random_window((32, 48, 3), key, (0.2, 0.4))))
+    top, left, height, width = np.asarray(draw(keys), np.float64).T
+    down, across = top / (32 - height), left / (48 - width)
+    for share in (down, across):
+        np.testing.assert_allclose([share.min(), share.max()], [0, 1], atol=0.01)
+    assert abs(np.corrcoef(down, across)[0, 1]) < 0.1
+
+
+def test_a_window_of_whole_levels_is_rounded_and_clipped_as_pillows():
+    random = np.random.default_rng(0)
+    image = (random.random((1, 16, 16, 1)) < 0.5).astype(np.uint8) * 255
+    keys = jax.random.split(jax.random.key(0), 1)
+    found = np.asarray(crop_and_flip(image, keys, scale=(0.3, 0.5)))[0, ..., 0]
+    floats = crop_and_flip(image / np.float32(255), keys, scale=(0.3, 0.5))
+    expected = 255 * np.asarray(floats)[0, ..., 0]
+    assert np.abs(found - expected).max() <= 0.501
+    assert (found == 0).any() and (found == 255).any()

@@ -485,3 +485,21 @@ def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
     made(rand_augment=3, magnitude=7.0, magnitude_std=0.2, color_jitter=0.3)
     expected = {"num_ops": 3, "magnitude": 7.0, "magnitude_std": 0.2, "strength": 0.3}
     assert asked == expected
+
+
+def test_an_epoch_of_one_seed_is_none_of_anothers():
+    one, other = (Order(num_examples=23, batch_size=5, seed=s) for s in (1, 2))
+    assert (one.batch(4)[1] != other.batch(0)[1]).any()
+
+
+def test_crops_of_arrays_come_from_all_of_an_image_and_by_the_seed():
+    images = np.broadcast_to(np.linspace(0, 1, 64), (60, 16, 64))[..., None]
+    images = images.astype(np.float32)
+    augment = Augment(crop="random_resized", scale=(0.1, 0.2))
+    found = of_arrays(images, np.arange(60), 0, augment)
+    assert found[:, 0, 0].min() < 0.1 and found[:, 0, -1].max() > 0.9
+    assert (of_arrays(images, np.arange(60), 1, augment) != found).any()
+    # One too long for any window is taken whole.
+    long = images[:4, :4]
+    whole = Augment(crop="random_resized", scale=(0.9, 1.0))
+    np.testing.assert_allclose(of_arrays(long, np.arange(4), 0, whole), long, atol=1e-6)

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import distance_transform_edt
 
 from ddae.difficulty import (
+    DISTANCE_BINS,
     BetaSchedule,
     constant_beta,
     difficulty_weights,
@@ -137,3 +138,45 @@ def test_steps_are_stairs_from_start_to_end():
 def test_unknown_phase_is_an_error():
     with pytest.raises(Exception, match="sawtooth"):
         BetaSchedule(phase="sawtooth")
+
+
+def test_bins_are_a_patch_wide_and_leave_no_distance_out():
+    lows, highs = zip(*(edges for _, *edges in DISTANCE_BINS), strict=True)
+    assert lows == (0.5, 1.5, 2.5, 3.5, 4.5)
+    assert highs == (*lows[1:], float("inf"))
+
+
+def test_weights_of_half_precision_distances_are_the_power_law_too():
+    distance = jnp.array([[1.0, 2.0, 3.0, 5.0]], jnp.bfloat16)
+    exact = np.asarray(distance, np.float64) ** 1.5
+    expected = 4 * exact / exact.sum()
+    np.testing.assert_allclose(difficulty_weights(distance, 1.5), expected, rtol=1e-6)
+
+
+def test_a_constant_phase_stays_at_its_start():
+    beta = BetaSchedule(start=-0.5, end=1.0, phase="constant", depth_tilt=0.0)
+    assert [float(beta(t, 0.3)) for t in (0.0, 0.5, 1.0)] == [-0.5] * 3
+
+
+def test_a_limit_of_its_own_holds_on_both_sides():
+    beta = BetaSchedule(limit=1.25)
+    np.testing.assert_allclose([beta(0.0, 1.0), beta(1.0, 0.01)], [-1.25, 1.25])
+
+
+def test_four_stairs_are_the_preset():
+    beta = BetaSchedule(start=0.0, end=1.0, phase="steps", depth_tilt=0.0)
+    found = [float(beta(t, 1.0)) for t in (0.24, 0.26, 0.51, 0.76)]
+    np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"start": -3.0}, "beta start=-3.0 lies beyond limit=2.0"),
+        ({"end": 2.5}, "beta end=2.5 lies beyond limit=2.0"),
+        ({"phase": "steps", "num_steps": 1}, "num_steps must be at least 2"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_errors(settings, says):
+    with pytest.raises(ValueError, match=says):
+        BetaSchedule(**settings)

@@ -1,6 +1,7 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -10,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from ddae import data, eval, tasks
 from ddae.data.arrays import ArraySource
 from ddae.eval.codes import make_codes
+from ddae.eval.evaluator import sample
 from ddae.eval.figures import distance_curves
 from ddae.eval.knn import make_votes, place_bank, unit
 from ddae.models.vit import Features
@@ -232,3 +234,37 @@ def test_codes_are_counted():
     perplexity = 1 / (0.75**0.75 * 0.25**0.25)
     expected = {"codes_used": 25.0, "code_perplexity": perplexity, "code_cosine": 0.25}
     assert found == pytest.approx(expected)
+
+
+def test_a_reconstruction_has_the_true_deviation_of_each_patch():
+    task, _, splits = setup(reconstruct={"num_images": 3})
+    params = jax.jit(task.init)(jax.random.key(0))
+    head = params["heads"]["block02"]["pixels"]
+    bias = jnp.array([0.5, -0.5, 0.25, -0.25])
+    silent = {"kernel": jnp.zeros_like(head["kernel"]), "bias": bias}
+    params["heads"]["block02"]["pixels"] = silent
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = splits.held_out.images[:3]
+    result = jax.jit(task.reconstruct)(params, images, keys)
+    cells = images.reshape(3, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(3, 4, 4, 4)
+    deviation = np.sqrt(cells.var(-1, ddof=1, keepdims=True) + 1e-6 * 0.4**2)
+    expected = (cells.mean(-1, keepdims=True) + deviation * np.asarray(bias)).clip(0, 1)
+    found = np.asarray(result.reconstruction).reshape(3, 4, 2, 4, 2)
+    found = found.transpose(0, 1, 3, 2, 4).reshape(3, 4, 4, 4)
+    hidden = np.asarray(result.is_masked)
+    np.testing.assert_allclose(found[hidden], expected[hidden], atol=1e-5)
+
+
+def test_neighbours_are_searched_in_the_sample_of_each_set():
+    section = {"k": 5, "num_train": 300, "num_held_out": 120}
+    _, evaluators, splits = setup(knn=section)
+    rows = sample(splits.train, 300), sample(splits.held_out, 120)
+    (bank, labels), (queries, truth) = (
+        (s.images[i].reshape(len(i), 64), s.labels[i])
+        for s, i in zip((splits.train, splits.held_out), rows, strict=True)
+    )
+    votes = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
+    model = KNeighborsClassifier(5, metric="cosine", weights=votes).fit(bank, labels)
+    expected = 100 * model.score(queries, truth)
+    found = evaluators["knn"]({}, 0)["knn5_top1"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
@@ -45,3 +46,46 @@ def test_weighted_mean():
     np.testing.assert_allclose(
         losses.weighted_mean(values, weights), (values * weights).mean(), rtol=1e-6
     )
+
+
+def test_losses_of_half_precision_are_computed_in_float32():
+    ids = jnp.zeros((2, 3), jnp.int32)
+    low, other = A.astype(jnp.bfloat16), B.astype(jnp.bfloat16)
+    wide, other_wide = low.astype(jnp.float32), other.astype(jnp.float32)
+    for loss, one, two in (
+        *((f, other, other_wide) for f in (losses.mse, losses.l1, losses.smooth_l1)),
+        *((f, other, other_wide) for f in (losses.cosine, losses.normalised_mse)),
+        (losses.cross_entropy, ids, ids),
+        (lambda x, _: losses.normalise_features(x), None, None),
+    ):
+        found = loss(low, one)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, loss(wide, two), rtol=1e-6)
+
+
+def test_features_are_normalised_with_layer_norms_epsilon():
+    x = 2e-3 * np.asarray(A, np.float64)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-6
+    )
+    found = losses.normalise_features(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_features_without_variance_stay_finite():
+    """A difference of means comes out below 0 for some of these."""
+    flat = jnp.broadcast_to(jnp.linspace(1.0, 1000.0, 400)[:, None], (400, 7))
+    assert np.isfinite(losses.normalise_features(flat)).all()
+
+
+def test_normalised_mse_takes_the_target_as_it_is():
+    x = np.asarray(A, np.float64)
+    made = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    expected = ((made - np.asarray(B)) ** 2).mean(-1)
+    np.testing.assert_allclose(losses.normalised_mse(A, B), expected, rtol=1e-4)
+
+
+def test_cosine_of_nothing_is_1_and_has_a_gradient():
+    nothing = jnp.zeros_like(A)
+    np.testing.assert_array_equal(losses.cosine(nothing, B), 1.0)
+    assert np.isfinite(jax.grad(lambda a: losses.cosine(a, B).sum())(nothing)).all()

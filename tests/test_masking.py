@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddae.masking import Masking, block_mask, make_mask, random_mask
+from ddae.masking import (
+    Masking,
+    _rectangle,
+    block_mask,
+    make_mask,
+    part_of,
+    random_mask,
+)
 
 GRIDS = [(14, 14), (4, 4), (7, 14), (8, 8)]
 
@@ -108,3 +115,56 @@ def test_blocks_are_as_small_as_they_may_be(keys):
             masking.draw(keys, (14, 14)).is_masked,
             block_mask(keys, (14, 14), 79, min_area=expected).is_masked,
         )
+
+
+def test_the_smallest_block_grows_with_the_grid(keys):
+    found = Masking(kind="block", ratio=0.4).draw(keys, (28, 28)).is_masked
+    expected = block_mask(keys, (28, 28), 314, min_area=64).is_masked
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_blocks_are_beits_unless_told_otherwise(keys):
+    """Ten attempts, sides as 3 to 10, no bound on the area but what is left."""
+    same = {"attempts": 10, "aspects": (0.3, 1 / 0.3), "max_area": 75}
+    found, expected = (
+        block_mask(keys, (14, 14), 75, min_area=16, **given).is_masked
+        for given in ({}, same)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_part_is_drawn_evenly_and_for_each_example_anew():
+    hidden = jnp.arange(16) % 4 != 1
+    mask = make_mask(jnp.broadcast_to(hidden, (2000, 16)), 12)
+    keys = jax.random.split(jax.random.key(1), 2000)
+    seen = ~np.asarray(part_of(mask, keys, 4).is_masked)
+    assert (seen.sum(axis=1) == 4).all() and not seen[:, ~np.asarray(hidden)].any()
+    # Binomial deviation is .0105; five of them.
+    np.testing.assert_allclose(seen[:, hidden].mean(axis=0), 1 / 3, atol=0.053)
+
+
+def test_rectangles_reach_all_four_sides_and_span_none():
+    grid, limit = (5, 12), jnp.int32(20)
+    keys = jax.random.split(jax.random.key(2), 4000)
+    draw = jax.vmap(lambda key: _rectangle(key, grid, 2, limit, (0.2, 5.0)))
+    blocks = np.asarray(jax.jit(draw)(keys))
+    blocks = blocks[blocks.any(axis=(1, 2))]
+    rows, columns = blocks.any(axis=2), blocks.any(axis=1)
+    assert rows.sum(axis=1).max() == 4 and columns.sum(axis=1).max() < 12
+    for side in (rows, columns):
+        first, last = side[:, 0].mean(), side[:, -1].mean()
+        assert first > 0.1 and abs(first - last) < 0.05
+    # Where it lies down says nothing of where it lies across.
+    top, left = rows.argmax(axis=1), columns.argmax(axis=1)
+    small = (rows.sum(axis=1) < 3) & (columns.sum(axis=1) < 4)
+    assert abs(np.corrcoef(top[small], left[small])[0, 1]) < 0.1
+
+
+def test_every_round_draws_rectangles_of_its_own():
+    """Of one attempt a round: the same one again would add nothing, and single patches
+    fill the mask up."""
+    keys = jax.random.split(jax.random.key(0), 500)
+    draw = lambda keys: block_mask(keys, (14, 14), 75, min_area=16, attempts=1)  # noqa: E731
+    hidden = np.asarray(jax.jit(draw)(keys).is_masked).reshape(-1, 14, 14)
+    neighbours = (hidden[:, :, :-1] & hidden[:, :, 1:]).sum() / hidden[:, :, :-1].sum()
+    assert neighbours > 0.74

@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_config
 
 from ddae import losses, tasks
-from ddae.dds import with_dds
+from ddae.dds import FeatureSettings, with_dds, with_features
 from ddae.difficulty import constant_beta
 from ddae.masking import Masking, _rectangle
 from ddae.methods import METHODS, beit, beit_v2, simmim
@@ -363,3 +363,44 @@ def test_the_first_codebook_is_of_the_first_batch():
 
     assert fit(begun) > fit(params) + 0.05
     assert begun["encoder"] is params["encoder"]
+
+
+def test_the_head_of_two_layers_is_as_deep_as_its_last():
+    method = with_features(make("beit_v2"), FeatureSettings())
+    found = {t.name: t.target.teacher_layers for t in method.terms}
+    assert found["features/cls"] == found["features/block02"] == (2,)
+    deep = with_dds(make("beit_v2"), taps=(1, 2))
+    depths = {t.name: t.difficulty.depth for t in deep.terms}
+    assert depths == {"tokens/block01": 0.5, "tokens/block02": 1.0, "tokens/cls": 1.0}
+
+
+def test_data2vecs_taps_learn_from_the_same_layers():
+    deep = with_dds(make("data2vec"), taps=(1, 2))
+    assert [t.target.teacher_layers for t in deep.terms] == [(1, 2), (1, 2)]
+
+
+def test_a_tokenizers_loss_is_that_of_its_formula():
+    task = tokenizer_task(commitment=0.5)
+    batch, keys = {"image": images_of()}, jax.random.split(jax.random.key(0), 6)
+    params = jax.jit(task.init)(jax.random.key(1))
+    book = params["heads"]["quantiser"]["codebook"]
+    book["counts"] = jnp.array([0.0, 0.009, 0.011, 5.0, 0.0, 0.0, 0.0, 1.0])
+
+    def loss(params):
+        value, metrics, seen = task.loss(params, {}, batch, 0.0, keys)
+        return value, (metrics, seen)
+
+    (found, (metrics, seen)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params
+    )
+    z, ids = task._latents(params, batch["image"])
+    commitment = ((np.asarray(z) - np.asarray(book["codes"])[ids]) ** 2).mean()
+    cosine = np.asarray(task.tokens(params, batch["image"])["cosine"]).mean()
+    np.testing.assert_allclose(metrics["commitment"][0], commitment, rtol=1e-4)
+    np.testing.assert_allclose(metrics["cosine"][0], cosine, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, 1 - cosine + 0.5 * commitment, rtol=1e-5)
+    assert metrics["codes_used"][0] == 37.5 and metrics["codes_dead"][0] == 5
+    assert float(seen["counts"].sum()) == z.size / z.shape[-1]
+    # Past the codes to the encoder, and none to the codes.
+    assert np.abs(grads["encoder"]["patch_embedding"]["kernel"]).max() > 0
+    assert not np.asarray(grads["heads"]["quantiser"]["codebook"]["codes"]).any()

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -238,3 +239,21 @@ def test_miou_wants_a_segmenter_and_its_classes(root):
     with pytest.raises(UserError, match="images_a_device of 1 or more"):
         task = tasks.from_config(scenes.config(root))
         make_miou(task, splits, on_devices, images_a_device=0)
+
+
+def test_windows_stand_two_thirds_of_a_crop_apart():
+    task = types.SimpleNamespace(image_shape=(32, 48, 3), scores=lambda p, x: x)
+    on_devices = OnDevices(make_mesh(MeshSettings(), 8, 1))
+    assert Sliding(task, None, on_devices, 0, (0, 0), 1).stride == (21, 32)
+    assert Sliding(task, None, on_devices, 9, (0, 0), 1).stride == (9, 9)
+
+
+def test_a_scaled_scene_is_cut_and_put_together_at_its_size(tmp_path):
+    """Two colours, whose classes are the labels, twice as large on the way."""
+    values = np.repeat([[1, 4]], 30, axis=1).repeat(40, 0).astype(np.uint8)
+    red = [np.flatnonzero(miou_worker.TABLE.argmax(1) == k)[0] for k in (0, 3)]
+    image = np.where(values[..., None] == 1, red[0], red[1]).repeat(3, -1)
+    made = [(image.astype(np.uint8), values)]
+    scenes.write(scenes.write(tmp_path, made * 8), made, "validation")
+    found = miou_worker.evaluate(tmp_path, 1, scale=(120, 80))
+    assert found["miou"] > 90 and found["constant_miou"] == pytest.approx(25.0)

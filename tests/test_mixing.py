@@ -107,3 +107,18 @@ def test_erasing_does_not_depend_on_how_a_batch_is_cut():
 def test_wrong_settings_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
         Mixing(**settings)
+
+
+def test_each_value_that_is_erased_is_a_noise_of_its_own():
+    keys = jax.random.split(jax.random.key(0), 400)
+    always = np.asarray(erase(jnp.zeros((400, 12, 20, 3)), keys, 1.0))
+    noise = always[(always != 0).any(axis=-1)]
+    assert abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.05
+    # Of rectangles that have room on all sides: down says nothing of across.
+    masks = (always != 0).any(axis=-1)
+    rows, columns = masks.any(axis=2), masks.any(axis=1)
+    top = rows.argmax(1) / (13 - rows.sum(1))
+    left = columns.argmax(1) / (21 - columns.sum(1))
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.2
+    assert abs((rows[:, 0] * 1.0 - rows[:, -1]).mean()) < 0.1
+    assert abs((columns[:, 0] * 1.0 - columns[:, -1]).mean()) < 0.1

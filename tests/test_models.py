@@ -1,6 +1,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import scipy.stats
 
 from ddae.masking import Masking
 from ddae.models import blocks, kernels, short_attention, vit
-from ddae.models.blocks import Block, ViTSpec, gelu
+from ddae.models.blocks import Block, ViTSpec, gelu, through_blocks
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.positions import sincos
 from ddae.models.vit import VIT_SPECS, Encoder, Features
@@ -438,3 +439,40 @@ def test_a_classifier_begins_as_small_as_it_is_told():
     head = Classifier(50, "mean", "none", num_heads=2, kernel_deviation=0.5)
     kernel = head.init(jax.random.key(0), features)["params"]["linear"]["kernel"]
     np.testing.assert_allclose(np.std(kernel), 0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_a_classifier_pools_what_it_is_told(pool):
+    random = np.random.default_rng(0)
+    prefix, patches = random.normal(size=(2, 1, 8)), random.normal(size=(2, 4, 8))
+    features = Features(
+        prefix=jnp.asarray(prefix, jnp.float32),
+        patches=jnp.asarray(patches, jnp.float32),
+    )
+    head = Classifier(3, pool, "none", num_heads=2, kernel_deviation=0.5)
+    (found, _), made = head.init_with_output(jax.random.key(0), features)
+    x = patches.mean(axis=1) if pool == "mean" else prefix[:, 0]
+    expected = x @ np.asarray(made["params"]["linear"]["kernel"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_branches_and_blocks_drop_by_draws_of_their_own():
+    spec = VIT_SPECS["Two"]
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x, keys=None):
+            settings = {"spec": spec, "dtype": jnp.float32}
+            return through_blocks(
+                *(self, settings, range(1, 3), x, None, keys, [0.5, 0.5], (1,)),
+                kernel="xla",
+            )
+
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 3, 32)), (64, 3, 32))
+    params = jax.jit(Stack().init)(jax.random.key(1), x)
+    keys = jax.random.split(jax.random.key(2), 64)
+    found = jax.jit(Stack().apply)(params, x, keys)
+    # Each of two branches kept or not; of two blocks each in four ways.
+    one, both = (np.asarray(found[tap]).round(3) for tap in (1, 2))
+    assert len({x.tobytes() for x in one}) == 4
+    assert len({x.tobytes() for x in both}) > 12

@@ -36,7 +36,7 @@ from ddae.objective import (
     evaluate_terms,
     head_taps,
 )
-from ddae.targets import TargetContext, TeacherLayer
+from ddae.targets import Frozen, Pixels, TargetContext, TeacherLayer, TeacherView
 from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
 
 ENCODER = Encoder(VIT_SPECS["Pico"], (4, 4), 2, channels=1)
@@ -502,3 +502,113 @@ def test_the_student_drops_paths_and_its_teacher_does_not(digit_images):
     plain, dropped = found
     assert dropped["loss/pixels/block02"] != plain["loss/pixels/block02"]
     assert dropped["teacher_std/block02"] == plain["teacher_std/block02"]
+
+
+def pixel_term(**changes):
+    given = {"name": "pixels", "taps": (4,), "head": "head", "output": "pixels"}
+    given |= {"target": Pixels(standardise=False), "loss": losses.mse}
+    return Term(**(given | changes))
+
+
+def test_the_loss_that_is_said_is_the_total_and_of_each_bin_the_plain_one(
+    keys, digit_images
+):
+    mask = random_mask(keys, (4, 4), 12)
+    context = context_of(mask, digit_images[:8])
+    made = jax.random.normal(jax.random.key(1), (8, 12, 4))
+    weighted = Difficulty(beta=constant_beta(1.0), depth=1.0)
+    terms = (
+        pixel_term(difficulty=weighted, weight=lambda t: 4.0 * t),
+        pixel_term(name="plain", weight=3.0),
+    )
+    predictions = {"head": {"pixels": made}}
+    total, metrics = evaluate_terms(terms, predictions, context, jnp.float32(0.5))
+    target = gather_patches(terms[0].target(context), mask.ids_masked)
+    errors = np.asarray(((made - target) ** 2).mean(axis=-1))
+    distance = nearest_visible_distance(mask, (4, 4))
+    distance = np.asarray(gather_patches(distance, mask.ids_masked))
+    for label, low, high in (("d1", 0.5, 1.5), ("d2", 1.5, 2.5), ("d3", 2.5, 3.5)):
+        inside = (distance >= low) & (distance < high)
+        found = metrics[f"distance/pixels/{label}"]
+        np.testing.assert_allclose(
+            found, (errors[inside].sum(), inside.sum()), rtol=1e-5
+        )
+    loss = float(metrics["loss/pixels"][0])
+    expected = (distance / distance.mean(axis=1, keepdims=True) * errors).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(total, 2.0 * loss + 3.0 * errors.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(metrics["loss"], (total, 1.0))
+
+
+def test_accuracy_is_the_share_of_tokens_that_are_named_in_per_cent(keys):
+    mask = random_mask(keys, (4, 4), 12)
+    ids = jax.random.randint(jax.random.key(1), (8, 16), 0, 5)
+    context = context_of(mask, jnp.zeros((8, 8, 8, 1)), frozen={"tokenizer": ids})
+    right = gather_patches(ids, mask.ids_masked)
+    logits = jax.nn.one_hot((right + (jnp.arange(12) < 3)) % 5, 5)
+    term = pixel_term(target=Frozen(network="tokenizer"), loss=losses.cross_entropy)
+    predictions = {"head": {"pixels": logits}}
+    _, metrics = evaluate_terms((term,), predictions, context, jnp.float32(0.0))
+    total, count = metrics["accuracy/pixels"]
+    assert total / count == pytest.approx(75.0)
+
+
+def test_pixels_are_learnt_from_where_the_teacher_saw_nothing_too(keys, digit_images):
+    mask = random_mask(keys, (4, 4), 12)
+    seen = part_of(mask, keys, 4)
+    made = {"head": {"pixels": jax.random.normal(jax.random.key(1), (8, 12, 4))}}
+    totals = [
+        evaluate_terms(
+            (pixel_term(),),
+            made,
+            context_of(mask, digit_images[:8], seen=of),
+            jnp.float32(0.0),
+        )[0]
+        for of in (None, seen)
+    ]
+    assert totals[0] == totals[1]
+
+
+def test_a_teachers_part_of_the_image_is_rounded_and_shrunk_on_both_sides():
+    assert TeacherView(share=0.3).num_patches((4, 4)) == 5
+    assert TeacherView(shrink=2).num_patches((4, 6)) == 6
+    assert TeacherView(share=0.01).num_patches((4, 4)) == 1
+
+
+def test_a_teacher_that_tells_images_apart_has_not_collapsed():
+    """Though the patches of each are alike."""
+    mask = random_mask(jax.random.split(jax.random.key(0), 2), (4, 4), 12)
+    each = jax.random.normal(jax.random.key(1), (2, 1, 32))
+    patches = jnp.broadcast_to(each, (2, 16, 32))
+    teacher = {4: Features(prefix=each, patches=patches)}
+    context = context_of(mask, jnp.zeros((2, 8, 8, 1)), teacher=teacher)
+    found = _teacher_metrics({}, context)["teacher_std/block04"][0]
+    x = np.asarray(losses.normalise_features(patches)).reshape(32, 32)
+    np.testing.assert_allclose(found, x.std(axis=0).mean(), rtol=1e-3)
+
+
+def test_a_teacher_of_half_the_depth_gives_its_middle_layer():
+    features = FeatureSettings(target="middle")
+    deep = with_dds(with_features(mae(ENCODER, decoder=DECODER), features), taps=(2, 4))
+    layers = [t.target.teacher_layers for t in deep.terms if t.output == "features"]
+    assert layers == [(2,), (2,)]
+
+
+def test_only_fixed_positions_go_with_a_cheaper_teacher():
+    for changes in ({"positions": "learned"}, {"positions": "none"}):
+        method = mae(ENCODER.clone(**changes), decoder=DECODER)
+        with pytest.raises(ValueError, match="want sincos positions"):
+            with_features(method, FeatureSettings(share=0.25))
+
+
+def test_what_ddae_and_mae_are_told_reaches_their_terms():
+    told = {"metric": "manhattan", "tap_weight": 0.5, "standardise_pixels": False}
+    method = ddae(ENCODER, decoder=DECODER, taps=(2, 4), **told)
+    assert {t.difficulty.metric for t in method.terms} == {"manhattan"}
+    pixels = [t for t in method.terms if t.output == "pixels"]
+    assert [t.weight for t in pixels] == [0.5, 1.0]
+    assert not any(t.target.standardise for t in pixels)
+    assert mae(ENCODER).terms[0].target.standardise
+    # The encoder's own last norm has been applied.
+    head = mae(ENCODER, layout="mask_token").heads["block04"]
+    assert not head.input_norm

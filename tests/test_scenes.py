@@ -397,3 +397,40 @@ def test_settings_that_do_not_fit_are_refused(root, changes, message):
         section = scenes.section(root)
         del section["scenes"]
         data.from_config({"data": section}, (32, 32, 3))
+
+
+def test_a_crop_whose_few_labels_are_of_one_class_is_cut_anew():
+    """As above, with no label in every other row."""
+    values = np.full((200, 200), 3, np.uint8)
+    values[:, 90:105], values[:, 105:120] = 1, 2
+    values[::2] = 0
+    image, shares = np.zeros((200, 200, 3), np.uint8), []
+    for seed in range(150):
+        given = {"ratio": (1.0, 1.0), "max_share": 0.75}
+        _, labels = crop_of(image, values, seed, **given)
+        known = labels[labels >= 0]
+        shares.append(np.bincount(known).max() / known.size)
+    assert (np.array(shares) > 0.75).mean() < 0.08
+
+
+def test_colours_move_as_far_as_ssds():
+    grey = np.full((2, 2, 3), 128, np.uint8)
+    draws = [np.random.default_rng(seed) for seed in range(1500)]
+    levels = np.array([photometric(grey, r)[0, 0, 0] for r in draws], int)
+    # By up to 32, then by .5 to 1.5 in half of the cases.
+    assert 48 <= levels.min() < 56 and 215 < levels.max() <= 240
+    far = (levels < 96) | (levels > 160)
+    assert 0.2 < far.mean() < 0.32
+    red = np.full((1, 1, 3), (200, 100, 100), np.uint8)
+    hsv = np.concatenate(
+        [
+            np.asarray(Image.fromarray(photometric(red, r)).convert("HSV"))[0]
+            for r in map(np.random.default_rng, range(1500))
+        ]
+    ).astype(int)
+    hues = (hsv[:, 0] + 128) % 256 - 128
+    assert -31 < hues.min() < -22 and 22 < hues.max() < 31
+    assert hsv[:, 1].min() < 75 and hsv[:, 1].max() > 185
+    white = np.full((2, 2, 3), 250, np.uint8)
+    found = [photometric(white, np.random.default_rng(seed)) for seed in range(20)]
+    assert np.max(found) == 255

@@ -4,7 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddae.schedules import ema_momentum, linear_ramp, warmup_cosine, warmup_step
+from ddae.schedules import (
+    ema_momentum,
+    linear_ramp,
+    warmup_cosine,
+    warmup_step,
+)
 
 
 @pytest.mark.parametrize("step", [0, 3, 9, 10, 55, 100])
@@ -46,3 +51,23 @@ def test_ema_momentum_rises_through_its_three_values():
         np.testing.assert_allclose(ema_momentum(t, **curve), expected, rtol=1e-6)
     rising = [float(ema_momentum(t, **curve)) for t in np.linspace(0, 1, 50).tolist()]
     assert (np.diff(rising) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "step, warmup, rate",
+    [(0, 0, 2), (0, 10, 0), (69, 10, 2), (69, 0, 2), (70, 10, 0.2), (70, 0, 0.2)],
+)
+def test_a_step_falls_at_its_share_of_the_whole_run(step, warmup, rate):
+    shape = {"peak": 2.0, "warmup_steps": warmup, "total_steps": 80}
+    found = warmup_step(jnp.int32(step), at=0.875, **shape)
+    np.testing.assert_allclose(found, rate, rtol=1e-6)
+
+
+def test_ema_momentum_ends_along_a_cosine():
+    curve = {"start": 0.0, "middle": 0.5, "end": 0.9, "rise": 0.2}
+    for quarter in (1, 2, 3):
+        expected = 0.9 - 0.2 * (1 + np.cos(np.pi * quarter / 4))
+        found = ema_momentum(0.2 + 0.2 * quarter, **curve)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    last = ema_momentum(1.0, **(curve | {"rise": 1.0}))
+    np.testing.assert_allclose(last, 0.5, rtol=1e-6)

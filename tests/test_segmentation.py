@@ -1,5 +1,6 @@
 """UPerNet's parts, the task of segmentation, and whole runs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -348,3 +349,39 @@ def test_a_segmenter_drops_paths(root):  # noqa: F811
         params = jax.jit(task.init)(jax.random.key(0))
         found.append(float(loss_of(task, params, batch_of(4))[0]))
     assert found[0] != found[1]
+
+
+def test_a_pixel_without_a_label_is_no_hit():
+    logits = jnp.broadcast_to(jnp.array([9.0, 0.0, 0.0]), (1, 2, 2, 3))
+    labels = jnp.array([[[0, -1], [1, -1]]])
+    lost, count, hits = pixel_losses(logits, labels)
+    assert (count, hits) == (2, 1) and 9 < lost < 9.1
+
+
+def test_a_linear_head_alone_wants_the_encoders_last_norm(root):
+    for head in ("linear", "upernet"):
+        task = tasks.from_config(scenes.config(root, segmenter__head=head))
+        encoder = jax.eval_shape(task.init, jax.random.key(0))["encoder"]
+        assert ("norm" in encoder) == (head == "linear")
+
+
+def test_what_a_segmenters_step_says_and_sees(root):
+    """Sums over labelled pixels, per cent, images standardised, channels dropped."""
+    config = scenes.config(root, segmenter__dropout=0.5)
+    task = tasks.from_config(config)
+    params = jax.jit(task.init)(jax.random.key(0))
+    batch = batch_of(2)
+    total, metrics, observed = loss_of(task, params, batch)
+    summed, count = metrics["loss"]
+    assert count == (batch["label"] >= 0).sum()
+    np.testing.assert_allclose(summed / count, total, rtol=1e-6)
+    hits, count = metrics["pixel_accuracy/segmenter"]
+    assert hits / count > 2  # per cent; a fifth by chance
+    still = dataclasses.replace(task, head=task.head.clone(dropout=0.0))
+    assert loss_of(still, params, batch)[0] != total
+    blind = dataclasses.replace(task, standardise=jnp.zeros_like)
+    assert loss_of(blind, params, batch)[0] != total
+    moved = task.absorb(params, observed)["heads"]["segmenter"]["decode"]
+    norm = moved["lateral_0"]["batch_norm"]
+    seen = observed["segmenter"]["decode"]["lateral_0"]["batch_norm"]
+    np.testing.assert_allclose(norm["mean"], 0.1 * seen["mean"], rtol=1e-5)

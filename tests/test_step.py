@@ -18,6 +18,7 @@ from ddae.train import cluster
 from ddae.train.cluster import Signals
 from ddae.train.optimizer import (
     OptimizerSettings,
+    layer_of,
     make_optimizer,
     path_name,
     rules_of,
@@ -454,3 +455,58 @@ def test_adams_moments_decay_as_they_are_told():
         expected = jax.tree.map(lambda p, d, r=rate: p - r * d, params, direction)
         params, state = ours.update(grads, state, params, jnp.int32(step))
         np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-5)
+
+
+def test_what_enters_the_first_block_is_layer_0_and_what_leaves_the_last_is_not():
+    names = ["patch_embedding/kernel", "cls_token", "mask_token", "positions"]
+    for name in (*names, "norm_embedding/scale"):
+        assert layer_of(f"/encoder/{name}", 12) == 0, name
+    assert layer_of("/encoder/block_11/norm_mlp/scale", 12) == 12
+    for name in ("/encoder/norm/scale", "/encoder/relative_bias/table"):
+        assert layer_of(name, 12) == 13, name
+    assert layer_of("/heads/block12/mask_token", 12) == 13
+
+
+def test_positions_and_what_is_named_do_not_decay():
+    names = ("positions", "cls_token", "mask_token")
+    params = {"encoder": {name: jnp.zeros((1, 4, 8)) for name in names}}
+    for no_decay, expected in (((), [False, True, True]), (("cls",), [0, 0, 1])):
+        rules = rules_of(params, OptimizerSettings(no_decay=no_decay))["encoder"]
+        assert [rules[name].decays for name in names] == expected
+
+
+def test_the_rate_falls_where_it_is_told():
+    settings = OptimizerSettings(schedule="step", step_at=0.75, final_lr=1e-6)
+    schedule = make_optimizer(settings, 256, warmup_steps=0, total_steps=100).schedule
+    found = [float(schedule(jnp.int32(step))) for step in (0, 74, 75)]
+    np.testing.assert_allclose(found, [1.5e-4, 1.5e-4, 1.5e-5], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_none_though_the_gradient_is():
+    state, step = toy(lambda kernel, _: kernel.sum() + jnp.inf)
+    state, metrics = step(state, BATCH, ROOT)
+    assert int(state.nonfinite) == 1 and metrics["gradient_norm"][1] == 0
+    assert not np.asarray(state.params["heads"]["kernel"]).any()
+
+
+def test_progress_and_the_rate_that_is_said_are_of_the_steps_before():
+    class Watch(Toy):
+        def loss(self, params, ema_params, batch, progress, rngs):
+            value, metrics, rest = super().loss(
+                params, ema_params, batch, progress, rngs
+            )
+            return value, metrics | {"progress": (progress, jnp.ones(()))}, rest
+
+    task = Watch(lambda kernel, _: 3.0 * kernel.sum())
+    settings = OptimizerSettings(base_lr=0.1, weight_decay=0.0)
+    optimizer = make_optimizer(settings, 256, 2, 10)
+    mesh = make_mesh(MeshSettings(), 4, 1, jax.devices()[:1])
+    state = make_init(task, optimizer)(ROOT)
+    step = jax.jit(make_step(task, optimizer, mesh, 10, 1))
+    found = []
+    for _ in range(3):
+        state, metrics = step(state, BATCH, ROOT)
+        names = ("progress", "learning_rate", "gradient_norm")
+        found.append([float(metrics[name][0]) for name in names])
+    expected = [[0.0, 0.0, 6.0], [0.1, 0.05, 6.0], [0.2, 0.1, 6.0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

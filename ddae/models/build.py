@@ -22,8 +22,8 @@ class ModelSettings:
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
     layer_scale: its initial value, 0 is none. drop_path: of the last block; 0 where the
-    whole encoder is frozen. style: vit, or clip for CLIP's weights. attention: auto, xla, cudnn or pallas, as
-    `kernels.Kernel` says.
+    whole encoder is frozen. style: vit, or clip for CLIP's weights. attention: auto,
+    xla, cudnn or pallas, as `kernels.Kernel` says.
     """
 
     size: str = "B"
