@@ -88,9 +88,11 @@ worker_start() { # TAG ARGUMENT...: at most once for each TAG, so it may be sent
 
 worker_train() { # ARGUMENT...: leaves its exit code in run/exit
   local code=0
-  (cd code && exec env PYTHONUNBUFFERED=1 ../venv/bin/python train.py "$@") &
-  echo $! >run/pid
-  wait $! || code=$?
+  trap : TERM # where every process here gets it, train.py's exit code is noted still
+  ( # not in the background: after a trap, bash 5.2's wait may give -1
+    echo "$BASHPID" >run/pid
+    cd code && exec env PYTHONUNBUFFERED=1 ../venv/bin/python train.py "$@"
+  ) || code=$?
   echo "$code" >run/exit.part
   mv run/exit.part run/exit
 }
@@ -245,14 +247,20 @@ setup() {
 }
 
 follow() { # until train.py has ended on every worker; returns its exit code
-  local seen=0 silent=0 reports lines code
+  local seen=0 silent=0 reports try code
   while true; do
     if reports=$(workers all report 2>"$TMP/error") && [[ $reports || $DRY_RUN ]]; then
       silent=0
-      mapfile -t lines < <(workers 0 lines "$seen" 2>/dev/null)
+      for try in 1 2 3; do # at the end a refused ssh is not to hide the last lines
+        workers 0 lines "$seen" >"$TMP/lines" 2>"$TMP/error" && break
+        : >"$TMP/lines" # where some came, they come again
+        [[ $reports != *" running"* ]] || break
+        say "no log, try $try of 3: $(tail -n 1 "$TMP/error")"
+        ((try == 3)) || pause $((15 * try))
+      done
       [[ ! $DRY_RUN ]] || return 0
-      ((${#lines[@]} == 0)) || printf '%s\n' "${lines[@]}"
-      ((seen += ${#lines[@]})) || :
+      cat "$TMP/lines"
+      ((seen += $(wc -l <"$TMP/lines"))) || :
       if [[ $reports != *" running"* ]]; then
         say "$(sort <<<"$reports" | paste -sd';')"
         for code in 2 3; do
@@ -276,12 +284,9 @@ train() { # [keep trying] [not installed yet]
   trap 'say "train.py goes on; the same command follows it again"; exit 130' INT
   while true; do
     code=0
-    [[ ! $install ]] || setup || code=$?
-    if [[ $code == 0 ]]; then
-      install=
-      insist workers all start "$(date +%s).$$.$((++attempt))" "${TRAIN[@]}" || code=$?
-      [[ $code != 0 ]] || follow || code=$?
-    fi
+    { [[ ! $install ]] || setup; } && install='' &&
+      insist workers all start "$(date +%s).$$.$((++attempt))" "${TRAIN[@]}" &&
+      follow || code=$?
     case $code in
       0 | 2 | 3) return "$code" ;;
       75) say "train.py was stopped and has saved; again" ;;

@@ -20,9 +20,10 @@ ARGUMENTS = ["--config=configs/x.py", "--workdir=gs://bucket/run"]
 
 # Notes its arguments; then does what the plan says of this attempt: an exit code (one
 # for all workers or a list), "preempt" or "vanish" (the TPU is taken away while it
-# trains), or "wait" (until the file `go` is there).
+# trains), "wait" (until the file `go` is there), or "save" (wait for SIGTERM, and end
+# with 75).
 TRAIN = """\
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 
 root, home = pathlib.Path(os.environ["FAKE_GCLOUD"]), pathlib.Path(os.environ["HOME"])
 worker = int(home.name[-1])
@@ -33,6 +34,8 @@ print(f"attempt {attempt} trains", flush=True)
 does = json.loads((root / "plan.json").read_text())["train"][attempt - 1]
 does = does[worker] if isinstance(does, list) else does
 end = time.monotonic() + 20
+if does == "save":
+    signal.signal(signal.SIGTERM, lambda *_: time.sleep(0.2) or sys.exit(75))
 print("en", end="", flush=True)
 if does in ("preempt", "vanish") and worker == 0:
     state = json.loads((root / "state.json").read_text()) | {"tpu-vm": "PREEMPTED"}
@@ -129,13 +132,14 @@ class Cloud:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
-    def kill(self, worker):
-        """Kills train.py on a worker, and what would have noted its exit code."""
+    def kill(self, worker, sent=signal.SIGKILL):
+        """Kills train.py on a worker, and what would have noted its exit code; or
+        sends both another signal."""
         home = self.folder / f"worker-{worker}" / "ddae"
         with contextlib.suppress(OSError, ValueError):
             process = int((home / "run/pid").read_text())
             if os.readlink(f"/proc/{process}/cwd") == str(home / "code"):
-                os.killpg(os.getpgid(process), signal.SIGKILL)
+                os.killpg(os.getpgid(process), sent)
 
 
 @pytest.fixture(scope="module")
@@ -487,6 +491,21 @@ def test_a_worker_that_was_killed_counts_as_a_crash(tpu):
     assert len(tpu.attempts()) == 2
 
 
+@pytest.mark.parametrize(("does", "noted"), [("save", 75)])
+def test_sigterm_to_all_of_a_worker_is_no_crash(tpu, does, noted):
+    tpu.plan(train=[does, 0])
+    with tpu.start("run", *TPU, "--restarts=0", "--", *ARGUMENTS) as process:
+        for worker in range(2):
+            log = tpu.folder / f"worker-{worker}/ddae/run/log"
+            while not log.exists() or not log.read_text().endswith("\nen"):
+                time.sleep(0.01)
+        for worker in range(2):
+            tpu.kill(worker, signal.SIGTERM)
+        code, _, err = tpu.end(process)
+    assert f"worker-0 exit {noted};worker worker-1 exit {noted}\n" in err
+    assert code == 0 and len(tpu.attempts(0)) == len(tpu.attempts(1)) == 2
+
+
 @pytest.mark.parametrize("command", ["run", "retry"])
 def test_a_launcher_that_was_killed_ends_nothing_and_can_follow_again(tpu, command):
     tpu.plan(train=["wait"])
@@ -535,6 +554,17 @@ def test_a_start_whose_ssh_was_lost_starts_once(tpu):
     code, out, err = tpu.launch("run", *TPU, "--", *ARGUMENTS)
     assert code == 0 and "no answer from the workers" in err
     assert out.count("trains") == 1 == len(tpu.attempts(1))
+
+
+@pytest.mark.parametrize(
+    ("refused", "last"), [(1, ["attempt 1 trains", "ends"]), (3, [])]
+)
+def test_the_last_lines_of_the_log_are_asked_for_again(tpu, refused, last):
+    tpu.plan(train=[2], ssh=["lost", "ok", "ok"] + ["refused"] * refused)
+    code, out, err = tpu.launch("run", *TPU, "--", *ARGUMENTS)
+    assert code == 2 and out.splitlines() == last
+    assert err.count("no log, try") == refused
+    assert len(tpu.calls("ssh", "--worker=0")) == min(refused + 1, 3)
 
 
 @pytest.mark.parametrize(
