@@ -32,7 +32,7 @@ flags
 Give every command the same --name, --zone, --project, --type, --spot and --queued.
 The environment's LAUNCH_TPU_PAUSE replaces every pause by so many seconds.
 
-exit codes: those of train.py; where workers differ, the first of 2, 3, 1, 75
+exit codes: train.py's, its 143 as 75; where workers differ, the first of 2, 3, 1, 75
   0   done
   1   gcloud failed, or train.py crashed too often
   2   wrong arguments, config or data
@@ -266,8 +266,8 @@ follow() { # until train.py has ended on every worker; returns its exit code
         for code in 2 3; do
           ! grep -q " exit $code\$" <<<"$reports" || return "$code"
         done
-        ! grep -Eqv ' exit (0|75)$' <<<"$reports" || return 1
-        ! grep -q ' exit 75$' <<<"$reports" || return 75
+        ! grep -Eqv ' exit (0|75|143)$' <<<"$reports" || return 1 # 143: SIGTERM, early
+        ! grep -qv ' exit 0$' <<<"$reports" || return 75
         return 0
       fi
     else
@@ -289,7 +289,7 @@ train() { # [keep trying] [not installed yet]
       follow || code=$?
     case $code in
       0 | 2 | 3) return "$code" ;;
-      75) say "train.py was stopped and has saved; again" ;;
+      75) say "train.py was stopped; again" ;;
       "$SILENT") return 75 ;;
       "$GONE")
         say "$NAME is no more"

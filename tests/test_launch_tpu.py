@@ -450,10 +450,10 @@ def test_run_follows_the_log_and_ends_with_train_py(tpu):
     ]
 
 
-def test_75_is_run_again_at_once_without_limit(tpu):
-    tpu.plan(train=[75, 75, 75, 0])
+def test_75_and_143_are_run_again_at_once_without_limit(tpu):
+    tpu.plan(train=[75, 143, [143, 75], [0, 75], 0])
     code, out, _ = tpu.launch("run", *TPU, "--restarts=0", "--", *ARGUMENTS)
-    assert code == 0 and out.count("trains") == 4 == len(tpu.attempts(1))
+    assert code == 0 and out.count("trains") == 5 == len(tpu.attempts(1))
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -472,7 +472,8 @@ def test_a_crash_is_retried_up_to_the_limit(tpu):
 
 
 @pytest.mark.parametrize(
-    ("codes", "code"), [([1, 2], 2), ([3, 1], 3), ([75, 1], 1), ([0, 1], 1)]
+    ("codes", "code"),
+    [([1, 2], 2), ([3, 1], 3), ([75, 1], 1), ([143, 1], 1), ([0, 1], 1)],
 )
 def test_where_workers_differ_the_cause_wins(tpu, codes, code):
     tpu.plan(train=[codes])
@@ -491,8 +492,9 @@ def test_a_worker_that_was_killed_counts_as_a_crash(tpu):
     assert len(tpu.attempts()) == 2
 
 
-@pytest.mark.parametrize(("does", "noted"), [("save", 75)])
+@pytest.mark.parametrize(("does", "noted"), [("save", 75), ("wait", 143)])
 def test_sigterm_to_all_of_a_worker_is_no_crash(tpu, does, noted):
+    """143: train.py did not listen yet."""
     tpu.plan(train=[does, 0])
     with tpu.start("run", *TPU, "--restarts=0", "--", *ARGUMENTS) as process:
         for worker in range(2):
