@@ -111,11 +111,11 @@ any of it is they do not say."""
 def planned_notes(rows):
     """What was measured of a step that was planned, too."""
     said = []
-    for row in of(rows, "plan", slice="h100:1", remat="off", scan=False):
+    for row in of(rows, "plan_before", lever="norm", slice="h100:1"):
         keys = ("method", "size", "batch", "dtype")
         seen = of(rows, "step", platform="gpu", **{key: row[key] for key in keys})
         for one in seen:
-            if "H100" in one["machine"] and row not in about_remat(rows):
+            if "H100" in one["machine"]:
                 sizes = [row["planned_bytes"], one["peak_bytes"]]
                 said.append(
                     f"{row['method']}-{row['size']} at batch {row['batch']},"
@@ -123,7 +123,10 @@ def planned_notes(rows):
                 )
     if not said:
         return ""
-    return f" Planned for an H100, and taken there: {'; '.join(said)}."
+    return (
+        " Planned for an H100, and taken there, when a norm's input was still kept:"
+        f" {'; '.join(said)}."
+    )
 
 
 def where(row):
@@ -190,7 +193,7 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
     yield "## Goals\n"
     goals = [*cpu_goals(rows), *scale_goals(rows), *gpu_goals(rows)]
     yield measure.table(goals)
-    yield "\nOf the input pipeline: [input_pipeline.md](input_pipeline.md).\n"
+    yield "\nGoals of the input pipeline: [input_pipeline.md](input_pipeline.md).\n"
     waits = of(rows, "data_wait")
     if waits:
         yield "Share of a step spent waiting for photographs, on the same cores:\n"

@@ -67,6 +67,11 @@ def cpu_goals(rows):
             where = row["machine"].removesuffix(", shared").partition(" of ")[2]
             shown = f"{ratio:.2f} at batch {row['batch']}, on {where}"
             yield goal(text, shown, round(ratio, 2) >= least)
+    for row in of(rows, "data_wait"):
+        share, what = 100 * row["data_wait"], f"{row['method']}-{row['size']}"
+        shown = f"{share:.1f} %, {what} at batch {row['batch']}"
+        text = "waiting for photographs 3 % of a step, where cores suffice"
+        yield goal(text, shown, share <= 3.0)
     tiny = tiny_steps(rows)
     for key, text, most in (
         ("compile_cpu_seconds", "a tiny step compiles in 3 s", 3.0),

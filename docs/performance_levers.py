@@ -176,6 +176,13 @@ def _traffic(rows):
     return ". ".join(filter(None, (_timed(rows, NORMAL, PRODUCTS), whole)))
 
 
+def _held(row):
+    return (
+        f"{_moved(row)}, {row['copied_bytes'] / 1e9:.1f} GB of it copied,"
+        f" {row['planned_bytes'] / 2**30:.1f} GiB planned"
+    )
+
+
 def _moved(row):
     return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
 
@@ -240,14 +247,20 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                _planned(rows, _copies, "state"),
+                _planned(rows, _copies, "state", until="norm"),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                _planned(rows, scaling.said, "fsdp"),
+                _planned(rows, scaling.said, "fsdp", until="norm"),
                 "always; not timed",
+            ),
+            (
+                "a norm's scale and shift taken in by the Linear after it, of which"
+                " nothing but the Linear's input is kept",
+                _planned(rows, _held, "norm"),
+                "always, in blocks; not timed",
             ),
             (
                 "queries, keys and values as products of their own, and a stack filled"
