@@ -409,8 +409,9 @@ First batch of a pipeline begun anew: {starts}.
 ## Cores to feed an accelerator
 
 The rates are a model, not a measurement, but for the H100's
-([performance.md](performance.md)): 45, 50 and 57 % of the 790 TFLOP/s that a GEMM reaches on an H200, for S, B and L, and
-45 % of a TPU v4's 275. v4-128 counts TensorCores: 64 chips on 16 hosts of 240 virtual cores. Where the terminal shows more
+([performance.md](performance.md)): 45, 50 and 57 % of the 790 TFLOP/s that a GEMM
+reaches on an H200, for S, B and L, and 45 % of a TPU v4's 275. v4-128 counts
+TensorCores: 64 chips on 16 hosts of 240 virtual cores. Where the terminal shows more
 than a few per cent of data wait, take a cheaper kernel:
 `--config.data.augment.resize=bilinear`.
 """
