@@ -77,6 +77,42 @@ def probe_config(**changes):
     return classify_config(**(given | changes))
 
 
+def test_an_encoder_that_does_not_learn_drops_no_path():
+    config = probe_config(model__drop_path=0.5)
+    assert tasks.from_config(config).encoder.drop_path == 0.0
+    config["optimizer"] = PROBE | {"frozen": ()}
+    assert tasks.from_config(config).encoder.drop_path == 0.5
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_a_finished_classifier_is_scored_with_its_own_head(tmp_path, average):
+    config = classify_config(total_steps=4, optimizer__base_lr=0.1, mixing=PLAIN)
+    config["classifier"]["average"] = average
+    loop.run(config, str(tmp_path / "run"))
+    config |= {"total_steps": 0, "init": {"workdir": str(tmp_path / "run")}}
+    loop.run(config, str(tmp_path / "scored"))
+    run, scored = (
+        jax.tree.leaves(load_params(str(tmp_path / name))[0]["heads"])
+        for name in ("run", "scored")
+    )
+    assert all(map(np.array_equal, run, scored))
+    tops = [
+        read_metrics(tmp_path / name / "metrics.jsonl")[-1]["eval/top1"]
+        for name in ("run", "scored")
+    ]
+    assert tops[0] == tops[1]
+
+
+def test_random_heads_are_said_to_be_random(tmp_path, pretrained, capsys):
+    config = probe_config(total_steps=0, init={"workdir": pretrained})
+    loop.run(config, str(tmp_path / "scored"))
+    said = capsys.readouterr().out
+    assert f"warning: {pretrained} has other heads than this config, or none" in said
+    config["evaluators"] = {"knn": {"k": 3}}
+    loop.run(config, str(tmp_path / "neighbours"))
+    assert "other heads" not in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A workdir of two steps of pretraining."""

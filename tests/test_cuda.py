@@ -52,6 +52,18 @@ def test_the_state_is_written_over_and_never_copied():
     assert len(matrices) > 20 and not copied & set(matrices)
 
 
+def test_what_enters_a_norm_is_not_kept():
+    """The sum of a branch is written over it; were it needed again, it would be copied
+    first."""
+    _, text = compiled_for("h100:1", wide_config())
+    large = [
+        result
+        for _, result, kind, *_ in scaling.instructions(text)
+        if kind == "copy" and re.match(r"bf16\[(64,|\d{4,},)", result)
+    ]
+    assert not large
+
+
 def test_attention_has_its_kernels_where_they_pay_and_stays_with_its_rows():
     """65 tokens, an odd number: the teacher's wide heads by flash attention, the
     decoder's narrow ones by Pallas; the student's 17 are too few."""

@@ -12,6 +12,7 @@ from ddae.masking import Masking
 from ddae.models import blocks, kernels, short_attention, vit
 from ddae.models.blocks import Block, ViTSpec, gelu, through_blocks
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
+from ddae.models.linear import Norm, NormedLinear
 from ddae.models.positions import sincos
 from ddae.models.vit import VIT_SPECS, Encoder, Features
 from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh
@@ -374,6 +375,46 @@ def with_gradients(function, *operands):
     *given, weights = operands
     out, gradients = jax.vjp(function, *given)
     return [np.asarray(x, np.float32) for x in (out, *gradients(weights))]
+
+
+class Plain(nn.Module):
+    """A LayerNorm and a Linear layer, with the names of `Norm` and `NormedLinear`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(24, name="up")(nn.LayerNorm(epsilon=1e-6, name="norm")(x))
+
+
+class Taken(nn.Module):
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        normed = Norm(self.dtype, name="norm")(x)
+        return NormedLinear(24, self.dtype, name="up")(normed)
+
+
+@pytest.mark.parametrize("dtype, off", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_a_linear_that_takes_its_norm_in_is_the_two_of_them(dtype, off):
+    x, out = (
+        jax.random.normal(jax.random.key(i), (3, 5, k)) for i, k in ((0, 16), (1, 24))
+    )
+    x = 3.0 * x + 1.0
+    params = Plain().init(jax.random.key(2), x)["params"]
+    moved = jax.random.normal(jax.random.key(3), (4, 16))
+    params["norm"] = {"scale": 1.0 + 0.3 * moved[0], "bias": 0.3 * moved[1]}
+    params["up"]["bias"] = params["up"]["bias"] + 0.5
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, Taken().init(jax.random.key(2), x)["params"]
+    )
+
+    def through(network, x):
+        made, pull = jax.vjp(lambda p, x: network.apply({"params": p}, x), params, x)
+        return jax.tree.leaves((made, pull(out.astype(made.dtype))))
+
+    found = through(Taken(dtype), x.astype(dtype))
+    for one, two in zip(found, through(Plain(), x), strict=True):
+        assert jnp.linalg.norm(one - two) < off * jnp.linalg.norm(two)
 
 
 def test_gelu_is_exact_and_so_is_its_gradient():

@@ -476,6 +476,40 @@ def test_the_teacher_moves_as_it_was_told(build):
     assert build(ENCODER, momentum=momentum).momentum is momentum
 
 
+def test_data2vecs_target_is_its_public_codes():
+    """The mean of blocks' own outputs, each normalised, normalised again; the final
+    norm has no part in it."""
+    task = tasks.from_config(
+        tiny_config(
+            method={"name": "data2vec", "mean_of": 2},
+            model__positions="none",
+            model__relative_bias="shared",
+        )
+    )
+    params = task.init(jax.random.key(0))
+    norm = params["encoder"]["norm"]
+    norm["scale"] = jnp.exp(jax.random.normal(jax.random.key(1), norm["scale"].shape))
+    encoder = task.method.encoder
+    images = jax.random.uniform(jax.random.key(2), (2, *task.image_shape))
+    mask = task.method.masking.draw(
+        jax.random.split(jax.random.key(3), 2), encoder.grid
+    )
+    rngs = jax.random.split(jax.random.key(4), 2)
+    context = task._context(params, {"encoder": params["encoder"]}, images, mask, rngs)
+    found = task.method.terms[0].target(context)
+    raw = encoder.clone(final_norm=False).apply(
+        {"params": params["encoder"]}, task.standardise(images), taps=(1, 2)
+    )
+
+    def normal(x):
+        x = np.asarray(x, np.float64)
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+
+    expected = normal((normal(raw[1].patches) + normal(raw[2].patches)) / 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_a_collapsed_teacher_shows():
     mask = Masking().draw(jax.random.split(jax.random.key(0), 2), (4, 4))
     spread = jax.random.normal(jax.random.key(1), (2, 16, 32))

@@ -1,5 +1,6 @@
 """The README keeps its promises: two commands, every config, files that exist."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -43,6 +44,17 @@ def test_links_and_pictures_exist():
 
 def test_readme_stays_under_three_screens():
     assert len(README.splitlines()) < 150
+
+
+def test_speeds_are_the_newest():
+    kept = (ROOT / "docs" / "results" / "performance.jsonl").read_text().splitlines()
+    speeds = {
+        row["method"]: f"{row['images_per_second']:,.0f}"
+        for row in map(json.loads, kept)
+        if row["benchmark"] == "step" and row.get("batch") == 512 and row["size"] == "B"
+    }
+    said = re.search(r"ViT-B at ([\d,]+) and ([\d,]+) images/s", README)
+    assert said.groups() == (speeds["mae"], speeds["ddae"])
 
 
 def test_the_page_of_keys_is_what_the_code_reads():
