@@ -195,6 +195,41 @@ def test_every_method_has_an_export(tmp_path, capsys):
     assert "head.weight" not in read_weights(str(tmp_path / "out.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "method, decoder",
+    [
+        ({"name": "ddae", "taps": (2,)}, (2, 512, 16)),
+        ({"name": "mae", "decoder": {"width": 16, "num_heads": 2}}, (8, 16, 2)),
+    ],
+)
+def test_a_decoder_left_at_its_default_goes_out(tmp_path, method, decoder):
+    config = tiny_config(method=method)
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    run, out, back = (str(tmp_path / name) for name in ("run", "out", "back"))
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    assert tuple(said[f"decoder_{key}"] for key in keys) == decoder
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 0
+    ours, again = (flat(x["heads"]) for x in (params, load_params(back)[0]))
+    ours = {name: x for name, x in ours.items() if "/features/" not in name}
+    assert ours.keys() == again.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+def test_a_method_of_ones_own_goes_out_as_its_encoder(tmp_path, capsys, monkeypatch):
+    """It need not be known here, nor may its decoder, left at its default, be."""
+    config = tiny_config(method={"name": "mae", "decoder": {"depth": 1, "width": 16}})
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    config["method"]["name"] = "of_mine"
+    write_workdir(str(tmp_path / "run"), params, config)
+    command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]
+    assert huggingface.main(command) == 0
+    assert "ViTModel" in capsys.readouterr().out
+
+
 class Evil:
     """A pickle that writes a file when it is loaded as pickles are."""
 

@@ -25,6 +25,7 @@ from ddae.interop.names import (
     rows_of,
     to_theirs,
 )
+from ddae.methods import METHODS
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train.checkpoint import Checkpoints
@@ -305,7 +306,7 @@ def read_run(
     found = flat({k: v for k, v in params.items() if k != "frozen"})
     classifier = {"pool": "mean", "norm": "layer"} | dict(config.get("classifier", {}))
     if config["task"] != "classify":
-        return found, config, {}
+        return found, _with_decoder(found, config), {}
     if config.get("total_steps") == 0:
         text = f"warning: {workdir} trained nothing; its classifier is a random one"
         print(text, file=sys.stderr)
@@ -336,6 +337,22 @@ def read_run(
     if classifier.get("pool", "mean") == "attention":
         raise UserError("an attentive probe has no place in other formats")
     return own, config, classifier
+
+
+def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
+    """The config, with what its method's decoder is like where it left that out."""
+    method = config.get("method", {})
+    decoder = method.get("decoder", {})
+    last = f"block{VIT_SPECS[config['model']['size']].depth:02d}"
+    said = {"depth", "width", "num_heads"} <= decoder.keys()
+    if said or f"heads/{last}/embedding/kernel" not in found:
+        return config
+    if method["name"] not in METHODS:  # of a module of one's own
+        return config
+    task: Any = tasks.from_config(config)
+    spec = task.method.heads[last].decoder
+    known = {"depth": spec.depth, "width": spec.width, "num_heads": spec.num_heads}
+    return {**config, "method": {**method, "decoder": {**decoder, **known}}}
 
 
 def export_weights(

@@ -127,7 +127,9 @@ def _class(
     visible = method.get("layout", "visible") == "visible"
     if "encoder/norm/scale" not in found:
         raise UserError("an encoder without a last norm has no class in transformers")
-    decoder = any(name.endswith("/embedding/kernel") for name in found)
+    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
+    said = "num_heads" in method.get("decoder", {})
+    decoder = said and f"{last}/pixels/kernel" in found
     fixed = model.get("positions", "sincos") == "sincos"
     height, width = pair(config["image_size"])
     # Its own decoder has positions of a square alone.
@@ -156,8 +158,7 @@ def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str
         "qkv_bias": True,
     }
     if kind == "vit_mae":
-        decoder = {"depth": 8, "width": 512, "num_heads": 16}
-        decoder |= config["method"].get("decoder", {})
+        decoder = config["method"]["decoder"]
         made |= {
             "decoder_hidden_size": decoder["width"],
             "decoder_num_hidden_layers": decoder["depth"],
