@@ -16,7 +16,8 @@ def training() -> ConfigDict:
     config.batch_size = 4096
     config.epochs = 100.0
     config.total_steps = config_dict.placeholder(int)
-    config.image_size = 224
+    # A number, or (height, width): a flag may change which.
+    config.image_size = config_dict.FieldReference(224, field_type=object)
     config.dtype = "bfloat16"
     config.log_every_steps = 50
     config.checkpoint_every_steps = 1000

@@ -24,6 +24,16 @@ def parser(name: str, text: str | None) -> argparse.ArgumentParser:
     )
 
 
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of a flag that has both, or one number; a `type` of argparse."""
+    sides = re.fullmatch(r"\(?([1-9]\d*)(?:, *([1-9]\d*))?\)?", text)
+    if sides is None:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no size; give SIDE or HEIGHT,WIDTH"
+        )
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
 def run(
     function: Callable[[Any], int | None],
     made: argparse.ArgumentParser,

@@ -18,6 +18,17 @@ def test_the_tilde_of_a_flag_is_the_home_that_a_shell_did_not_see(monkeypatch):
     assert found[3:] == given[3:]
 
 
+def test_a_size_is_a_square_or_height_and_width(capsys):
+    made = commands.parser("ddae.name", None)
+    made.add_argument("--size", type=commands.size)
+    sizes = [made.parse_args([f"--size={x}"]).size for x in ("8", "8,16", "(8,16)")]
+    assert sizes == [(8, 8), (8, 16), (8, 16)]
+    for wrong in ("0", "8,-1", "1,2,3", "8x8"):
+        with pytest.raises(SystemExit):
+            made.parse_args([f"--size={wrong}"])
+        assert f"--size: {wrong} is no size" in capsys.readouterr().err
+
+
 def parser():
     made = commands.parser("ddae.name", "What it does.")
     made.add_argument("--out", default="")

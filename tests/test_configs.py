@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 import scenes
+from absl import flags
+from ml_collections import config_flags
 
 from configs import common
 from ddae import data, settings, tasks
@@ -171,6 +173,20 @@ def test_deep_dynamic_supervision_is_switched_on(text):
 def test_cifar_configs_take_patch_two():
     config = load("ddae_cifar10", "size=S,patch=2,epochs=7")
     assert (config.model.size, config.model.patch_size, config.epochs) == ("S", 2, 7)
+
+
+@pytest.mark.parametrize("said, size", [("(32,64)", (32, 64)), ("64", 64)])
+def test_a_flag_says_the_size_of_images(monkeypatch, said, size):
+    argv = ["train.py", f"--config.image_size={said}"]
+    monkeypatch.setattr("sys.argv", argv)
+    values = flags.FlagValues()
+    config = load("mae_cifar10")
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(argv)
+    found = config.to_dict()
+    assert found["image_size"] == size
+    height, width, _ = tasks.from_config(found).image_shape
+    assert (height, width) == (size if isinstance(size, tuple) else (size, size))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -386,6 +386,8 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     assert "5 images, 1 bad records" in printed.out and "9.png" in printed.err
     assert stats.main([*command, "--limit=2", "--split=train"]) == 0
     assert "2 images" in capsys.readouterr().out
+    assert stats.main([*command[:2], "--image_size=4,8", "--limit=2"]) == 0
+    assert "2 images" in capsys.readouterr().out
     assert stats.main(["folder", "--dir=/nowhere"]) == 2
     assert "error: no folder /nowhere/train" in capsys.readouterr().err
 

@@ -49,15 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="config.data.name")
     parser.add_argument("--dir", default="", help="config.data.dir")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument(
+        "--image_size", type=commands.size, default=(224, 224), help="or HEIGHT,WIDTH"
+    )
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="0 reads every image")
     return commands.run(_stats, parser, argv)
 
 
 def _stats(args: Any) -> None:
-    if args.image_size < 1:
-        raise UserError(f"--image_size={args.image_size} is not 1 or more")
     if args.channels < 1:
         raise UserError(f"--channels={args.channels} is not 1 or more")
     section = {
@@ -70,7 +70,7 @@ def _stats(args: Any) -> None:
         "on_error": "skip",
         "max_bad": sys.maxsize,
     }
-    shape = (args.image_size, args.image_size, args.channels)
+    shape = (*args.image_size, args.channels)
     report(data.from_config({"data": section}, shape).train, args.limit)
 
 

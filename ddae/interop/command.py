@@ -44,7 +44,9 @@ def _add_import(choices: Any, what: str) -> None:
     made.add_argument("path", help=what)
     made.add_argument("--workdir", required=True, help="a new one")
     made.add_argument(
-        "--image_size", type=_size, help="pixels, or HEIGHT,WIDTH, where not as trained"
+        "--image_size",
+        type=commands.size,
+        help="pixels, or HEIGHT,WIDTH, where not as trained",
     )
     made.add_argument("--num_heads", type=int)
     made.add_argument("--mean", type=_numbers, help="of the channels, 0.5,0.5,0.5")
@@ -89,13 +91,6 @@ def bring_in(
     said = f"images standardised by mean {data['mean']}, std {data['std']}"
     unsure = assumed and args.mean is None
     print(said + (", which is assumed: see --mean and --std" if unsure else ""))
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    size = [int(part) for part in text.split(",")]
-    if min(size) < 1 or len(size) > 2:
-        raise ValueError(f"{text} is no size")
-    return size[0] if len(size) == 1 else (size[0], size[1])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
