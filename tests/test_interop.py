@@ -437,6 +437,35 @@ def test_oblong_weights_go_out_and_come_back(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("positions", ["sincos", "none"])
+def test_transformers_beit_has_no_positions_of_oblong_images(
+    tmp_path, capsys, positions
+):
+    config = classify_config(image_size=(8, 16), model__positions=positions)
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(str(tmp_path / "run"), params, config)
+    command = ["export", str(tmp_path / "run"), str(tmp_path / "out")]
+    refused = positions == "sincos"
+    assert huggingface.main(command) == (2 if refused else 0)
+    assert ("--config.classifier.pool=cls" in capsys.readouterr().err) == refused
+    assert (tmp_path / "out").exists() != refused
+
+
+def test_positions_that_were_resized_go_out_as_they_are_read(tmp_path):
+    """Pretrained on 4 x 4 patches, used on 6 x 6: learned ones of the same values."""
+    config = classify_config(image_size=12, model__position_grid=(4, 4))
+    task = tasks.from_config(config)
+    params = jax.jit(task.init)(jax.random.key(0))
+    run, out, back = (str(tmp_path / name) for name in ("run", "out", "back"))
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 0
+    images = np.random.default_rng(0).random((3, 12, 12, 1)).astype(np.float32)
+    ours, again = (ddae.load_encoder(path)(images).patches for path in (run, back))
+    assert load_params(back)[1]["model"]["positions"] == "learned"
+    np.testing.assert_allclose(ours, again, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
     loop.run(classify_config(total_steps=1), str(tmp_path / "run"))

@@ -26,6 +26,7 @@ from ddae.interop.names import (
     to_theirs,
 )
 from ddae.methods import METHODS
+from ddae.models.positions import resize_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train.checkpoint import Checkpoints
@@ -369,10 +370,13 @@ def export_weights(
     weights = to_theirs(own, rows, model["patch_size"])
     positions = model.get("positions", "sincos")
     if positions != "none":
-        if model.get("position_grid"):
-            raise UserError("resized fixed positions have no place in other formats")
         if dialect.positions is None:
             raise UserError(f"{name} has no position embeddings")
-        fixed = fixed_positions(spec.width, _grid(config))
+        grid = _grid(config)
+        known = pair(model.get("position_grid") or grid)
+        fixed = fixed_positions(spec.width, known)
+        if known != grid:
+            patches = resize_positions(fixed[0, 1:], known, grid)
+            fixed = np.concatenate([fixed[:, :1], patches[None]], axis=1)
         weights[dialect.positions] = fixed if learned is None else learned
     return weights

@@ -44,6 +44,13 @@ def export(workdir: str, folder: str, head: str | None) -> None:
         raise UserError(f"{folder} holds a model already; give another folder")
     found, config, classifier = read_run(workdir, head)
     kind, architecture = _class(found, config, classifier)
+    height, width = pair(config["image_size"])
+    positions = config["model"].get("positions", "sincos")
+    if kind == "beit" and positions != "none" and height != width:
+        raise UserError(
+            "transformers' BEiT has positions of square images alone; as a ViT goes a"
+            " classifier of the cls token: --config.classifier.pool=cls"
+        )
     last = f"heads/block{VIT_SPECS[config['model']['size']].depth:02d}/"
 
     def keep(our: str) -> bool:
