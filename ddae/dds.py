@@ -118,7 +118,10 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
     weight = functools.partial(_ramped, ramp=features.ramp, weight=features.weight)
     heads = dict(method.heads)
     terms = list(method.terms)
+    firsts: dict[str, Term] = {}  # of Terms that share a head
     for term in method.terms:
+        firsts.setdefault(term.head, term)
+    for term in firsts.values():
         heads[term.head] = _with_output(heads[term.head], "features", width)
         distilled = dataclasses.replace(
             term,
@@ -204,7 +207,7 @@ def with_dds(
             terms.append(
                 dataclasses.replace(
                     term,
-                    name=f"{term.output}/{head}",
+                    name=f"{_kind(term, method.terms)}/{head}",
                     taps=(tap,),
                     head=head,
                     target=term.target.at_tap(tap),
@@ -213,6 +216,14 @@ def with_dds(
                 )
             )
     return dataclasses.replace(method, heads=heads, terms=tuple(terms))
+
+
+def _kind(term: Term, terms: tuple[Term, ...]) -> str:
+    """What the names of a Term's repeats begin with: its output, or where several
+    Terms are losses of that one, what its own name does."""
+    own = (term.head, term.output)
+    alone = [(other.head, other.output) for other in terms].count(own) == 1
+    return term.output if alone else term.name.removesuffix(f"/{term.head}")
 
 
 def default_taps(depth: int) -> tuple[int, ...]:

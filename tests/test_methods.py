@@ -1,5 +1,6 @@
 """Every method: the same under deep dynamic supervision at beta 0, and by golden."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -20,6 +21,7 @@ from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.models.vit import VIT_SPECS
 from ddae.networks import EncoderSettings
+from ddae.objective import head_taps
 from ddae.settings import UserError
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation
@@ -77,6 +79,23 @@ def test_beta_zero_at_the_last_tap_is_the_method_itself_to_the_bit(name):
     assert np.asarray(loss).tobytes() == np.asarray(same).tobytes()
     assert any(key.startswith("ess/") for key in metrics)
     assert jax.tree.structure(params) == jax.tree.structure(same_params)
+
+
+def test_two_losses_of_one_output_go_under_deep_dynamic_supervision():
+    method = make("simmim")
+    (term,) = method.terms
+    squared = dataclasses.replace(term, name="mse/block02", loss=losses.mse, weight=0.5)
+    method = dataclasses.replace(method, terms=(squared, term))
+    deep = with_dds(with_features(method, FeatureSettings()), taps=(1, 2))
+    names = [
+        f"{kind}/block0{i}" for i in (1, 2) for kind in ("mse", "pixels", "features")
+    ]
+    assert [other.name for other in deep.terms] == names
+    assert head_taps(deep.terms) == {"block01": (1,), "block02": (2,)}
+    _, loss, metrics, _ = loss_of(method, gradients=False)
+    same = loss_of(with_dds(method, **AT_ZERO), gradients=False)[1]
+    assert np.asarray(loss).tobytes() == np.asarray(same).tobytes()
+    assert metrics["loss/mse/block02"][0] != metrics["loss/pixels/block02"][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
