@@ -7,6 +7,7 @@ and, for methods that weigh patches, what share of them the weights leave.
 docs/reading_a_run.md says how to read each. Exit codes: 0; 2 wrong arguments or data.
 """
 
+import ast
 import json
 import os
 import sys
@@ -64,12 +65,21 @@ def open_run(
     for key, value in changes.items():
         if key not in config["data"]:
             raise UserError(f"--data {key}={value}: config.data has no such key")
-        config["data"][key] = value
+        is_text = isinstance(config["data"][key], str)
+        config["data"][key] = value if is_text else _plain(value)
     job = plan(config)
     if not isinstance(job.task, Pretrain):
         raise UserError(f"{workdir} is a run of task {config['task']}, not pretrain")
     state = load_state(workdir, job.shapes)
     return job, job.task, state.params, state.ema_params
+
+
+def _plain(text: str) -> Any:
+    """A number, tuple and so on as Python writes it; any other stays text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def analyse(
@@ -237,16 +247,20 @@ def _draw_attention(
 
 
 def _draw_losses(losses: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    kinds = sorted({term.split("/")[0] for term in losses})
+    # A name of one's own may have no slash, or two.
+    parts = {
+        term: (term.rpartition("/")[0] or term, term.split("/")[-1]) for term in losses
+    }
+    kinds = sorted({kind for kind, _ in parts.values()})
     labels = [label for label, _, _ in DISTANCE_BINS]
-    heads = sorted({term.split("/")[1] for term in losses})
+    heads = sorted({head for _, head in parts.values()})
     figure, axes = new_figure(1, len(kinds), width=3.8 * len(kinds) + 1.4, height=3.3)
     for axis, kind in zip(axes[0], kinds, strict=True):
-        for term in sorted(t for t in losses if t.split("/")[0] == kind):
+        for term in sorted(t for t in losses if parts[t][0] == kind):
             inside = [label for label in labels if label in losses[term]]
             at = [labels.index(label) for label in inside]
             values = [losses[term][label] for label in inside]
-            head = term.split("/")[1]
+            head = parts[term][1]
             colour = f"C{heads.index(head) % 10}"
             axis.plot(at, values, marker="o", label=head, color=colour)
         axis.set_xticks(range(len(labels)), [label[1:] for label in labels])
@@ -328,7 +342,9 @@ def _analyse(args: Any) -> None:
     out = args.out or os.path.join(run_of(args.workdir)[0], "analysis")
     if args.num_images < 1:
         raise UserError(f"--num_images={args.num_images} is not 1 or more")
-    changes = dict(text.split("=", 1) for text in args.data if "=" in text)
+    if wrong := [text for text in args.data if "=" not in text]:
+        raise UserError(f"--data {wrong[0]} is not KEY=VALUE, as dir={wrong[0]} is")
+    changes = dict(text.split("=", 1) for text in args.data)
     found = analyse(args.workdir, args.beside, args.num_images, changes)
     os.makedirs(out, exist_ok=True)
     with open(os.path.join(out, "analysis.json"), "w") as file:

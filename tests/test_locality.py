@@ -9,12 +9,13 @@ import pytest
 from tiny import tiny_config
 
 from ddae import tasks
-from ddae.analyse import loss_by_distance, main, sample_sizes
+from ddae.analyse import figures, loss_by_distance, main, open_run, sample_sizes
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.models.attention import attention_probabilities
 from ddae.models.blocks import Mlp
 from ddae.models.linear import Normed
 from ddae.models.vit import VIT_SPECS, Encoder
+from ddae.settings import UserError
 from ddae.train import loop
 
 GRID = (3, 4)
@@ -151,6 +152,29 @@ def test_an_analysis_is_written(tmp_path, capsys):
     }
     assert main([str(tmp_path)]) == 2
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_terms_of_any_name_are_drawn():
+    page = {"attention_distance": [[1.0]], "uniform_distance": 2.0}
+    page["cka"] = {"student": [[1.0]]}
+    bins = {"d1": 1.0, "d2": 2.0}
+    for names in (["colour"], ["colour", "pixels/block02"], ["pixels/again/block02"]):
+        drawn = figures({**page, "loss": dict.fromkeys(names, bins)})
+        assert drawn["loss_by_distance"].std() > 0
+
+
+def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
+    config = tiny_config(total_steps=0, data__eval_crop=1.0)
+    loop.run(config, str(tmp_path))
+    command = [str(tmp_path), "--num_images=4", "--data"]
+    assert main([*command, "elsewhere"]) == 2
+    said = "--data elsewhere is not KEY=VALUE, as dir=elsewhere is"
+    assert said in capsys.readouterr().err
+    changes = {"eval_crop": "0.9", "name": "digits"}
+    job, _, _, _ = open_run(str(tmp_path), changes)
+    assert job.config["data"]["eval_crop"] == 0.9
+    with pytest.raises(UserError, match="data.eval_crop='wide' is not a finite number"):
+        open_run(str(tmp_path), {"eval_crop": "wide"})
 
 
 def test_the_evaluator_gives_a_value_a_block(tmp_path):
