@@ -230,6 +230,20 @@ def test_a_method_of_ones_own_goes_out_as_its_encoder(tmp_path, capsys, monkeypa
     assert "ViTModel" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [huggingface.main, timm.main])
+def test_a_size_that_is_not_registered_is_named(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setitem(VIT_SPECS, "Mine", VIT_SPECS["Two"])
+    config = tiny_config(model__size="Mine")
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(str(tmp_path / "run"), params, config)
+    monkeypatch.delitem(VIT_SPECS, "Mine")
+    out = tmp_path / "out.safetensors"
+    assert command(["export", str(tmp_path / "run"), str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "is a ViT-Mine, which is not registered" in said and said.count("\n") == 1
+    assert not out.exists()
+
+
 class Evil:
     """A pickle that writes a file when it is loaded as pickles are."""
 

@@ -304,6 +304,11 @@ def read_run(
     and the parts of heads that nobody else has stay behind.
     """
     params, config = load_params(workdir)
+    if (size := config["model"]["size"]) not in VIT_SPECS:
+        raise UserError(
+            f"{workdir} is a ViT-{size}, which is not registered here: add it to"
+            " VIT_SPECS in ddae/models/vit.py, or import what does before you export"
+        )
     found = flat({k: v for k, v in params.items() if k != "frozen"})
     classifier = {"pool": "mean", "norm": "layer"} | dict(config.get("classifier", {}))
     if config["task"] != "classify":
