@@ -7,7 +7,7 @@ Exit codes: 0; 2 nothing to see.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clu import parameter_overview
@@ -36,11 +36,18 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
     yield f"task        {config['task']}" + (f", method {method}" if method else "")
     if begun := config.get("init", {}).get("workdir"):
         yield f"begun with  the encoder of {begun}"
+    elif "epochs" not in config:
+        yield "begun with  imported weights"
     model = config["model"]
     yield (
         f"model       ViT-{model['size']}, patch {model['patch_size']},"
         f" {config['image_size']} px, {count:,} parameters, {encoder:,} of the encoder"
     )
+    heads = sorted(params.get("heads", {}).items())
+    said = "; ".join(_head(*head) for head in heads) or "none: the encoder alone"
+    yield f"heads       {said}"
+    mean, std = (tuple(config["data"][key]) for key in ("mean", "std"))
+    yield f"images      standardised by mean {mean}, std {std}"
     if data:
         epochs = found["step"] * data["batch_size"] / data["examples"]
         yield (
@@ -58,6 +65,13 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
             yield f"step {row['step']:>6} {shown}"
     if parameters:
         yield parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def _head(name: str, head: Mapping[str, Any]) -> str:
+    """Its name, and its outputs: the matrices that are not within something."""
+    parts = [k for k, v in head.items() if isinstance(v, Mapping) and "kernel" in v]
+    outputs = ", ".join(part for part in parts if part != "embedding")
+    return f"{name}: {outputs}" if outputs else name
 
 
 def main(argv: list[str] | None = None) -> int:

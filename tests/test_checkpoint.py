@@ -236,6 +236,8 @@ def test_inspect_says_what_a_workdir_holds(tmp_path, capsys):
         "checkpoints 2, 4 (4 is whole)",
         "task        pretrain, method ddae",
         "ViT-Two, patch 2, 8 px, 34,664 parameters, ",
+        "heads       block01: features, pixels; block02: features, pixels",
+        "images      standardised by mean (0.3,), std (0.4,)",
         "trained     4 steps of 16, 0.04 epochs of 1437 images",
         "data        digits, split train, seed 0",
         "knn5_top1",

@@ -14,7 +14,7 @@ from conftest import tiny_config
 from test_classify import classify_config, probe_config
 
 import ddae
-from ddae import tasks
+from ddae import inspect, tasks
 from ddae.interop import huggingface, official, timm
 from ddae.interop.convert import Hints, class_names, import_weights, write_workdir
 from ddae.interop.files import read_weights, write_weights
@@ -401,6 +401,11 @@ def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
     assert timm.main(["import", file, f"--workdir={tmp_path / 'two'}"]) == 0
     out = capsys.readouterr().out
     assert "mean (0.1, 0.2, 0.3), std (0.4, 0.5, 0.6)\n" in out
+    assert inspect.main([str(tmp_path / "two")]) == 0
+    out = capsys.readouterr().out
+    assert "begun with  imported weights\n" in out
+    assert "heads       none: the encoder alone\n" in out
+    assert "images      standardised by mean (0.1, 0.2, 0.3), std" in out
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
