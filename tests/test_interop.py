@@ -17,7 +17,7 @@ import ddae
 from ddae import inspect, tasks
 from ddae.interop import huggingface, official, timm
 from ddae.interop.convert import Hints, class_names, import_weights, write_workdir
-from ddae.interop.files import read_weights, write_weights
+from ddae.interop.files import read_beside, read_weights, write_weights
 from ddae.interop.huggingface import STANDARDISED
 from ddae.interop.names import fixed_positions, flat
 from ddae.models.vit import VIT_SPECS
@@ -406,6 +406,21 @@ def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
     assert "begun with  imported weights\n" in out
     assert "heads       none: the encoder alone\n" in out
     assert "images      standardised by mean (0.1, 0.2, 0.3), std" in out
+
+
+def test_a_timm_file_of_ours_says_how_images_are_standardised(tmp_path, capsys):
+    config = tiny_config(method={"name": "mae", "layout": "mask_token"})
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(str(tmp_path / "run"), params, config)
+    out = str(tmp_path / "out.safetensors")
+    assert timm.main(["export", str(tmp_path / "run"), out]) == 0
+    assert read_beside(out) == {"format": "pt", "mean": "0.3", "std": "0.4"}
+    assert timm.main(["import", out, f"--workdir={tmp_path / 'back'}"]) == 0
+    assert "mean (0.3,), std (0.4,)\n" in capsys.readouterr().out
+    for wrong in ("grey", ""):  # as somebody else's may be
+        write_weights(out, timm_vit(0, "cls"), {"mean": wrong, "std": "0.4"})
+        assert timm.main(["import", out, f"--workdir={tmp_path / f'x{wrong}'}"]) == 0
+        assert "which is assumed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])

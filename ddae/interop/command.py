@@ -49,8 +49,8 @@ def _add_import(choices: Any, what: str) -> None:
         help="pixels, or HEIGHT,WIDTH, where not as trained",
     )
     made.add_argument("--num_heads", type=int)
-    made.add_argument("--mean", type=_numbers, help="of the channels, 0.5,0.5,0.5")
-    made.add_argument("--std", type=_numbers)
+    made.add_argument("--mean", type=numbers, help="of the channels, 0.5,0.5,0.5")
+    made.add_argument("--std", type=numbers)
 
 
 def _add_export(choices: Any, where: str) -> None:
@@ -93,5 +93,6 @@ def bring_in(
     print(said + (", which is assumed: see --mean and --std" if unsure else ""))
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
+    """Of a flag, 0.5,0.5,0.5."""
     return tuple(float(part) for part in text.split(","))

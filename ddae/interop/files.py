@@ -6,11 +6,12 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ddae.settings import UserError
@@ -86,13 +87,27 @@ def read_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
-def write_weights(path: str, weights: Weights) -> None:
-    """A .safetensors file of float32 arrays; `UserError` where it cannot be written."""
+def write_weights(
+    path: str, weights: Weights, beside: Mapping[str, str] | None = None
+) -> None:
+    """A .safetensors file of float32 arrays, with what is said `beside` them;
+    `UserError` where it cannot be written."""
     arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
     try:
-        save_file(arrays, path, metadata={"format": "pt"})
+        save_file(arrays, path, metadata={"format": "pt", **(beside or {})})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
+
+
+def read_beside(path: str) -> dict[str, str]:
+    """What a .safetensors file says beside its arrays; {} of any other."""
+    if not path.endswith(".safetensors"):
+        return {}
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def read_torch(path: str) -> Any:

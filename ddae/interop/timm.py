@@ -10,7 +10,7 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, export_weights, read_run
-from ddae.interop.files import read_json, read_weights, write_weights
+from ddae.interop.files import read_beside, read_json, read_weights, write_weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -48,7 +48,10 @@ def export(workdir: str, path: str, head: str | None) -> None:
         return our.startswith(("encoder/", "heads/classifier/"))
 
     weights = export_weights(found, config, name, keep)
-    write_weights(path, weights)
+    beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
+    if classifier and head:
+        beside["head"] = head
+    write_weights(path, weights, beside)
     print(f"{path}: {len(weights)} arrays, {name}")
 
 
@@ -60,10 +63,20 @@ def bring_in(args: Any) -> None:
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
     path = os.path.join(folder, "config.json")  # as timm's weights are published
     said = read_json(path).get("pretrained_cfg", {}) if os.path.isfile(path) else {}
+    said |= _standardised(args.path)
     if told := {"mean", "std"} <= said.keys():
         known = {key: tuple(said[key]) for key in ("mean", "std")}
     dialect = "timm_beit" if beit else "timm_vit"
     command.bring_in(weights, dialect, args, assumed=not told, **known)
+
+
+def _standardised(path: str) -> dict[str, tuple[float, ...]]:
+    """mean and std where the file itself says them, as ours do; else {}."""
+    beside = read_beside(path)
+    try:
+        return {key: command.numbers(beside[key]) for key in ("mean", "std")}
+    except (KeyError, ValueError):
+        return {}
 
 
 def main(argv: list[str] | None = None) -> int:
