@@ -175,7 +175,9 @@ def in_any_order(make):
     ordered = tf.data.Dataset.map
 
     def free(self, *given, **options):
-        return ordered(self, *given, **{**options, "deterministic": False})
+        if "deterministic" in options:
+            options["deterministic"] = False
+        return ordered(self, *given, **options)
 
     with mock.patch.object(tf.data.Dataset, "map", free):
         return make()

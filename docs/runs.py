@@ -159,7 +159,9 @@ def main():
         " typed by hand. Machine:"
         f" {os.cpu_count()} shared {platform.machine()} CPU cores, no accelerator;"
         f" Python {platform.python_version()}, jax {jax.__version__}, flax"
-        f" {flax.__version__}. Other work shared the cores: compare no speeds.\n"
+        f" {flax.__version__}. Other work shared the cores: compare no speeds."
+        " data/cifar10 is CIFAR-10 in folders, train/CLASS/* and test/CLASS/*;"
+        " data/cifar10_small has a thousand of its training images of each class.\n"
     )
     written = DOCS / "runs.md"
     before = written.read_text() if written.exists() else ""
