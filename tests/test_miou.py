@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -133,36 +132,47 @@ def test_miou_is_that_of_scikit_learn(root, devices, images):
     assert values["segmentation"].ndim == values["class_table"].ndim == 3
 
 
-@pytest.mark.slow
-def test_miou_is_the_same_on_two_processes(root, tmp_path):
-    processes = 2
+def on_two_processes(root, out, **env):
+    """(exit codes, what each printed) of miou_worker.py."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={4 // processes}"
-    worker = pathlib.Path(miou_worker.__file__)
-    command = [sys.executable, str(worker), str(root), str(tmp_path / "out")]
+    flags = "--xla_force_host_platform_device_count=2"
+    command = [sys.executable, miou_worker.__file__, str(root), str(out)]
     started = [
         subprocess.Popen(
-            [*command, f"localhost:{port}", str(processes), str(number)],
-            env=os.environ | {"XLA_FLAGS": flags},
+            [*command, f"localhost:{port}", "2", str(number)],
+            env=os.environ | {"XLA_FLAGS": flags} | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for number in range(processes)
+        for number in range(2)
     ]
     try:
         said = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, said
-    for number in range(processes):
+    return [process.returncode for process in started], said
+
+
+@pytest.mark.slow
+def test_miou_is_the_same_on_two_processes(root, tmp_path):
+    codes, said = on_two_processes(root, tmp_path / "out")
+    assert codes == [0, 0], said
+    for number in range(2):
         found = json.loads((tmp_path / f"out.{number}").read_text())
-        assert (found["devices"], found["processes"]) == (4, processes)
+        assert (found["devices"], found["processes"]) == (4, 2)
         expected = sklearn_values(root)
         assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_processes_that_find_other_scenes_say_so(root, tmp_path):
+    codes, said = on_two_processes(root, tmp_path / "out", UNSEEN="1")
+    assert 0 not in codes
+    assert all("UserError: the processes have read different" in text for text in said)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -130,7 +131,8 @@ class Sliding:
             )
         )
         # One pixel over all devices: this is how a stop asked of any process is seen
-        # by all of them, and how a long evaluation shows that it is alive.
+        # by all of them, how a long evaluation shows that it is alive, and how it is
+        # seen that all have the same plan.
         self._tick = on_devices(lambda _, pixel: pixel)
 
     def plan(self, indices: Int[np.ndarray, " k"]) -> list[Chunk]:
@@ -163,7 +165,8 @@ class Sliding:
             transient=True,
             disable=not sys.stdout.isatty(),
         ):
-            self._tick({}, np.zeros((1, 1, 1, 1), np.float32))
+            planned = zlib.crc32(repr(chunk).encode())
+            self._tick({}, np.full((1, 1, 1, 1), planned, np.float32))
             counts, labels = self._chunk(params, chunk, loaded)
             confusion += np.asarray(counts)
             for row, index in enumerate(chunk.indices):

@@ -370,11 +370,13 @@ def evaluate(
 def _overview(job: Job) -> str:
     """What is about to run: parameters, optimiser groups, length, devices."""
     batch, params = job.options.batch_size, job.shapes.params
+    chosen = job.optimizer.settings
     shard, whole = bytes_a_device(job.shapes, job.shardings)
     lines = [
         parameter_overview.get_parameter_overview(params, include_stats=False),
-        *rule_table(params, job.optimizer.settings),
-        f"peak learning rate {job.optimizer.peak:.3g} at batch {batch}",
+        *rule_table(params, chosen),
+        f"peak learning rate {job.optimizer.peak:.3g}: {chosen.base_lr:g} x batch"
+        f" {batch} / {chosen.lr_batch}",
         f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
         f" an epoch of {job.order.num_examples} images",
         f"state {shard / 2**20:,.1f} MiB a device, of {whole / 2**20:,.1f} MiB",
