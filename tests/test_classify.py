@@ -84,6 +84,7 @@ def test_an_encoder_that_does_not_learn_drops_no_path():
     assert tasks.from_config(config).encoder.drop_path == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.5])
 def test_a_finished_classifier_is_scored_with_its_own_head(tmp_path, average):
     config = classify_config(total_steps=4, optimizer__base_lr=0.1, mixing=PLAIN)
@@ -674,6 +675,7 @@ def test_offsets_are_those_of_the_query_from_the_key():
     assert index[1, 2] == 1 * 5 + 1 and index[2, 1] == 1 * 5 + 3
 
 
+@pytest.mark.slow
 def test_a_sweeps_loss_is_the_sum_of_its_heads_on_the_batchs_own_statistics(
     digit_images,
 ):

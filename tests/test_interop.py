@@ -195,6 +195,7 @@ def test_every_method_has_an_export(tmp_path, capsys):
     assert "head.weight" not in read_weights(str(tmp_path / "out.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, decoder",
     [
@@ -408,6 +409,7 @@ def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
     assert "images      standardised by mean (0.1, 0.2, 0.3), std" in out
 
 
+@pytest.mark.slow
 def test_a_timm_file_of_ours_says_how_images_are_standardised(tmp_path, capsys):
     config = tiny_config(method={"name": "mae", "layout": "mask_token"})
     params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))

@@ -163,6 +163,7 @@ def test_terms_of_any_name_are_drawn():
         assert drawn["loss_by_distance"].std() > 0
 
 
+@pytest.mark.slow
 def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
     config = tiny_config(total_steps=0, data__eval_crop=1.0)
     loop.run(config, str(tmp_path))

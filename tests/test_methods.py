@@ -398,6 +398,7 @@ def test_data2vecs_taps_learn_from_the_same_layers():
     assert [t.target.teacher_layers for t in deep.terms] == [(1, 2), (1, 2)]
 
 
+@pytest.mark.slow
 def test_a_tokenizers_loss_is_that_of_its_formula():
     task = tokenizer_task(commitment=0.5)
     batch, keys = {"image": images_of()}, jax.random.split(jax.random.key(0), 6)

@@ -409,8 +409,13 @@ def test_a_linear_that_takes_its_norm_in_is_the_two_of_them(dtype, off):
     )
 
     def through(network, x):
-        made, pull = jax.vjp(lambda p, x: network.apply({"params": p}, x), params, x)
-        return jax.tree.leaves((made, pull(out.astype(made.dtype))))
+        def both(params, x):
+            made, pull = jax.vjp(
+                lambda p, x: network.apply({"params": p}, x), params, x
+            )
+            return made, pull(out.astype(made.dtype))
+
+        return jax.tree.leaves(jax.jit(both)(params, x))
 
     found = through(Taken(dtype), x.astype(dtype))
     for one, two in zip(found, through(Plain(), x), strict=True):

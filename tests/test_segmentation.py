@@ -365,6 +365,7 @@ def test_a_linear_head_alone_wants_the_encoders_last_norm(root):
         assert ("norm" in encoder) == (head == "linear")
 
 
+@pytest.mark.slow
 def test_what_a_segmenters_step_says_and_sees(root):
     """Sums over labelled pixels, per cent, images standardised, channels dropped."""
     config = scenes.config(root, segmenter__dropout=0.5)
