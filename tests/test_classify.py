@@ -1,5 +1,6 @@
 """Fine-tuning and probes: how parameters learn, begin, stay frozen, and are counted."""
 
+import copy
 import dataclasses
 import pathlib
 import sys
@@ -59,7 +60,7 @@ def classify_config(**changes):
         section, parts = config, key.split("__")
         for part in parts[:-1]:
             section = section.setdefault(part, {})
-        section[parts[-1]] = value
+        section[parts[-1]] = copy.deepcopy(value)  # others have it too
     return config
 
 

@@ -38,7 +38,7 @@ def tiny_config(**changes):
         section, parts = config, key.split("__")
         for part in parts[:-1]:
             section = section.setdefault(part, {})
-        section[parts[-1]] = value
+        section[parts[-1]] = copy.deepcopy(value)
     return config
 
 
