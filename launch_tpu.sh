@@ -26,7 +26,7 @@ flags
   --spot              cheaper, and may be taken away at any time
   --queued            through a queued resource of the same name
   --wait=86400        give up after so many seconds without a TPU
-  --restarts=3        give up when train.py has crashed (any other exit code) more often
+  --restarts=3        give up when train.py has crashed (1, or a signal) more often
   --worker=0          whose logs; --follow goes on as they grow
   --dry-run           print the gcloud commands, one a line, and run nothing
 Give every command the same --name, --zone, --project, --type, --spot and --queued.

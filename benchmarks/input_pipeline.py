@@ -297,13 +297,13 @@ def goals_table(rates, scaled):
 
 
 def measured_rates():
-    """Images a second that steps of one GPU took, by "MAE-B", the newest of each."""
+    """Images a second that steps of one H100 took, by "MAE-B", the newest of each."""
     lines = STEPS.read_text().splitlines() if STEPS.exists() else []
     rows = [row for row in map(json.loads, lines) if row["benchmark"] == "step"]
     return {
         f"{row['method'].upper()}-{row['size']}": row["images_per_second"]
         for row in rows
-        if row.get("platform") == "gpu" and row["method"].upper() in METHODS
+        if "1 x NVIDIA H100" in row["machine"] and row["method"].upper() in METHODS
     }
 
 

@@ -106,7 +106,7 @@ def prepare(fault):
     process, step = int(process), int(step)
     mine = jax.process_index() == process
     if kind in ("late", "blind"):
-        stored.SHARED_SECONDS = 10.0
+        stored.LISTED_SECONDS = 10.0
         if mine:
             hide(step, 4.0 if kind == "late" else float("inf"))
     elif kind == "flip":

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from ddae.settings import UserError
 from ddae.train.checkpoint import CheckpointError
 from ddae.train.state import NonFiniteError
+from ddae.train.stored import of_all
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead by the others."""
@@ -209,10 +210,10 @@ def check_together(config: Mapping[str, Any], workdir: str) -> None:
         _attempt = f"{random.getrandbits(31):08x}"
         return
     agree(config, "another config than process 0; start all with the same command")
-    answered = _gathered(jax.local_device_count()).sum()
+    answered = of_all(jax.local_device_count()).sum()
     if answered != jax.device_count():
         raise UserError(f"{answered} devices answered, not {jax.device_count()}")
-    _attempt = f"{_gathered(random.getrandbits(31))[0]:08x}"
+    _attempt = f"{of_all(random.getrandbits(31))[0]:08x}"
     agree(
         _sees(epath.Path(workdir) / ".attempt"),
         f"a {workdir} of its own; it must be one folder for all processes",
@@ -223,7 +224,7 @@ def agree(value: Any, otherwise: str) -> None:
     """Raises `UserError` in every process where one has another `value` than process 0:
     that process has `otherwise`. A collective."""
     text = json.dumps(value, sort_keys=True, default=str)
-    every = _gathered(zlib.crc32(text.encode()))
+    every = of_all(zlib.crc32(text.encode()))
     if len(other := np.flatnonzero(every != every[0])):
         raise UserError(f"process {other[0]} of {len(every)} has {otherwise}")
 
@@ -238,12 +239,6 @@ def of_first(found: Mapping[str, float]) -> Mapping[str, float]:
     return json.loads(np.asarray(sent).tobytes())
 
 
-def _gathered(number: int) -> np.ndarray:
-    """The `number` of every process, each in [0, 2^32)."""
-    mine = np.array([number], np.uint32)
-    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)
-
-
 def _sees(path: epath.Path) -> bool:
     """Whether this process sees what process 0 writes there; True in all where that
     cannot write, which it says itself later."""
@@ -253,7 +248,7 @@ def _sees(path: epath.Path) -> bool:
             path.write_text(_attempt)
         except Exception:  # a bucket's are TensorFlow's own
             wrote = False
-    if not _gathered(wrote)[0]:
+    if not of_all(wrote)[0]:
         return True
     until = time.monotonic() + SHARED_SECONDS
     while time.monotonic() < until:  # a network's folder may lag

@@ -29,13 +29,13 @@ from ddae.train.cluster import (
     of_first,
 )
 from ddae.train.feed import cut, feed
-from ddae.train.metrics import Meter, Report, closing, duration, progress_line
+from ddae.train.metrics import Meter, Report, duration, progress_line, summary
 from ddae.train.optimizer import rule_table, rules_of
 from ddae.train.partial import (
     as_begun,
     load_frozen,
     load_pretrained,
-    load_rest,
+    rest_of,
     said_change,
 )
 from ddae.train.plan import Job, plan
@@ -129,7 +129,7 @@ def _run(job: Job, workdir: str) -> None:
                     report.say("\n  ".join(["with other settings:", *said]))
             _train(job, state, step or 0, checkpoints, report, workdir)
             checkpoints.wait()
-            report.say(closing(report))
+            report.say(summary(report))
 
 
 def _known_params(job: Job) -> tuple[Any, list[str]]:
@@ -141,7 +141,7 @@ def _known_params(job: Job) -> tuple[Any, list[str]]:
     if pretrained is not None:
         known["encoder"] = pretrained.encoder
         if not job.total_steps and any(name in OF_HEADS for name in job.evaluators):
-            rest, said = load_rest(job.options.init.workdir, params)
+            rest, said = rest_of(pretrained, params)
             known |= rest
             origin.append(said)
     else:

@@ -180,7 +180,7 @@ def _tensorboard(workdir: str) -> Any:
     return metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
 
 
-def closing(report: Report) -> str:
+def summary(report: Report) -> str:
     """The last evaluation beside the first."""
     rows = report.rows()
     first = next((r for r in rows if r["step"] == 0), {})

@@ -122,12 +122,17 @@ def said_change(change: tuple[str, tuple[Any, Any]]) -> str:
     return f"config.{path}: {old!r} -> {new!r}"
 
 
+ENCODERS = ("encoder", "frozen")
+"""Parts of a run's parameters that are no heads."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Encoder parameters for a run's beginning, None where they begin fresh, and where
-    they are from."""
+    """Encoder parameters for a run's beginning, None where they begin fresh, the `rest`
+    of what their run has, heads above all, and where they are from."""
 
     encoder: Any
+    rest: dict[str, Any]
     loaded: Loaded
     workdir: str
     other_standardisation: str
@@ -193,25 +198,22 @@ def load_pretrained(
         one, two = (tuple(c["data"].get(key, ())) for c in (theirs, config))
         if one != two:
             others.append(f"pretrained with data.{key} {one}, this run has {two}")
-    return Pretrained(encoder, loaded, init.workdir, "; ".join(others))
+    rest = {name: x for name, x in stored.items() if name not in ENCODERS}
+    return Pretrained(encoder, rest, loaded, init.workdir, "; ".join(others))
 
 
-def load_rest(workdir: str, params: Any) -> tuple[dict[str, Any], str]:
-    """(all of `params` that is no encoder and no frozen network, heads above all, from
-    `workdir`, if it has the very same, else None in its places; what became of it).
+def rest_of(pretrained: Pretrained, params: Any) -> tuple[dict[str, Any], str]:
+    """(its rest, for all of `params` that is no encoder and no frozen network, if it is
+    the very same, else None in its places; what became of it).
 
     For a run that trains nothing.
     """
-    stored, _ = load_params(workdir)
-    own, theirs = (
-        {name: x for name, x in tree.items() if name not in ("encoder", "frozen")}
-        for tree in (params, stored)
-    )
-    if shapes_of(own) == shapes_of(theirs):
-        return jax.tree.map(np.asarray, theirs), f"heads of {workdir}"
+    own = {name: x for name, x in params.items() if name not in ENCODERS}
+    if shapes_of(own) == shapes_of(pretrained.rest):
+        return pretrained.rest, f"heads of {pretrained.workdir}"
     return jax.tree.map(lambda _: None, own), (
-        f"warning: {workdir} has other heads than this config, or none: they are random"
-        " and stay so"
+        f"warning: {pretrained.workdir} has other heads than this config, or none: they"
+        " are random and stay so"
     )
 
 

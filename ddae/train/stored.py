@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from ddae.settings import UserError
 from ddae.train.digest import digests
@@ -113,7 +114,7 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         raise UserError(f"{folder} cannot be used: {error.strerror}") from error
 
 
-SHARED_SECONDS = 60.0
+LISTED_SECONDS = 60.0
 """How long a process looks for a step that another one sees."""
 
 
@@ -122,31 +123,29 @@ def newest_of_all(manager: Manager, folder: epath.Path) -> int | None:
 
     Each process must call this. Raises `UserError` in all where one does not see it.
     """
-    newest = max(_of_all(_newest(manager)))
-    until = time.monotonic() + SHARED_SECONDS
-    while _newest(manager) < newest and time.monotonic() < until:
+
+    def after() -> int:  # the newest step that this process sees; 0 is none
+        step = manager.latest_step()
+        return 0 if step is None else step + 1
+
+    newest = int(of_all(after()).max()) - 1
+    until = time.monotonic() + LISTED_SECONDS
+    while after() <= newest and time.monotonic() < until:
         time.sleep(0.5)
         manager.reload()
-    sees = _of_all(newest in (-1, *manager.all_steps()))
-    if not all(sees):
+    sees = of_all(newest in (-1, *manager.all_steps()))
+    if not sees.all():
         raise UserError(
-            f"process {sees.index(0)} of {len(sees)} does not see step {newest} in"
+            f"process {sees.argmin()} of {len(sees)} does not see step {newest} in"
             f" {folder}; it must be one folder for all processes"
         )
     return None if newest < 0 else newest
 
 
-def _newest(manager: Manager) -> int:
-    step = manager.latest_step()
-    return -1 if step is None else step
-
-
-def _of_all(number: int) -> list[int]:
-    """The `number` of every process."""
-    if jax.process_count() == 1:
-        return [int(number)]
-    mine = np.array([number], np.int32)
-    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1).tolist()
+def of_all(number: int) -> Int[np.ndarray, " processes"]:
+    """The `number` of every process, each in [0, 2^32). Each must call this."""
+    mine = np.array([number], np.uint32)
+    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)
 
 
 def lock(workdir: epath.Path) -> Any:
