@@ -567,6 +567,7 @@ def test_a_frozen_network_is_what_its_run_trained(pretrained):
         tokenizer={"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": teacher},
     )
     del config["method"]
+    teacher = config["tokenizer"]["teacher"]
 
     def begun():
         job = loop.plan(config)
