@@ -37,6 +37,7 @@ setup(
         "scikit-learn>=1.5",  # the scanned digits of the quickstart
         "matplotlib>=3.9",  # figures
         "pillow>=10",  # writes them
+        "scipy>=1.13",  # Student's t; scikit-learn brings it
         "psutil>=5.9",  # whose connections a starting cluster has; TFDS brings it
         "rich>=13",  # progress bars
     ],
@@ -52,7 +53,6 @@ setup(
             "pytest-xdist>=3.6",  # two at a time
             "hypothesis>=6",  # property-based tests
             "beartype>=0.20",  # checks the shapes in signatures
-            "scipy>=1.13",  # the distance transform as an oracle
             "ruff>=0.14",
         ],
     },

@@ -35,6 +35,7 @@ ROOMS = {
     "study": 9,
     "features": 8,
     "analyse": 8,
+    "compare": 8,
 }
 MAY_NOT = {"data": {"models", "targets", "objective", "dds", "methods", "tasks"}}
 FLAX = {"models"}

@@ -1,0 +1,90 @@
+"""A run beside others: values at equal steps, what is expected, and the figure."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ddae import compare
+
+
+def log(folder, name, rows, config=None):
+    """A workdir with such a log."""
+    workdir = folder / name
+    workdir.mkdir()
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+    if config is not None:
+        (workdir / "config.json").write_text(json.dumps(config))
+    return str(workdir)
+
+
+def losses(values, every=10):
+    return [
+        {"step": every * (at + 1), "train/loss": value, "train/step_seconds": 1.0}
+        for at, value in enumerate(values)
+    ]
+
+
+def test_runs_are_compared_at_the_last_step_of_all():
+    run = {"train/loss": {10: 3.0, 20: 2.0, 30: 1.0, 60: 0.1}, "eval/miou": {60: 9.0}}
+    early = {"train/loss": {15: 4.0, 35: 2.0}, "eval/miou": {0: 1.0, 30: 2.0}}
+    long = {"train/loss": {10: 5.0, 30: 3.0, 90: 0.0}, "eval/miou": {0: 1.0, 90: 4.0}}
+    found = compare.compare(run, [early, long])
+    # early has no step 30, and none after 35; nothing of eval is at a step of all
+    assert found == {"train/loss": (30, 1.0, [2.5, 3.0])}
+    assert compare.compare(run, [long])["eval/miou"] == (60, 9.0, [3.0])
+
+
+def test_expected_is_where_another_run_of_the_kind_would_lie(tmp_path, capsys):
+    """For three values of deviation 1 about 10: within 4.303 sqrt(1 + 1/3) = 4.97."""
+    others = [log(tmp_path, f"o{x}", losses([x])) for x in (9.0, 10.0, 11.0)]
+    said = []
+    for value in (14.9, 15.1, 5.1, 4.9):
+        run = log(tmp_path, f"run{value}", losses([value]))
+        figure = tmp_path / "figure.png"
+        assert compare.main([run, *others, "--output", str(figure)]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0].split()[-3:] == ["mean", "of", "3"]
+        (line,) = (x for x in shown if x.startswith("train/loss "))
+        said.append(line.split("%, ")[1])
+        assert line.split()[1:4] == ["10", f"{value:g}", "10"]
+    above, below = (f"{side} what is expected" for side in ("above", "below"))
+    assert said == ["as expected", above, "as expected", below]
+    with Image.open(figure) as image:
+        assert image.size[0] > 300
+
+
+def test_settings_that_differ_are_named(tmp_path, capsys):
+    rows = losses([3.0, 2.0, 1.0])
+    config = {"optimizer": {"base_lr": 0.1}, "seed": 0}
+    run = log(tmp_path, "run", rows, config)
+    other = log(tmp_path, "other", rows, {**config, "optimizer": {"base_lr": 0.2}})
+    figure = tmp_path / "figure.png"
+    # a log alone has no settings, and speeds are compared where they are asked for
+    wanted = ["--output", str(figure), "--metrics", "train/(loss|step)"]
+    paths = [run, other, f"{other}/metrics.jsonl"]
+    assert compare.main([*paths, *wanted]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("config.") == 1
+    assert f"config.optimizer.base_lr is 0.1, in {other} 0.2\n" in shown
+    assert "train/step_seconds " in shown
+    assert shown.count("+0.0 %, as expected") == 2
+    assert compare.main([*paths, *wanted[:2]]) == 0
+    assert "train/step_seconds" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["{run}", "{none}"], "no rows in {none}; name a run's workdir"),
+        (["{run}", "{run}", "--metrics=("], "--metrics=(: missing ), unterminated"),
+        (["{run}", "{run}", "--metrics=eval"], "{run} and the others have no metric"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, arguments, says):
+    names = {"run": log(tmp_path, "run", losses([1.0])), "none": str(tmp_path / "none")}
+    given = [argument.format(**names) for argument in arguments]
+    assert compare.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {says.format(**names)}") and error.count("\n") == 1
