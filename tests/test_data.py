@@ -414,6 +414,10 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
     assert pack.main([*grey, "--on_error", "skip"]) == 0
     with np.load(tmp_path / "out/train.npz") as file:
         assert file["images"].shape == (2, 8, 8, 1)
+    oblong = [out, "--dir", folder, "--image_size=4,8", "--on_error=skip"]
+    assert pack.main(oblong) == 0
+    with np.load(tmp_path / "out/train.npz") as file:
+        assert file["images"].shape == (2, 4, 8, 3)
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP", "PNG", "JPEG"])

@@ -3,7 +3,7 @@
 python -m ddae.data.pack OUT --name=folder --dir=DIR --image_size=32
 python -m ddae.data.pack OUT --name=tfds/cifar10 --image_size=32
 
-Writes OUT/train.npz and OUT/test.npz: images [n, size, size, c], uint8, each read as an
+Writes OUT/train.npz and OUT/test.npz: images [n, h, w, c], uint8, each read as an
 evaluation reads it, labels [n] and class_names [k]. Then --config.data.name=npz
 --config.data.dir=OUT.
 Exit codes: 0; 2 wrong arguments or data.
@@ -14,6 +14,8 @@ import sys
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -22,17 +24,24 @@ from ddae import commands
 from ddae.data import DataSettings, from_settings
 from ddae.settings import UserError
 
-CHUNK = 1024
+CHUNK = 256
 
 
-def pack(out: str, data: DataSettings, image_size: int) -> dict[str, int]:
-    """Writes both splits below `out`, without records that `data` says to skip; {file:
-    images}. Raises `UserError`."""
-    splits = from_settings(data, (image_size, image_size, len(data.mean)))
+def pack(out: str, data: DataSettings, image_size: tuple[int, int]) -> dict[str, int]:
+    """Writes both splits below `out` at (height, width), without records that `data`
+    says to skip; {file: images}. Raises `UserError`."""
+    splits = from_settings(data, (*image_size, len(data.mean)))
     os.makedirs(out, exist_ok=True)
     counts = {}
     for name, source in (("train", splits.train), ("test", splits.held_out)):
-        batches = list(source.batches(np.arange(len(source)), CHUNK))
+        batches = list(
+            track(
+                source.batches(np.arange(len(source)), CHUNK),
+                name,
+                total=-(-len(source) // CHUNK),
+                console=Console(stderr=True),
+            )
+        )
         images = np.concatenate([batch["image"] for batch in batches])
         labels = np.concatenate([batch["label"] for batch in batches])
         path = os.path.join(out, f"{name}.npz")
@@ -51,15 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dir", default="", help="the set's folder")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="test")
-    parser.add_argument("--image_size", type=int, default=32, help="pixels")
+    parser.add_argument(
+        "--image_size",
+        type=commands.size,
+        default=(32, 32),
+        help="pixels: SIDE, or HEIGHT,WIDTH",
+    )
     parser.add_argument("--channels", type=int, default=3, help="1 for grey")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
     return commands.run(_pack, parser, argv)
 
 
 def _pack(args: Any) -> None:
-    if args.image_size < 1:
-        raise UserError(f"--image_size={args.image_size} is not 1 or more")
     if args.channels not in (1, 3):
         raise UserError(f"--channels={args.channels} is not 1 or 3")
     data = DataSettings(
@@ -73,7 +85,8 @@ def _pack(args: Any) -> None:
         max_bad=sys.maxsize,
     )
     for path, count in pack(args.out, data, args.image_size).items():
-        print(f"{path}: {count} images of {args.image_size} px")
+        height, width = args.image_size
+        print(f"{path}: {count} images of {height} x {width} px")
 
 
 if __name__ == "__main__":
