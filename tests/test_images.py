@@ -14,7 +14,7 @@ from PIL import Image
 from ddae import data
 from ddae.cropping import random_window
 from ddae.data import decode
-from ddae.data.augment import Augment, _random_window
+from ddae.data.augment import Augment, crop_window
 from ddae.data.decode import tensorflow
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource
@@ -305,7 +305,7 @@ def test_the_area_of_a_crop_is_uniform_as_on_the_device(scale):
     shape, number = (375, 500, 3), 4000
     seeds = tf.stack([tf.zeros(number, tf.int64), tf.range(number, dtype=tf.int64)], 1)
     found = tf.map_fn(
-        lambda s: _random_window(tf.constant(shape), augment, s), seeds, dtype=tf.int32
+        lambda s: crop_window(tf.constant(shape), augment, s), seeds, dtype=tf.int32
     ).numpy()
     keys = jax.random.split(jax.random.key(0), number)
     windows = jax.vmap(lambda key: random_window(shape, key, scale))

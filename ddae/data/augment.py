@@ -89,7 +89,7 @@ def of_bytes(
             data,
             channels,
             (height, width),
-            lambda shape: _random_window(shape, augment, stream(0)),
+            lambda shape: crop_window(shape, augment, stream(0)),
         )
         image = resize(image, (height, width), augment.resize)
     else:
@@ -118,8 +118,8 @@ def of_bytes(
     return tf.ensure_shape(image, image_shape)
 
 
-def _random_window(shape: Any, augment: Augment, seeds: Any) -> Any:
-    """[top, left, height, width] of a random-resized crop.
+def crop_window(shape: Any, augment: Augment, seeds: Any) -> Any:
+    """[top, left, height, width] of a random-resized crop of an image of `shape`.
 
     As `cropping.random_window` draws it, in whole pixels. TensorFlow's own, of a
     distorted bounding box, has uniform sides and not areas: smaller crops.
