@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -132,7 +133,8 @@ def test_a_fine_tune_begins_with_imported_weights(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_mae_with_its_decoder_from_the_official_names(tmp_path):
+def official_mae():
+    """Names and shapes of MAE's pretraining, with random arrays."""
     weights = timm_vit(0, "cls")
     random = np.random.default_rng(2)
     decoder = {
@@ -151,6 +153,11 @@ def test_mae_with_its_decoder_from_the_official_names(tmp_path):
         "pos_embed": fixed_positions(32, (4, 4)),
         "decoder_pos_embed": fixed_positions(16, (4, 4)),
     }
+    return weights
+
+
+def test_mae_with_its_decoder_from_the_official_names():
+    weights = official_mae()
     params, config = import_weights(weights, "mae", Hints(decoder_heads=2))
     assert config["model"]["positions"] == "sincos"
     assert config["method"]["decoder"] == {"depth": 1, "width": 16, "num_heads": 2}
@@ -160,6 +167,53 @@ def test_mae_with_its_decoder_from_the_official_names(tmp_path):
     weights["decoder_pos_embed"] = weights["decoder_pos_embed"] + 0.1
     with pytest.raises(UserError, match="decoder_pos_embed is not MAE's fixed"):
         import_weights(weights, "mae", Hints(decoder_heads=2))
+
+
+@pytest.mark.parametrize(
+    "weights, dialect",
+    [(official_mae(), "mae"), (timm_vit(5), "timm_vit"), (timm_beit(5), "timm_beit")],
+    ids=["mae", "fine-tuned", "beit"],
+)
+def test_what_goes_out_under_the_official_names_is_what_came_in(
+    weights, dialect, tmp_path
+):
+    workdir = str(tmp_path / "ours")
+    params, config = import_weights(weights, dialect, Hints(decoder_heads=2))
+    write_workdir(workdir, params, config)
+    again, name, _ = timm.named(workdir, "no.pth", None, decoder=True)
+    assert name == dialect and set(again) == set(weights)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(again[key], value, err_msg=key)
+
+
+def test_ddae_goes_out_as_a_mae_with_the_decoder_of_its_last_layer(tmp_path):
+    """Nothing of the other taps, nor of what predicts features."""
+    config = tiny_config(method={"name": "ddae", "taps": (1, 2)})
+    config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(str(tmp_path / "run"), params, config)
+    found, name, _ = timm.named(str(tmp_path / "run"), "no.pth", None, decoder=True)
+    assert name == "mae" and set(found) == set(official_mae())
+    head = params["heads"]["block02"]
+    np.testing.assert_array_equal(
+        found["decoder_pred.weight"].T, head["pixels"]["kernel"]
+    )
+    without, name, _ = timm.named(str(tmp_path / "run"), "no", None)
+    assert name == "timm_vit" and set(without) == set(timm_vit(0, "cls"))
+
+
+def test_pth_files_want_torch(tmp_path, capsys, monkeypatch):
+    params, config = import_weights(official_mae(), "mae", Hints(decoder_heads=2))
+    write_workdir(str(tmp_path / "run"), params, config)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name, says in [
+        ("out.pth", "torch writes .pth files and is not installed: pip"),
+        ("out.safetensors", "out.safetensors does not end in .pth"),
+    ]:
+        command = ["export", str(tmp_path / "run"), str(tmp_path / name)]
+        assert official.main(command) == 2
+        assert says in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from test_interop import official_mae
 
 import ddae
 from ddae import tasks
-from ddae.interop import huggingface
+from ddae.interop import huggingface, official
+from ddae.interop.convert import Hints, import_weights, write_workdir
 from ddae.interop.files import read_weights, write_weights
 from ddae.interop.names import fixed_positions
 from ddae.models.vit import VIT_SPECS, ViTSpec
@@ -328,3 +330,26 @@ def test_pth_files_of_torch(random_models, tmp_path):
         found = read_weights(str(tmp_path / "half.pth"))
         for key, value in halves.items():
             np.testing.assert_array_equal(found[key], value.float().numpy())
+
+
+def test_what_torch_reads_of_an_official_file_of_ours(tmp_path, capsys):
+    import torch
+
+    weights = official_mae()
+    params, config = import_weights(weights, "mae", Hints(decoder_heads=2))
+    write_workdir(str(tmp_path / "run"), params, config)
+    path = str(tmp_path / "mae.pth")
+    assert official.main(["export", str(tmp_path / "run"), path]) == 0
+    assert f"{path}: {len(weights)} arrays, mae" in capsys.readouterr().out
+    found = torch.load(path, weights_only=True)["model"]
+    assert set(found) == set(weights)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(found[key].numpy(), value, err_msg=key)
+    assert official.main(["export", str(tmp_path / "run"), path]) == 2  # is there
+    assert official.main(["import", path, f"--workdir={tmp_path / 'back'}"]) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, load_params(str(tmp_path / "back"))[0], params
+    )
+    path = str(tmp_path / "none" / "mae.pth")
+    assert official.main(["export", str(tmp_path / "run"), path]) == 2
+    assert f"error: {path} cannot be written" in capsys.readouterr().err

@@ -69,7 +69,10 @@ def import_weights(
         )
     rows = list(rows_of(dialect, depth, decoder_depth))
     own = dict(weights)
-    positions = own.pop(dialect.positions, None) if dialect.positions else None
+    positions, decoder_positions = (
+        own.pop(name, None) if name else None
+        for name in (dialect.positions, dialect.decoder_positions)
+    )
     found = from_theirs(own, rows, dialect.left)
     last = f"heads/block{depth:02d}"
     if f"{last}/tokens/kernel" not in found:  # a norm without a classifier of tokens
@@ -88,7 +91,12 @@ def import_weights(
     if config["model"]["positions"] == "learned":
         assert positions is not None
         found["encoder/positions"] = positions.reshape(1, -1, width)
-    _check_decoder_positions(weights, config, grid)
+    decoder = config.get("method", {}).get("decoder")
+    if decoder and decoder_positions is not None:
+        fixed = fixed_positions(decoder["width"], grid)
+        if not _same(decoder_positions, fixed):
+            text = f"{dialect.decoder_positions} is not MAE's fixed sine-cosine table"
+            raise UserError(text)
     _check(found, config, rows)
     return nested(found), config
 
@@ -232,16 +240,6 @@ def _same(stored: np.ndarray, fixed: np.ndarray) -> bool:
     return np.allclose(stored.reshape(fixed.shape), fixed, rtol=0, atol=tolerance)
 
 
-def _check_decoder_positions(
-    weights: Weights, config: Mapping[str, Any], grid: tuple[int, int]
-) -> None:
-    for name in ("decoder_pos_embed", "decoder.decoder_pos_embed"):
-        if name in weights:
-            fixed = fixed_positions(config["method"]["decoder"]["width"], grid)
-            if not _same(weights[name], fixed):
-                raise UserError(f"{name} is not MAE's fixed sine-cosine table")
-
-
 def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
     """Every array that the task has is there at its shape; heads may be wanting."""
     shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
@@ -361,6 +359,17 @@ def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "method": {**method, "decoder": {**decoder, **known}}}
 
 
+def has_decoder(found: Weights, config: Mapping[str, Any]) -> bool:
+    """Whether the last layer's head is a MAE's decoder, of a size that is known."""
+    method = config.get("method", {})
+    last = f"heads/block{VIT_SPECS[config['model']['size']].depth:02d}"
+    return (
+        "num_heads" in method.get("decoder", {})
+        and method.get("layout", "visible") == "visible"
+        and f"{last}/pixels/kernel" in found
+    )
+
+
 def export_weights(
     found: Weights, config: Mapping[str, Any], name: str, keep: Callable[[str], bool]
 ) -> Weights:
@@ -384,4 +393,7 @@ def export_weights(
             patches = resize_positions(fixed[0, 1:], known, grid)
             fixed = np.concatenate([fixed[:, :1], patches[None]], axis=1)
         weights[dialect.positions] = fixed if learned is None else learned
+    if decoder and dialect.decoder_positions:
+        width = config["method"]["decoder"]["width"]
+        weights[dialect.decoder_positions] = fixed_positions(width, _grid(config))
     return weights

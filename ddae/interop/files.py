@@ -99,6 +99,23 @@ def write_weights(
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
+def write_torch(path: str, weights: Weights) -> None:
+    """{"model": {name: tensor}} as torch.save writes it, of float32 arrays; `UserError`
+    where that is not installed, or where the file cannot be written."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "torch writes .pth files and is not installed: pip install torch; the same"
+            " names without a decoder: python -m ddae.interop.timm export"
+        ) from error
+    tensors = {k: torch.from_numpy(np.array(x, np.float32)) for k, x in weights.items()}
+    try:
+        torch.save({"model": tensors}, path)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+
+
 def read_beside(path: str) -> dict[str, str]:
     """What a .safetensors file says beside its arrays; {} of any other."""
     if not path.endswith(".safetensors"):

@@ -18,11 +18,12 @@ from ddae.interop.convert import (
     IMAGENET,
     class_names,
     export_weights,
+    has_decoder,
     pair,
     read_run,
 )
 from ddae.interop.files import read_json, read_weights, write_weights
-from ddae.interop.names import Weights, fixed_positions
+from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -63,9 +64,6 @@ def export(workdir: str, folder: str, head: str | None) -> None:
         return our.startswith("heads/classifier/")
 
     weights = export_weights(found, config, f"hf_{kind}", keep)
-    if kind == "vit_mae":
-        width = config["method"]["decoder"]["width"]
-        weights["decoder.decoder_pos_embed"] = _decoder_positions(config, width)
     if architecture in ("ViTModel", "BeitModel"):
         weights = {k.removeprefix(PREFIXES[kind]): v for k, v in weights.items()}
     os.makedirs(folder, exist_ok=True)
@@ -128,19 +126,14 @@ def _class(
             "transformers has no such classifier; fine-tune, or probe the cls token:"
             " --config.classifier.pool=cls"
         )
-    method = config.get("method", {})
     if any(name.endswith("/tokens/kernel") for name in found):
         return "beit", "BeitForMaskedImageModeling"
-    visible = method.get("layout", "visible") == "visible"
     if "encoder/norm/scale" not in found:
         raise UserError("an encoder without a last norm has no class in transformers")
-    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
-    said = "num_heads" in method.get("decoder", {})
-    decoder = said and f"{last}/pixels/kernel" in found
     fixed = model.get("positions", "sincos") == "sincos"
     height, width = pair(config["image_size"])
     # Its own decoder has positions of a square alone.
-    if decoder and visible and plain and fixed and height == width:
+    if has_decoder(found, config) and plain and fixed and height == width:
         return "vit_mae", "ViTMAEForPreTraining"
     return ("vit", "ViTModel") if plain else ("beit", "BeitModel")
 
@@ -237,12 +230,6 @@ def bring_in(args: Any) -> None:
 def _class_names(id2label: Mapping[str, str]) -> tuple[str, ...]:
     names = (id2label.get(str(i)) for i in range(len(id2label)))
     return tuple(" ".join(str(name).split()) for name in names)
-
-
-def _decoder_positions(config: Mapping[str, Any], width: int) -> Any:
-    h, w = pair(config["image_size"])
-    p = config["model"]["patch_size"]
-    return fixed_positions(width, (h // p, w // p))
 
 
 def _write(folder: str, name: str, content: Mapping[str, Any]) -> None:

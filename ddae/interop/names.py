@@ -71,6 +71,7 @@ class Dialect:
     modules: Modules = ()
     arrays: Modules = ()
     positions: str | None = None
+    decoder_positions: str | None = None  # fixed ones, which we do not keep
     left: tuple[str, ...] = ()
 
 
@@ -122,7 +123,7 @@ DIALECTS: dict[str, Dialect] = {
             ("heads/LAST/mask_token", "decoder.mask_token"),
         ),
         positions="vit.embeddings.position_embeddings",
-        left=("decoder.decoder_pos_embed",),
+        decoder_positions="decoder.decoder_pos_embed",
     ),
     "hf_beit": Dialect(
         stacks=(_HF_BEIT,),
@@ -218,7 +219,7 @@ DIALECTS: dict[str, Dialect] = {
             ("heads/LAST/mask_token", "mask_token"),
         ),
         positions="pos_embed",
-        left=("decoder_pos_embed",),
+        decoder_positions="decoder_pos_embed",
     ),
 }
 

@@ -1,8 +1,9 @@
 """The official .pth files: python -m ddae.interop.official import FILE --workdir=DIR
 
-MAE's (facebookresearch/mae: pretrained with or without the decoder, fine-tuned) and
-BEiT's (microsoft/unilm: BEiT and BEiT-v2, pretrained or fine-tuned), and DINO's, whose
-names are timm's. Exit codes: 0; 2 wrong arguments or weights, nothing written.
+Or export WORKDIR OUT.pth, which wants torch. MAE's (facebookresearch/mae: pretrained
+with or without the decoder, fine-tuned) and BEiT's (microsoft/unilm: BEiT and BEiT-v2,
+pretrained or fine-tuned); to import, DINO's too, whose names are timm's.
+Exit codes: 0; 2 wrong arguments or weights, nothing written.
 """
 
 import sys
@@ -10,7 +11,19 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, IMAGENET
-from ddae.interop.files import read_weights
+from ddae.interop.files import read_weights, write_torch
+from ddae.interop.timm import named
+from ddae.settings import UserError
+
+
+def export(workdir: str, path: str, head: str | None) -> None:
+    """As those files are, {"model": state_dict}: a MAE or DDAE with the decoder of its
+    last layer as MAE's, what has a relative bias or layer scale as BEiT's."""
+    if not path.endswith(".pth"):
+        raise UserError(f"{path} does not end in .pth")
+    weights, name, _ = named(workdir, path, head, decoder=True)
+    write_torch(path, weights)
+    print(f"{path}: {len(weights)} arrays, {name}")
 
 
 def bring_in(args: Any) -> None:
@@ -29,7 +42,13 @@ def bring_in(args: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     return command.main(
-        argv, "official", __doc__, what="a .pth file", bring_in=bring_in
+        argv,
+        "official",
+        __doc__,
+        what="a .pth file",
+        bring_in=bring_in,
+        where="OUT.pth",
+        export=export,
     )
 
 

@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import HALF, export_weights, read_run
+from ddae.interop.convert import HALF, export_weights, has_decoder, read_run
 from ddae.interop.files import read_beside, read_json, read_weights, write_weights
+from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -20,19 +21,37 @@ def export(workdir: str, path: str, head: str | None) -> None:
     Beit has them."""
     if not path.endswith(".safetensors"):
         raise UserError(f"{path} does not end in .safetensors")
+    weights, name, config = named(workdir, path, head)
+    beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
+    if head and config["task"] == "classify":
+        beside["head"] = head
+    write_weights(path, weights, beside)
+    print(f"{path}: {len(weights)} arrays, {name}")
+
+
+def named(
+    workdir: str, path: str, head: str | None, decoder: bool = False
+) -> tuple[Weights, str, dict[str, Any]]:
+    """(arrays under timm's names, the dialect, the run's config), to be written to
+    `path`. decoder: under MAE's, with the last layer's decoder where that is a MAE's.
+
+    Raises `UserError`.
+    """
     if os.path.exists(path):
         raise UserError(f"{path} exists already; give another name")
     found, config, classifier = read_run(workdir, head)
     model = config["model"]
+    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
     name = "timm_vit"
     if model.get("relative_bias", "none") != "none" or model.get("layer_scale"):
         name = "timm_beit"
+    elif decoder and has_decoder(found, config):
+        name = "mae"
     if classifier.get("norm") == "none" and classifier.get("pool") == "mean":
         raise UserError(
             "timm has no mean-pooled classifier without a norm of its own; fine-tune,"
             " or probe the cls token: --config.classifier.pool=cls"
         )
-    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
     if name == "timm_beit" and "encoder/norm/scale" in found:
         for leaf in ("scale", "bias"):  # the place of this dialect's norm
             found[f"{last}/input_norm/{leaf}"] = found.pop(f"encoder/norm/{leaf}")
@@ -43,16 +62,13 @@ def export(workdir: str, path: str, head: str | None) -> None:
     def keep(our: str) -> bool:
         if name == "timm_beit" and our.startswith((f"{last}/input", f"{last}/tok")):
             return True
-        if name == "timm_vit" and our == "encoder/mask_token":
+        if name != "timm_beit" and our == "encoder/mask_token":
             return False
+        if name == "mae" and our.startswith(f"{last}/"):
+            return "/features/" not in our
         return our.startswith(("encoder/", "heads/classifier/"))
 
-    weights = export_weights(found, config, name, keep)
-    beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
-    if classifier and head:
-        beside["head"] = head
-    write_weights(path, weights, beside)
-    print(f"{path}: {len(weights)} arrays, {name}")
+    return export_weights(found, config, name, keep), name, config
 
 
 def bring_in(args: Any) -> None:
