@@ -50,8 +50,7 @@ def read_curves(path: str, metrics: str = METRICS) -> Curves:
     curves: Curves = {}
     for row in rows:
         for key, value in row.items():
-            known = key != "step" and value is not None
-            if known and re.match(metrics, key):
+            if value is not None and key != "step" and re.match(metrics, key):
                 curves.setdefault(key, {})[row["step"]] = value
     return curves
 
