@@ -176,7 +176,10 @@ class ImageSource:
     ) -> Iterator[Batch]:
         """Batches of the chunks `numbers`; an OpError comes in place of a batch."""
         tf = tensorflow()
+        # Their branches are tf.cond's: rewriting their source takes a start a second.
+        as_written = tf.autograph.experimental.do_not_convert
 
+        @as_written
         def read(number: Any) -> Any:
             positions, indices, data = tf.numpy_function(
                 lambda number: self._read(*chunk(int(number))),
@@ -187,6 +190,7 @@ class ImageSource:
                 rows.set_shape((None,))
             return positions, indices, data
 
+        @as_written
         def example(position: Any, index: Any, record: Any) -> Any:
             data, label = self.records.parse(record, index)
             known = (label >= 0) & (label < self.num_classes)
