@@ -187,6 +187,23 @@ def _moved(row):
     return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
 
 
+def _saved(rows):
+    found = {row["what"]: row for row in of(rows, "save")}
+    if len(found) < 2:
+        return None
+    said = (
+        "{first_seconds:.1f} s the first time and {later_seconds:.1f} later".format(
+            **row
+        )
+        for row in (found["Orbax's own"], found["as it is"])
+    )
+    row = found["as it is"]
+    return (
+        f"{row['method']}-{row['size']}'s {row['arrays']:,} arrays on {row['devices']}"
+        f" devices of a CPU: the run waited {' and waits '.join(said)}"
+    )
+
+
 def lever_rows(rows):
     """What each lever gave, where a line says it."""
     casts = of(rows, "casts")
@@ -282,6 +299,12 @@ def lever_rows(rows):
                 "always, where the C library is glibc",
             ),
             ("persistent compile cache", _cached(rows), "`config.compile_cache`, on"),
+            (
+                "a save cuts no array that several devices hold into slices of less"
+                " than 1 MiB: each is a program, a dispatch and a copy",
+                _saved(rows),
+                "always",
+            ),
             ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),
             (
                 "several steps at once",

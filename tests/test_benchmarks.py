@@ -52,6 +52,18 @@ def test_a_gpus_table_fills_itself_and_becomes_a_page(tmp_path):
     assert "**No GPU was at hand.**" in page.read_text()
 
 
+@pytest.mark.slow
+def test_a_save_is_timed_as_it_is_and_as_orbax_has_it(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    command = ["--config=quickstart", "--devices=2", "--times=2", f"--output={output}"]
+    made = run("benchmarks/save.py", *command)
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["what"] for row in rows] == ["Orbax's own", "as it is"]
+    assert all(row["devices"] == 2 and row["later_seconds"] > 0 for row in rows)
+    assert rows[0]["arrays"] == rows[1]["arrays"] > 100
+
+
 def test_a_profile_says_what_a_gpus_kernels_were_for(tmp_path, monkeypatch):
     """By the names that kernels had in profiles of an H100, two steps in each."""
     names = {

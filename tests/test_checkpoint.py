@@ -55,6 +55,29 @@ def test_round_trip_onto_another_mesh(tmp_path, digit_images):
     assert {len(x.sharding.device_set) for x in LEAVES(restored.params)} == {1}
 
 
+def test_a_save_cuts_no_small_array_into_slices(tmp_path, monkeypatch):
+    """Each would be a program of its own, before the run goes on."""
+    mesh = jax.make_mesh((4,), ("data",))
+    many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state, _, _, _ = trainer()
+    large = {"kernel": jnp.ones((4, 2**18))}  # 1 MiB for each device
+    state = dataclasses.replace(state, params={**state.params, "large": large})
+    state = jax.device_put(state, many)
+    cut, shapes = jax.lax.slice_in_dim, []
+
+    def counted(array, *arguments, **options):
+        shapes.append(array.shape)
+        return cut(array, *arguments, **options)
+
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        monkeypatch.setattr(jax.lax, "slice_in_dim", counted)
+        checkpoints.save(state, 1, tiny_config(), {})
+        checkpoints.wait()
+        monkeypatch.undo()
+        assert shapes == [(4, 2**18)] * 4
+        assert_same(checkpoints.restore(targets(state)), state)
+
+
 def test_another_model_is_named_before_anything_compiles(tmp_path):
     state, _, _, _ = trainer()
     with Checkpoints(str(tmp_path)) as checkpoints:

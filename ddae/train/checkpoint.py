@@ -37,6 +37,7 @@ from ddae.train.stored import (
     sweep,
     together,
     verify,
+    write_few_slices,
 )
 
 Tree = Any
@@ -89,6 +90,7 @@ class Checkpoints:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is a file; take another --workdir")
             sweep(self.folder)
+            write_few_slices()
             kept = _preserved(keep, keep_every_steps, self._values)
             self._manager = open_manager(self.folder, kept)
             newest_of_all(self._manager, self.folder)
