@@ -2,8 +2,8 @@
 
 RUN and OTHER are workdirs, or logs (metrics.jsonl) as docs/results/ keeps them; several
 OTHERs are best one config's seeds. Prints each metric at the last step that all have
-logged up to, beside the OTHERs', and the settings that differ; draws the curves. An
-OTHER's value between two of its rows is taken as on a line between them. With two
+logged up to, beside the OTHERs', and the settings that differ; draws the curves. In
+training an OTHER's value between two rows is taken as on a line between them. With two
 OTHERs or more "as expected" is said in the interval that holds one more such run in 95
 of 100 (Student's t: from two it is wide); of twenty metrics one may be out by chance.
 Exit codes: 0; 2 no such log, or nothing in common.
@@ -59,14 +59,18 @@ def compare(
     run: Curves, others: Sequence[Curves]
 ) -> dict[str, tuple[int, float, list[float]]]:
     """{metric: (step, the run's value, the others' there)} at the last step of `run`
-    that each of `others` has come to; metrics that one of them has not are left out."""
+    that each of `others` has come to, or of an evaluation has, too; metrics that have
+    none are left out."""
     found = {}
     for name, curve in run.items():
         if any(name not in other for other in others):
             continue
         theirs = [other[name] for other in others]
         first, last = max(map(min, theirs)), min(map(max, theirs))
-        if steps := [step for step in curve if first <= step <= last]:
+        steps = [step for step in curve if first <= step <= last]
+        if name.startswith("eval/"):  # far apart, and no line from one to the next
+            steps = [step for step in steps if all(step in other for other in theirs)]
+        if steps:
             step = max(steps)
             values = [float(np.interp(step, *_points(other))) for other in theirs]
             found[name] = step, curve[step], values

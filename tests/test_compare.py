@@ -33,7 +33,9 @@ def test_runs_are_compared_at_the_last_step_of_all():
     found = compare.compare(run, [early, long])
     # early has no step 30, and none after 35; nothing of eval is at a step of all
     assert found == {"train/loss": (30, 1.0, [2.5, 3.0])}
-    assert compare.compare(run, [long])["eval/miou"] == (60, 9.0, [3.0])
+    assert compare.compare(run, [long]) == {"train/loss": (60, 0.1, [1.5])}
+    run["eval/miou"] |= {30: 5.0, 90: 7.0}
+    assert compare.compare(run, [long])["eval/miou"] == (90, 7.0, [4.0])
 
 
 def test_expected_is_where_another_run_of_the_kind_would_lie(tmp_path, capsys):
