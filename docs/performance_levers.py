@@ -191,7 +191,7 @@ def _saved(rows):
     found = {row["what"]: row for row in of(rows, "save")}
     if len(found) < 2:
         return None
-    said = (
+    before, now = (
         "{first_seconds:.1f} s the first time and {later_seconds:.1f} later".format(
             **row
         )
@@ -200,7 +200,7 @@ def _saved(rows):
     row = found["as it is"]
     return (
         f"{row['method']}-{row['size']}'s {row['arrays']:,} arrays on {row['devices']}"
-        f" devices of a CPU: the run waited {' and waits '.join(said)}"
+        f" devices of a CPU kept the run waiting {before}; now {now}"
     )
 
 
