@@ -68,7 +68,9 @@ def test_a_module_imports_only_from_the_rooms_above(path):
             assert top not in ("flax", "optax", "orbax", "tensorflow", "clu"), name
         if top == "flax":
             assert room in FLAX, f"{path} imports {name}: Flax lives in models/"
-        assert top not in ("torch", "transformers", "timm"), name
+        assert top not in ("transformers", "timm"), name
+        if top == "torch":  # where it is asked for: it writes files of its own
+            assert parts == ("interop", "files"), name
         if top == "tensorflow":
             assert room == "data" or path.name == "metrics.py", name
 
