@@ -431,9 +431,9 @@ photographs of original size, {args.rounds} rounds of {args.images} images.
     yield ""
     yield from speed_table(rates)
     yield f"""
-`bare bilinear` is TensorFlow's reading, decoding, cutting and resizing, of windows
-known beforehand: no pipeline of its operations is faster. Pillow always averages when
-it shrinks an image; of ours, below a twofold shrink, only
+`bare bilinear` is TensorFlow's reading, decoding, cutting and resizing alone, of
+windows drawn beforehand. Pillow always averages when it shrinks an image; of ours,
+below a twofold shrink, only
 `bicubic_antialias` does. In parentheses: the range over the rounds.
 
 First batch of a pipeline begun anew: {starts}.

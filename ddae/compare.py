@@ -116,17 +116,14 @@ def draw(run: Curves, others: Mapping[str, Curves], names: Sequence[str]) -> np.
     As far as the run has come and a quarter more; the height is of what follows its
     first tenth, where losses fall by far more than they ever part.
     """
-    folders = [os.path.dirname(path.rstrip("/")) for path in others]
-    shared = (
-        os.path.commonprefix([f"{f}/" if f else "" for f in folders]).rfind("/") + 1
-    )
+    labels = dict(zip(others, _labels(list(others)), strict=True))
     columns = min(len(names), PER_ROW)
     rows = -(-len(names) // columns)
     figure, axes = new_figure(rows, columns, 3.2 * columns + 1.8, 2.6 * rows + 0.3)
     for axis, name in zip(axes.flat, names, strict=False):
         for path, curves in others.items():
-            label = path.rstrip("/")[shared:]
-            axis.plot(*_points(curves[name]), label=label, linewidth=1, alpha=0.6)
+            points, label = _points(curves[name]), labels[path]
+            axis.plot(*points, label=label, linewidth=1, alpha=0.6)
         axis.plot(*_points(run[name]), label="this run", linewidth=1.6, color="black")
         last = max(run[name])
         late = [
@@ -147,6 +144,14 @@ def draw(run: Curves, others: Mapping[str, Curves], names: Sequence[str]) -> np.
     named = axes[0, 0].get_legend_handles_labels()
     figure.legend(*named, fontsize=7, loc="outside right upper")
     return to_array(figure)
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all of them lie in."""
+    paths = [path.rstrip("/") for path in paths]
+    folders = [path[: path.rfind("/") + 1] for path in paths]
+    shared = os.path.commonprefix(folders).rfind("/") + 1
+    return [path[shared:] for path in paths]
 
 
 def _settings(path: str) -> dict[str, Any] | None:

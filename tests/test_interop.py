@@ -180,7 +180,7 @@ def test_what_goes_out_under_the_official_names_is_what_came_in(
     workdir = str(tmp_path / "ours")
     params, config = import_weights(weights, dialect, Hints(decoder_heads=2))
     write_workdir(workdir, params, config)
-    again, name, _ = timm.named(workdir, "no.pth", None, decoder=True)
+    again, name, _ = timm.named(workdir, None, decoder=True)
     assert name == dialect and set(again) == set(weights)
     for key, value in weights.items():
         np.testing.assert_array_equal(again[key], value, err_msg=key)
@@ -192,13 +192,13 @@ def test_ddae_goes_out_as_a_mae_with_the_decoder_of_its_last_layer(tmp_path):
     config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 2}
     params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
     write_workdir(str(tmp_path / "run"), params, config)
-    found, name, _ = timm.named(str(tmp_path / "run"), "no.pth", None, decoder=True)
+    found, name, _ = timm.named(str(tmp_path / "run"), None, decoder=True)
     assert name == "mae" and set(found) == set(official_mae())
     head = params["heads"]["block02"]
     np.testing.assert_array_equal(
         found["decoder_pred.weight"].T, head["pixels"]["kernel"]
     )
-    without, name, _ = timm.named(str(tmp_path / "run"), "no", None)
+    without, name, _ = timm.named(str(tmp_path / "run"), None)
     assert name == "timm_vit" and set(without) == set(timm_vit(0, "cls"))
 
 

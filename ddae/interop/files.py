@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ddae import commands
 from ddae.settings import UserError
 
 Weights = dict[str, np.ndarray]
@@ -99,6 +100,14 @@ def write_weights(
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
+def new_file(path: str, ending: str) -> None:
+    """`UserError` where `path` has another ending, or is there already."""
+    if not path.endswith(ending):
+        raise UserError(f"{path} does not end in {ending}")
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already; give another name")
+
+
 def write_torch(path: str, weights: Weights) -> None:
     """{"model": {name: tensor}} as torch.save writes it, of float32 arrays; `UserError`
     where that is not installed, or where the file cannot be written."""
@@ -111,7 +120,8 @@ def write_torch(path: str, weights: Weights) -> None:
         ) from error
     tensors = {k: torch.from_numpy(np.array(x, np.float32)) for k, x in weights.items()}
     try:
-        torch.save({"model": tensors}, path)
+        with commands.whole(path) as file:
+            torch.save({"model": tensors}, file)
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 

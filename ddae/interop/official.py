@@ -11,17 +11,15 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, IMAGENET
-from ddae.interop.files import read_weights, write_torch
+from ddae.interop.files import new_file, read_weights, write_torch
 from ddae.interop.timm import named
-from ddae.settings import UserError
 
 
 def export(workdir: str, path: str, head: str | None) -> None:
     """As those files are, {"model": state_dict}: a MAE or DDAE with the decoder of its
     last layer as MAE's, what has a relative bias or layer scale as BEiT's."""
-    if not path.endswith(".pth"):
-        raise UserError(f"{path} does not end in .pth")
-    weights, name, _ = named(workdir, path, head, decoder=True)
+    new_file(path, ".pth")
+    weights, name, _ = named(workdir, head, decoder=True)
     write_torch(path, weights)
     print(f"{path}: {len(weights)} arrays, {name}")
 

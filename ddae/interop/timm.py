@@ -10,7 +10,13 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import HALF, export_weights, has_decoder, read_run
-from ddae.interop.files import read_beside, read_json, read_weights, write_weights
+from ddae.interop.files import (
+    new_file,
+    read_beside,
+    read_json,
+    read_weights,
+    write_weights,
+)
 from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -19,9 +25,8 @@ from ddae.settings import UserError
 def export(workdir: str, path: str, head: str | None) -> None:
     """Encoder, and the classifier where there is one, as timm's VisionTransformer or
     Beit has them."""
-    if not path.endswith(".safetensors"):
-        raise UserError(f"{path} does not end in .safetensors")
-    weights, name, config = named(workdir, path, head)
+    new_file(path, ".safetensors")
+    weights, name, config = named(workdir, head)
     beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
     if head and config["task"] == "classify":
         beside["head"] = head
@@ -30,15 +35,11 @@ def export(workdir: str, path: str, head: str | None) -> None:
 
 
 def named(
-    workdir: str, path: str, head: str | None, decoder: bool = False
+    workdir: str, head: str | None, decoder: bool = False
 ) -> tuple[Weights, str, dict[str, Any]]:
-    """(arrays under timm's names, the dialect, the run's config), to be written to
-    `path`. decoder: under MAE's, with the last layer's decoder where that is a MAE's.
-
-    Raises `UserError`.
+    """(arrays under timm's names, the dialect, the run's config). decoder: under MAE's,
+    with the last layer's decoder where that is a MAE's. Raises `UserError`.
     """
-    if os.path.exists(path):
-        raise UserError(f"{path} exists already; give another name")
     found, config, classifier = read_run(workdir, head)
     model = config["model"]
     last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
