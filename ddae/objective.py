@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ddae.difficulty import (
@@ -110,6 +113,42 @@ def evaluate_terms(
     return total, metrics
 
 
+def in_turn(
+    losses: Mapping[str, Callable[[Any, Any], tuple[Scalar, Metrics]]],
+    given: Mapping[str, tuple[Any, Any]],
+) -> tuple[Scalar, Metrics]:
+    """The sum of the `losses`, each of its (parameters, features), and all metrics.
+
+    With the value of a loss its gradient is taken, and the next waits for the features'
+    and, so as not to wait for what devices sum, for the parameters' of the one before
+    it: no more than two heads' activations are in memory. Left to itself XLA may keep
+    those of all heads. Differentiable once, backwards.
+    """
+
+    def forward(given: Any) -> tuple[tuple[Scalar, Metrics], Any]:
+        total, metrics = jnp.zeros((), jnp.float32), {}
+        grads: dict[str, Any] = {}
+        for name, loss in losses.items():
+            params, features = given[name]
+            *_, before, last = (None, None), (None, None), *grads.values()
+            features, _ = jax.lax.optimization_barrier((features, (before[0], last[1])))
+            both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            (value, own), grads[name] = both(params, features)
+            total, metrics = total + value, metrics | own
+        return (total, metrics | {"loss": _scalar(total)}), grads
+
+    def backward(grads: Any, cotangents: Any) -> tuple[Any]:
+        scale, _ = cotangents
+        return (jax.tree.map(lambda x: x * scale.astype(x.dtype), grads),)
+
+    @jax.custom_vjp
+    def evaluated(given: Any) -> tuple[Scalar, Metrics]:
+        return forward(given)[0]
+
+    evaluated.defvjp(forward, backward)
+    return evaluated(given)
+
+
 def _scored(mask: Mask, seen: Mask) -> Float[Array, "b m"]:
     """Weights of mean 1: alike for hidden patches that the teacher saw, else 0."""
     inside = gather_patches((~seen.is_masked).astype(jnp.float32), mask.ids_masked)
@@ -127,13 +166,16 @@ def _by_distance(
     scored: Float[Array, "b m"] | None,
 ) -> Metrics:
     """The unweighted loss of the patches in each distance bin."""
-    metrics: Metrics = {}
-    for label, low, high in DISTANCE_BINS:
-        inside = ((distance >= low) & (distance < high)).astype(jnp.float32)
-        if scored is not None:
-            inside = inside * (scored > 0)
-        metrics[f"distance/{name}/{label}"] = ((errors * inside).sum(), inside.sum())
-    return metrics
+    labels, *edges = zip(*DISTANCE_BINS, strict=True)
+    low, high = (np.array(edge)[:, None, None] for edge in edges)
+    inside = ((distance >= low) & (distance < high)).astype(jnp.float32)
+    if scored is not None:
+        inside = inside * (scored > 0)
+    sums, counts = (errors * inside).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
+    return {
+        f"distance/{name}/{label}": (sums[i], counts[i])
+        for i, label in enumerate(labels)
+    }
 
 
 def _scalar(value: Scalar) -> tuple[Scalar, Scalar]:

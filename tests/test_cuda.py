@@ -10,6 +10,8 @@ import pytest
 from test_classify import classify_config
 from tiny import tiny_config, wide_config
 
+from ddae.models.vit import VIT_SPECS, ViTSpec
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
 import measure  # noqa: E402
@@ -58,6 +60,22 @@ def test_the_state_is_written_over_and_never_copied():
         if kind == "copy" and re.match(r"f32\[\d", result)
     }
     assert len(matrices) > 20 and not copied & set(matrices)
+
+
+def test_the_heads_of_four_taps_need_no_more_memory_than_those_of_two(monkeypatch):
+    """They take turns, though devices sum their gradients."""
+    monkeypatch.setitem(VIT_SPECS, "Four", ViTSpec(128, 4, 2))
+    config = wide_config(model__size="Four", image_size=64)
+    config["model"]["patch_size"] = 4
+    config["method"]["decoder"] = {"depth": 1, "width": 128, "num_heads": 4}
+    devices, needed = list(plan.devices_of("h100:4")), []
+    for taps in ((3, 4), (1, 2, 3, 4)):
+        config["method"]["taps"] = taps
+        work = measure.make_work(config, 256 * len(devices), devices)
+        with plan.as_if_there(devices):
+            compiled = work.lower().compile(plan.UNTRIED)
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 1.2 * needed[0]
 
 
 def test_attention_has_its_kernels_where_they_pay_and_stays_with_its_rows():

@@ -1,6 +1,7 @@
 """Encoded images on their way to batches: audit, restarts, dirt, pixels."""
 
 import dataclasses
+import functools
 import io
 import itertools
 
@@ -304,9 +305,13 @@ def test_the_area_of_a_crop_is_uniform_as_on_the_device(scale):
     tf, augment = tensorflow(), Augment(crop="random_resized", scale=scale)
     shape, number = (375, 500, 3), 4000
     seeds = tf.stack([tf.zeros(number, tf.int64), tf.range(number, dtype=tf.int64)], 1)
-    found = tf.map_fn(
-        lambda s: crop_window(tf.constant(shape), augment, s), seeds, dtype=tf.int32
-    ).numpy()
+
+    @tf.function  # one by one it takes half a minute
+    def drawn(seeds):
+        one = functools.partial(crop_window, tf.constant(shape), augment)
+        return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
+
+    found = drawn(seeds).numpy()
     keys = jax.random.split(jax.random.key(0), number)
     windows = jax.vmap(lambda key: random_window(shape, key, scale))
     wanted = np.asarray(jax.jit(windows)(keys))

@@ -35,6 +35,7 @@ from ddae.objective import (
     _scored,
     evaluate_terms,
     head_taps,
+    in_turn,
 )
 from ddae.targets import Frozen, Pixels, TargetContext, TeacherLayer, TeacherView
 from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
@@ -140,6 +141,45 @@ def test_loss_is_the_formula(digit_images):
         ramp = 0.7 * min(t / 0.25, 1.0)
         expected += share * (w * (pixel + ramp * feature.mean(-1))).mean()
     np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_losses_in_turn_are_their_sum_with_its_gradient():
+    """Two of four have one matrix, and all read the same features."""
+    names = ("a", "b", "c", "d")
+    keys = jax.random.split(jax.random.key(0), 5)
+    *drawn, features = (jax.random.normal(k, (5, 5)) for k in keys)
+    params = dict(zip(names, drawn, strict=True))
+
+    def loss(own, taken, power):
+        value = (jnp.abs(taken @ own) ** power).mean()
+        return value, {f"loss/{power}": (value, jnp.ones(()))}
+
+    losses = {n: functools.partial(loss, power=i) for i, n in enumerate(names, 2)}
+
+    def given(params, features):
+        matrices = params | {"d": params["a"]}
+        return {name: (matrices[name], features) for name in names}
+
+    def turned(params, features):
+        total, metrics = in_turn(losses, given(params, features))
+        return 3.0 * total, metrics
+
+    def plain(params, features):
+        found = {n: losses[n](*x)[0] for n, x in given(params, features).items()}
+        return 3.0 * sum(found.values()), found
+
+    both = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, features)
+        for f in (turned, plain)
+    ]
+    ((total, metrics), grads), ((expected, each), others) = both
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert np.abs(grads[0]["a"]).max() > 0 and np.abs(grads[0]["d"]).max() == 0
+    assert metrics.keys() == {"loss", "loss/2", "loss/3", "loss/4", "loss/5"}
+    np.testing.assert_allclose(3 * metrics["loss"][0], expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss/4"][0], each["c"], rtol=1e-6)
 
 
 def test_metrics_name_every_term_and_bin(digit_images):

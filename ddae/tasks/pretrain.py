@@ -18,7 +18,14 @@ from ddae.methods import METHODS
 from ddae.models.heads import Head, Predictions
 from ddae.models.vit import Encoder, Features, small_init
 from ddae.networks import FrozenNetwork
-from ddae.objective import Metrics, Scalar, evaluate_terms, head_taps, teacher_layers
+from ddae.objective import (
+    Metrics,
+    Scalar,
+    evaluate_terms,
+    head_taps,
+    in_turn,
+    teacher_layers,
+)
 from ddae.patches import patch_statistics, patchify, unpatchify
 from ddae.settings import UserError
 from ddae.targets import Pixels, TargetContext
@@ -119,10 +126,19 @@ class Pretrain(Task):
         mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
         context = self._context(params, ema_params, batch["image"], mask, rngs)
         keys = stream(rngs, "drop_path") if self.method.encoder.drop_path else None
-        predictions, features = self.predict(params, context.standardised, mask, keys)
-        loss, metrics = evaluate_terms(
-            self.method.terms, predictions, context, progress
-        )
+        features = self._features(params, context.standardised, mask, keys)
+
+        def of(head: str) -> Any:
+            terms = tuple(term for term in self.method.terms if term.head == head)
+
+            def loss(params: Params, taken: Any) -> tuple[Scalar, Metrics]:
+                made = self.method.heads[head].apply({"params": params}, taken, mask)
+                return evaluate_terms(terms, {head: made}, context, progress)
+
+            return loss
+
+        given = self._given(params, features)
+        loss, metrics = in_turn({head: of(head) for head in given}, given)
         return loss, metrics | _teacher_metrics(features, context), {}
 
     def predict(
@@ -133,8 +149,22 @@ class Pretrain(Task):
         keys: Key[Array, " b"] | None = None,
     ) -> tuple[dict[str, Predictions], dict[int, Features]]:
         """Predictions of every head, and the student's features at every tap."""
+        features = self._features(params, standardised, mask, keys)
+        predictions: Any = {
+            head: self.method.heads[head].apply({"params": own}, taken, mask)
+            for head, (own, taken) in self._given(params, features).items()
+        }
+        return predictions, features
+
+    def _features(
+        self,
+        params: Params,
+        standardised: Float[Array, "b h w c"],
+        mask: Mask,
+        keys: Key[Array, " b"] | None,
+    ) -> Any:
         method = self.method
-        features: Any = method.encoder.apply(
+        return method.encoder.apply(
             {"params": params["encoder"]},
             standardised,
             mask,
@@ -142,15 +172,18 @@ class Pretrain(Task):
             self._all_taps(),
             keys,
         )
-        predictions: Any = {
-            name: method.heads[name].apply(
-                {"params": _with_shared(method.heads[name], name, params)},
+
+    def _given(
+        self, params: Params, features: Mapping[int, Features]
+    ) -> dict[str, tuple[Params, tuple[Features, ...]]]:
+        """Of each head its parameters, and the features at its taps."""
+        return {
+            head: (
+                _with_shared(self.method.heads[head], head, params),
                 tuple(features[tap] for tap in taps),
-                mask,
             )
-            for name, taps in head_taps(method.terms).items()
+            for head, taps in head_taps(self.method.terms).items()
         }
-        return predictions, features
 
     def reconstruct(
         self, params: Params, images: Shaped[Array, "b h w c"], rngs: Key[Array, " b"]
