@@ -123,17 +123,22 @@ def _dispatched(rows):
     return "; ".join(said)
 
 
-def _planned(rows, say, lever, until=None):
+def _planned(rows, say, lever, until=()):
+    """`until`: levers that came after it, the last of them first."""
     said = []
     for before in of(rows, "plan_before", lever=lever):
         now = of(rows, "plan", command=before["command"])
-        if until:
-            keys = {"lever": until, "command": before["command"]}
-            now = of(rows, "plan_before", **keys)
+        for lever_after in until:
+            keys = {"lever": lever_after, "command": before["command"]}
+            now = of(rows, "plan_before", **keys) or now
         if now:
             what = f"{before['method']}-{before['size']} for {before['slice']}"
             said.append(f"{what}: {say(before)} became {say(now[-1])}")
     return said and f"as compiled, {'; '.join(said)}"
+
+
+def _needed(row):
+    return f"{row['planned_bytes'] / 2**30:.1f} GiB planned"
 
 
 def _copies(row):
@@ -264,20 +269,26 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                _planned(rows, _copies, "state", until="norm"),
+                _planned(rows, _copies, "state", until=("turns", "norm")),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                _planned(rows, scaling.said, "fsdp", until="norm"),
+                _planned(rows, scaling.said, "fsdp", until=("turns", "norm")),
                 "always; not timed",
             ),
             (
                 "a norm's scale and shift taken in by the Linear after it, of which"
                 " nothing but the Linear's input is kept",
-                _planned(rows, _held, "norm"),
+                _planned(rows, _held, "norm", until=("turns",)),
                 "always, in blocks; not timed",
+            ),
+            (
+                "heads take turns: of each the gradient is taken with its loss, and the"
+                " next but one waits for it; else XLA may keep the activations of all",
+                _planned(rows, _needed, "turns"),
+                "always, where a method has several heads; not timed",
             ),
             (
                 "queries, keys and values as products of their own, and a stack filled"
