@@ -106,7 +106,8 @@ devices in a step (where blocks are scanned, what the loop sends counts once, no
 each block). `of`: a chip's memory, and the three quarters of a GPU's that jax takes.
 Gradients of what is read in bfloat16 are summed over devices in bfloat16 too. How fast
 any of it is they do not say. The TPUs' rows, and Scale's, are of when what enters a
-norm was still kept."""
+norm was still kept and heads took no turns. Turns save little where blocks are scanned:
+XLA zeroes the arrays that the loops of all heads fill at once, before the first."""
 
 
 def planned_notes(rows):
