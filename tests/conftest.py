@@ -8,8 +8,8 @@ import types
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
-    # Tests compile more than they compute.
-    + " --xla_backend_optimization_level=0"
+    # Tests compile more than they compute: these take a third of the time for it.
+    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Where tests/test_cuda.py's compiler is, there need be no CUDA.

@@ -76,6 +76,7 @@ class Run:
             port = free.getsockname()[1]
         flags = f"--xla_force_host_platform_device_count={devices}"
         flags += " --xla_backend_optimization_level=0"
+        flags += " --xla_cpu_use_fusion_emitters=false"
         self.started = []
         # Not pipes: who is read last would stand still when its own is full.
         self._outputs = [folder / f"said{number}.txt" for number in range(processes)]
