@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import io
 import itertools
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -188,6 +190,50 @@ def test_a_file_gone_since_it_was_listed_is_a_bad_record(tmp_path):
     labels = [b["label"] for b in gone.batches(np.arange(4), 2)]
     assert np.concatenate(labels).tolist() == [0, 1, 3]
     assert "No such file" in gone.bad[2]
+
+
+CRASH = """
+import signal, sys, time
+from ddae import data
+from ddae.data.augment import Augment
+from ddae.data.folder import FolderRecords
+from ddae.data.images import ImageSource
+from ddae.data.order import Order
+
+class Slow(FolderRecords):
+    def read_many(self, indices):
+        time.sleep(1.0)
+        return super().read_many(indices)
+
+def begun():
+    settings = data.DataSettings(name="folder", mean=(0.5,), std=(0.5,))
+    source = ImageSource(Slow(sys.argv[1], "train"), (16, 16, 3), settings)
+    order = Order(len(source), 8, seed=1)
+    return source.train_batches(order, 0, slice(None), Augment())
+
+def crash(*_):
+    raise ValueError("a crash")
+
+def train():
+    batches = begun()
+    signal.signal(signal.SIGALRM, crash)
+    next(batches)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    while True:
+        next(batches)
+        next(kept)
+
+kept = begun()
+next(kept)
+train()
+"""
+
+
+def test_a_crash_while_images_are_read_ends_the_process(photographs):
+    """Two pipelines go on reading: a module's, and one in the frames of the error."""
+    command = [sys.executable, "-c", CRASH, photographs.records.root]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=40)
+    assert ended.returncode == 1 and ended.stderr.endswith("ValueError: a crash\n")
 
 
 def test_a_label_out_of_range_is_a_bad_record(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -209,7 +211,7 @@ class ImageSource:
         options.autotune.enabled = False
         options.threading.max_intra_op_parallelism = 1
         batches = examples.batch(batch_size).with_options(options).prefetch(2)
-        return batches.as_numpy_iterator()
+        return _ended_at_exit(batches)
 
     def _read(
         self, positions: np.ndarray, indices: np.ndarray
@@ -276,6 +278,33 @@ class ImageSource:
 
     def _without_bad(self, indices: np.ndarray) -> np.ndarray:
         return indices[~np.isin(indices, list(self.bad))]
+
+
+_live: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+def _ended_at_exit(dataset: Any) -> Iterator[Batch]:
+    """The batches of a tf.data `dataset`, none of which outlives the interpreter.
+
+    An iterator that goes waits for its calls of Python, and those wait for ever once
+    the interpreter ends: a run that crashed would hang.
+    """
+
+    def batches() -> Generator[Batch, None, None]:
+        yield from dataset.as_numpy_iterator()
+
+    found = batches()
+    _live.add(found)
+    return found
+
+
+@atexit.register
+def _end_all() -> None:
+    # The frames of an error that nobody caught hold iterators, too.
+    for name in ("last_exc", "last_value", "last_traceback"):
+        setattr(sys, name, None)
+    for batches in list(_live):
+        batches.close()
 
 
 def _chunk_of(indices: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
