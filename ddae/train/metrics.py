@@ -61,11 +61,11 @@ class Report:
             with (self.figures / f"{name}.png").open("wb") as file:
                 Image.fromarray(picture).save(file, "PNG")
         if self._board is not None:
-            self._board.write_scalars(step, scalars)
+            # Numbers that are Python's TensorFlow would keep for ever, 33 KB a row.
+            at, scalars = np.int64(step), {k: np.float32(scalars[k]) for k in scalars}
+            self._board.write_scalars(at, scalars)
             if pictures:
-                self._board.write_images(
-                    step, {k: v[None] for k, v in pictures.items()}
-                )
+                self._board.write_images(at, {k: v[None] for k, v in pictures.items()})
             self._board.flush()
 
     def rows(self) -> list[dict[str, Any]]:
