@@ -99,6 +99,12 @@ def scale_goals(rows):
         )
         rest = [b for r in data for b, _ in r["all_reduces"] if b <= 2**20]
         shown += f"; others of {max(rest)} bytes or less" if rest else ""
+        found = of(rows, "plan", method="ddae", fsdp=1)
+        found = [r for r in found if "all-reduce" in r["counts"]]
+        if found:
+            said = (f"{r['counts']['all-reduce']} for {r['slice']}" for r in found)
+            shown += f"; ddae's, a head after the other, {', '.join(said)}"
+            combined = combined and all(r["counts"]["all-reduce"] == 1 for r in found)
     yield goal(
         "data parallel: one combined all-reduce of the gradients", shown, combined
     )

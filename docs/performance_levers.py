@@ -291,6 +291,11 @@ def lever_rows(rows):
                 "always, where a method has several heads; not timed",
             ),
             (
+                "the last two together, on TPUs",
+                _planned(rows, _needed, "tpu"),
+                "always; not timed",
+            ),
+            (
                 "queries, keys and values as products of their own, and a stack filled"
                 " up to an even number of tokens once, not every block, where flash"
                 " attention is; targets normalised by variances of one pass. What a"
