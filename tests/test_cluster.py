@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import QUICK, tiny_config
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -74,9 +74,7 @@ class Run:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        flags += " --xla_backend_optimization_level=0"
-        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags = f"--xla_force_host_platform_device_count={devices}{QUICK}"
         self.started = []
         # Not pipes: who is read last would stand still when its own is full.
         self._outputs = [folder / f"said{number}.txt" for number in range(processes)]
