@@ -291,7 +291,7 @@ def lever_rows(rows):
                 "always, where a method has several heads; not timed",
             ),
             (
-                "the last two together, on TPUs",
+                "norms taken in by the Linear and heads' turns, together, on TPUs",
                 _planned(rows, _needed, "tpu"),
                 "always; not timed",
             ),

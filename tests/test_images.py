@@ -232,7 +232,7 @@ train()
 def test_a_crash_while_images_are_read_ends_the_process(photographs):
     """Two pipelines go on reading: a module's, and one in the frames of the error."""
     command = [sys.executable, "-c", CRASH, photographs.records.root]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=40)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and ended.stderr.endswith("ValueError: a crash\n")
 
 

@@ -296,8 +296,10 @@ def test_a_stack_with_a_kernel_is_the_one_without(kernel, relative_bias, monkeyp
     monkeypatch.setattr(blocks, "flash", flash)
     monkeypatch.setattr(blocks, "short_attention", short)
     found = both()
+    # Newer XLA rounds more on a CPU: 2e-6 of an array's largest, for 2e-7 before.
+    close = 1e-5 if jax.__version_info__ < (0, 11) else 3e-5
     # Pallas's softmax is to base 2, of a product scaled after its sum.
-    shape, atol = {"cudnn": ((10, 9), 3e-5), "pallas": ((9, 3), 1e-4)}[kernel]
+    shape, atol = {"cudnn": ((10, 9), close), "pallas": ((9, 3), 1e-4)}[kernel]
     assert seen == 3 * [shape]
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
