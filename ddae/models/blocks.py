@@ -32,6 +32,10 @@ POLICIES = {
 }
 """What remat keeps."""
 
+LOOPED = 2
+"""No loop over as few blocks or fewer: it compiles no sooner, and a GPU sets aside at
+once what the loops of all heads of a step keep for their gradients."""
+
 Style = Literal["vit", "clip"]
 """clip: CLIP's encoder has a norm before the first block, and a GELU of a sigmoid."""
 
@@ -251,8 +255,8 @@ def through_blocks(
 
     settings: of `Block`, the same for all; drop_path: one for each. kernel: asked for.
     remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: one
-    compiled block goes over their weights from tap to tap, which are stacked for it:
-    they are named and stored as without.
+    compiled block goes over their weights from tap to tap, where these are more than
+    `LOOPED` apart; the weights are stacked for it, named and stored as without.
     """
     t, first = x.shape[1], layers.start
     found = {first - 1: x}
@@ -284,7 +288,7 @@ def through_blocks(
     ends = sorted({*taps, layers.stop - 1} & {*layers})
     for before, end in itertools.pairwise([first - 1, *ends]):
         part = range(before + 1, end + 1)
-        loop = scan and len(part) > 1 and not owner.is_initializing()
+        loop = scan and len(part) > LOOPED and not owner.is_initializing()
         x = (scanned if loop else one_by_one)(x, part)
         found[end] = x[:, :t]
     return found
