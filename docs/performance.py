@@ -105,8 +105,9 @@ there: they compile, a device plans so much of its memory, and so much goes betw
 devices in a step (where blocks are scanned, what the loop sends counts once, not for
 each block). `of`: a chip's memory, and the three quarters of a GPU's that jax takes.
 Gradients of what is read in bfloat16 are summed over devices in bfloat16 too. How fast
-any of it is they do not say. On GPUs heads' turns save little where blocks are scanned:
-XLA zeroes the arrays that the loops of all heads fill at once, before the first."""
+any of it is they do not say. On GPUs heads' turns save little where heads are scanned,
+those of more than two blocks: XLA zeroes what the loops of all heads fill at once, before
+the first."""
 
 
 def planned_notes(rows):

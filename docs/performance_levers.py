@@ -133,6 +133,8 @@ def _planned(rows, say, lever, until=()):
             now = of(rows, "plan_before", **keys) or now
         if now:
             what = f"{before['method']}-{before['size']} for {before['slice']}"
+            if before["remat"] != "off":
+                what += f", remat {before['remat']}"
             said.append(f"{what}: {say(before)} became {say(now[-1])}")
     return said and f"as compiled, {'; '.join(said)}"
 
@@ -292,8 +294,14 @@ def lever_rows(rows):
             ),
             (
                 "norms taken in by the Linear and heads' turns, together, on TPUs",
-                _planned(rows, _needed, "tpu"),
+                _planned(rows, _needed, "tpu", until=("loops",)),
                 "always; not timed",
+            ),
+            (
+                "no loop over two blocks, where blocks are scanned: a GPU's compiler sets"
+                " aside at once what the loops of all heads keep",
+                _planned(rows, _needed, "loops"),
+                "always; not timed. On a CPU these blocks lose their remat",
             ),
             (
                 "queries, keys and values as products of their own, and a stack filled"

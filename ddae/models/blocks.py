@@ -26,11 +26,19 @@ from ddae.patches import Grid
 
 Remat = Literal["off", "dots", "full"]
 
+
+def _once(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a loop of which all is kept keeps what this gives: not another view of an
+    array, which would lie beside it."""
+    return primitive.name not in ("reshape", "broadcast_in_dim")
+
+
 POLICIES = {
+    "off": _once,
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""What remat keeps."""
+"""What remat keeps; off: in a loop."""
 
 LOOPED = 2
 """No loop over as few blocks or fewer: it compiles no sooner, and a GPU sets aside at
@@ -279,8 +287,7 @@ def through_blocks(
             own = None if keys is None else _folded(keys, layer)
             return block.apply({"params": params}, x, bias, own, rate), None
 
-        if remat != "off":
-            one = jax.checkpoint(one, policy=POLICIES[remat], prevent_cse=False)
+        one = jax.checkpoint(one, policy=POLICIES[remat], prevent_cse=False)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         own_rates = jnp.array([rates[layer] for layer in part], jnp.float32)
         return jax.lax.scan(one, x, (stacked, jnp.array(part), own_rates))[0]
