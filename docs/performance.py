@@ -106,8 +106,7 @@ devices in a step (where blocks are scanned, what the loop sends counts once, no
 each block). `of`: a chip's memory, and the three quarters of a GPU's that jax takes.
 Gradients of what is read in bfloat16 are summed over devices in bfloat16 too. How fast
 any of it is they do not say. On GPUs heads' turns save little where heads are scanned,
-those of more than two blocks: XLA zeroes what the loops of all heads fill at once, before
-the first."""
+those of more than two blocks: XLA zeroes at once what the loops of all heads fill."""
 
 
 def planned_notes(rows):

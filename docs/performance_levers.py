@@ -298,8 +298,9 @@ def lever_rows(rows):
                 "always; not timed",
             ),
             (
-                "no loop over two blocks, where blocks are scanned: a GPU's compiler sets"
-                " aside at once what the loops of all heads keep",
+                "where blocks are scanned no loop over two, for which a GPU's compiler"
+                " sets aside at once what the loops of all heads keep; and nothing kept"
+                " beside a view of it",
                 _planned(rows, _needed, "loops"),
                 "always; not timed. On a CPU these blocks lose their remat",
             ),

@@ -146,16 +146,25 @@ def test_remat_and_scan_change_neither_values_nor_gradients(how, kind):
         np.testing.assert_allclose(plain, other, rtol=0, atol=2e-6 * size)
 
 
-def test_a_loop_keeps_nothing_twice_for_its_gradient():
+def loops_of(*taps):
+    """The loops of an encoder of four blocks, forward and backward."""
     encoder, images = make(spec=ViTSpec(32, 4, 2), scan=True)
     variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
 
     def total(variables):
-        return encoder.apply(variables, images)[4].patches.sum()
+        found = encoder.apply(variables, images, taps=(*taps, 4))
+        return found[4].patches.sum()
 
     found = jax.make_jaxpr(jax.grad(total))(variables).eqns
-    loop = next(eqn for eqn in found if eqn.primitive.name == "scan")
-    kept = [math.prod(x.aval.shape[1:]) for x in loop.outvars]
+    return [eqn for eqn in found if eqn.primitive.name == "scan"]
+
+
+def test_two_blocks_are_no_loop():
+    assert (len(loops_of(2)), len(loops_of(3))) == (0, 2)
+
+
+def test_a_loop_keeps_nothing_twice_for_its_gradient():
+    kept = [math.prod(x.aval.shape[1:]) for x in loops_of()[0].outvars]
     # Two inputs of Linears behind norms, q, k, v, what attention gives; GELU's input
     # and what it gives.
     assert (kept.count(2 * 9 * 32), kept.count(2 * 9 * 128)) == (6, 2)
