@@ -179,7 +179,7 @@ def _short(rows):
 
 
 def _traffic(rows):
-    whole = _planned(rows, _moved, "traffic", until="short")
+    whole = _planned(rows, _moved, "traffic", until=("short",))
     return ". ".join(filter(None, (_timed(rows, NORMAL, PRODUCTS), whole)))
 
 
@@ -271,25 +271,32 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                _planned(rows, _copies, "state", until=("turns", "norm")),
+                _planned(rows, _copies, "state", until=("chain", "turns", "norm")),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                _planned(rows, scaling.said, "fsdp", until=("turns", "norm")),
+                _planned(rows, scaling.said, "fsdp", until=("chain", "turns", "norm")),
                 "always; not timed",
             ),
             (
                 "a norm's scale and shift taken in by the Linear after it, of which"
                 " nothing but the Linear's input is kept",
-                _planned(rows, _held, "norm", until=("turns",)),
+                _planned(rows, _held, "norm", until=("chain", "turns")),
                 "always, in blocks; not timed",
+            ),
+            (
+                "a norm's second sum over what its first one gives: XLA has one kernel"
+                " of Triton for such a chain, and for its gradient with the addition"
+                " after it",
+                _planned(rows, _moved, "chain"),
+                "on GPUs; not timed. A TPU would read more",
             ),
             (
                 "heads take turns: of each the gradient is taken with its loss, and the"
                 " next but one waits for it; else XLA may keep the activations of all",
-                _planned(rows, _needed, "turns"),
+                _planned(rows, _needed, "turns", until=("chain",)),
                 "always, where a method has several heads; not timed",
             ),
             (

@@ -42,10 +42,27 @@ def compiled_for(name, config, batch=64, **options):
     return work, compiled.as_text()
 
 
-def test_the_state_is_written_over_and_never_copied():
+@pytest.fixture(scope="module")
+def wide(compiler):
+    return compiled_for("h100:1", wide_config())
+
+
+def test_the_gradient_of_a_norm_is_one_kernel(wide):
+    """With the addition to that of the branch beside it."""
+    name = r'op_name="[^"]*transpose[^"]*/block_\d+/norm_\w+/'
+    kernels = [
+        line
+        for _, _, kind, _, line in scaling.instructions(wide[1])
+        if kind not in scaling.NO_KERNEL and re.search(name, line)
+    ]
+    assert len(kernels) == 8, "two blocks and two heads of one, with two norms each"
+    assert all("__triton" in line for line in kernels)
+
+
+def test_the_state_is_written_over_and_never_copied(wide):
     """Nor what enters a norm: the sum of a branch is written over it; were it needed
     again, it would be copied first."""
-    work, text = compiled_for("h100:1", wide_config())
+    work, text = wide
     tokens = [
         result
         for _, result, kind, *_ in scaling.instructions(text)

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from ddae.masking import Masking
-from ddae.models import blocks, kernels, short_attention, vit
+from ddae.models import blocks, kernels, linear, short_attention, vit
 from ddae.models.blocks import Block, ViTSpec, gelu, through_blocks
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.linear import Norm, NormedLinear
@@ -423,8 +423,12 @@ class Taken(nn.Module):
         return NormedLinear(24, self.dtype, name="up")(normed)
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("dtype, off", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_a_linear_that_takes_its_norm_in_is_the_two_of_them(dtype, off):
+def test_a_linear_that_takes_its_norm_in_is_the_two_of_them(
+    dtype, off, in_turn, monkeypatch
+):
+    monkeypatch.setattr(linear, "sums_in_turn", lambda: in_turn)
     x, out = (
         jax.random.normal(jax.random.key(i), (3, 5, k)) for i, k in ((0, 16), (1, 24))
     )
