@@ -455,4 +455,9 @@ than a few per cent of data wait, take a cheaper kernel:
 
 
 if __name__ == "__main__":
-    main()
+    from ddae.settings import UserError
+
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

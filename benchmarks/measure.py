@@ -7,7 +7,7 @@ import ast
 import collections
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -59,6 +59,8 @@ def read_config(text, changes=()):
     """The settings of `NAME[:key=value,...]` of configs/, with a.b=value changed."""
     name, _, arguments = text.partition(":")
     name = pathlib.Path(name).stem
+    if importlib.util.find_spec(f"configs.{name}") is None:
+        sys.exit(f"error: --config={text}: there is no configs/{name}.py")
     config = importlib.import_module(f"configs.{name}").get_config(arguments or None)
     config = config.to_dict()
     for change in changes:
@@ -66,7 +68,9 @@ def read_config(text, changes=()):
         *parents, leaf = key.split(".")
         section = config
         for parent in parents:
-            section = section[parent]
+            section = section.get(parent, {})
+        if leaf not in section:
+            sys.exit(f"error: --set {change}: the config has no such key")
         try:
             section[leaf] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
@@ -167,9 +171,12 @@ def make_work(config, batch_size, devices=None):
     many of those that are there, or None for all."""
     keep_memory()
     config = {"steps_per_dispatch": 1, **config, "batch_size": batch_size}
-    task = tasks.from_config(config)
-    chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
-    over = settings.build(MeshSettings, config["mesh"], "mesh.")
+    try:
+        task = tasks.from_config(config)
+        chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+        over = settings.build(MeshSettings, config["mesh"], "mesh.")
+    except settings.UserError as error:
+        sys.exit(f"error: {error}")
     if not isinstance(devices, list):
         devices = jax.devices()[:devices]
     mesh = make_mesh(over, batch_size, chosen.accumulate, devices)

@@ -414,8 +414,9 @@ def arguments(text: str | None, **defaults):
     for pair in filter(None, (text or "").split(",")):
         key, _, value = pair.partition("=")
         if key not in defaults:
+            known = f"{key!r} is not one of {', '.join(sorted(defaults))}"
             raise ValueError(
-                f"config argument {key!r} is not one of {sorted(defaults)}"
+                f"config argument {known if defaults else f'{key!r}: it takes none'}"
             )
         kind = type(defaults[key])
         switches = {"": True, "1": True, "true": True, "0": False, "false": False}

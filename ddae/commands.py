@@ -57,7 +57,9 @@ def run(
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[BinaryIO]:
     """A file to write to; it is at `path` once all is written, and nowhere before."""
-    part = f"{path}.part"
+    part, folder = f"{path}.part", os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise UserError(f"no folder {folder} to write {path} in; make it first")
     try:
         with open(part, "wb") as file:
             yield file

@@ -39,8 +39,7 @@ Curves = dict[str, dict[int, float]]
 def read_curves(path: str, metrics: str = METRICS) -> Curves:
     """The metrics of a workdir, or of a metrics.jsonl, whose name has the regular
     expression `metrics` at its start; `UserError` where there is no log."""
-    log = epath.Path(path)
-    log = log / "metrics.jsonl" if log.is_dir() else log
+    log = _log(path)
     try:
         rows = read_metrics(log)
     except UnicodeDecodeError:
@@ -53,6 +52,11 @@ def read_curves(path: str, metrics: str = METRICS) -> Curves:
             if value is not None and key != "step" and re.match(metrics, key):
                 curves.setdefault(key, {})[row["step"]] = value
     return curves
+
+
+def _log(path: str) -> epath.Path:
+    log = epath.Path(path)
+    return log / "metrics.jsonl" if log.is_dir() else log
 
 
 def compare(
@@ -155,9 +159,12 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 
 def _settings(path: str) -> dict[str, Any] | None:
-    """The config of a workdir; None of a log alone."""
+    """The config of a workdir, or one that a log begins with; None where there is
+    neither."""
     file = epath.Path(path) / "config.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    if file.exists():
+        return json.loads(file.read_text())
+    return read_metrics(_log(path))[0].get("config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -188,9 +195,12 @@ def _compare(args: Any) -> None:
         )
     for line in lines(found, len(others)):
         print(line)
-    own = _settings(args.run)
-    for path in others:
-        theirs = _settings(path)
+    settings = {path: _settings(path) for path in (args.run, *others)}
+    for path, theirs in settings.items():
+        if theirs is None:
+            print(f"settings of {path} are not known: it has no config.json")
+    own = settings.pop(args.run)
+    for path, theirs in settings.items():
         if own is not None and theirs is not None:
             for key, (here, there) in changed(own, theirs).items():
                 print(f"config.{key} is {here}, in {path} {there}")

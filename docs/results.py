@@ -29,7 +29,7 @@ KEPT = DOCS / "results" / "studies"
 
 from ddae.eval.locality import patch_distances  # noqa: E402
 from ddae.study import report  # noqa: E402
-from ddae.study.table import read_study  # noqa: E402
+from ddae.study.table import read_study, runs_of  # noqa: E402
 
 NAMES = {
     "knn20_top1": "kNN",
@@ -492,11 +492,16 @@ def not_run():
     lines = ["## What was not run", ""]
     for name in ("beta", "parts", "epochs", "others", "tries"):
         found = study(name)
-        have = {(r["row"], r["seed"]) for r in found.records}
-        rows = found.study.rows
-        wanted = sum(len(row.seeds or found.study.seeds) for row in rows)
+        have = {(r["row"], int(r["seed"])): r for r in found.records}
+        rows, runs = found.study.rows, runs_of(found.study)
         never = [row.name for row in rows if not any(r[0] == row.name for r in have)]
-        line = f"- study `{name}`: {len(have)} of {wanted} runs were done"
+        said = []
+        for kind in dict.fromkeys(run.follow_up for run in runs):
+            wanted = [run for run in runs if run.follow_up == kind]
+            records = [have.get((run.row.name, run.seed)) for run in wanted]
+            done = [r for r in records if r and r.get(kind or "row") not in (None, "")]
+            said.append(f"{len(done)} of {len(wanted)} {kind or 'runs'}")
+        line = f"- study `{name}`: {' and '.join(said)} were done"
         if 0 < len(never) < len(rows):
             line += "; never " + ", ".join(f"`{row}`" for row in never)
         lines.append(line)
@@ -666,6 +671,8 @@ def main():
     KEPT.mkdir(parents=True, exist_ok=True)
     for text in args.collect:
         config, _, workdir = text.rpartition("=")
+        if not (pathlib.Path(workdir) / "results.csv").is_file():
+            parser.error(f"--collect {text}: no study in {workdir}")
         name = pathlib.Path(config.partition(":")[0]).stem
         ARGUMENTS[name] = config
         collect(pathlib.Path(workdir), KEPT / name)

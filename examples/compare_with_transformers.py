@@ -19,24 +19,30 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 import numpy as np
-import torch
-from transformers import AutoModelForImageClassification
 
-from ddae import data, tasks
+from ddae import commands, data, tasks
 from ddae.eval.accuracy import topk
 from ddae.eval.evaluator import sample
+from ddae.settings import UserError
 from ddae.train.loading import load_params
 
 
 def compare(workdir, folder, number):
     """(ours [n, classes], theirs [n, classes], labels [n]) of n held-out images."""
+    try:
+        import torch
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise UserError(f"{error}; pip install -e '.[torch]'") from error
     params, config = load_params(workdir)
+    if config["task"] != "classify":
+        raise UserError(f"{workdir} classifies nothing; give a fine-tuned run")
     task = tasks.from_config(config)
     held_out = data.from_config(config, task.image_shape).held_out
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    logits = jax.jit(task.logits)
     with open(os.path.join(folder, "preprocessor_config.json")) as file:
         said = json.load(file)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    logits = jax.jit(task.logits)
     mean, std = np.float32(said["image_mean"]), np.float32(said["image_std"])
     ours, theirs, labels = [], [], []
     for batch in held_out.batches(sample(held_out, number), batch_size=100):
@@ -58,7 +64,10 @@ def main(argv=None):
     parser.add_argument("workdir")
     parser.add_argument("folder")
     parser.add_argument("--images", type=int, default=1000)
-    args = parser.parse_args(argv)
+    return commands.run(_compare, parser, argv)
+
+
+def _compare(args):
     ours, theirs, labels = compare(args.workdir, args.folder, args.images)
     apart = float(np.abs(ours - theirs).max())
     top1 = topk(ours, labels, 1), topk(theirs, labels, 1)

@@ -29,7 +29,12 @@ from ddae.train import loop
 from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.optimizer import OptimizerSettings, make_optimizer, merge
-from ddae.train.partial import InitSettings, load_frozen, load_pretrained
+from ddae.train.partial import (
+    InitSettings,
+    _frozen_flags,
+    load_frozen,
+    load_pretrained,
+)
 from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
@@ -588,6 +593,22 @@ def test_a_frozen_network_is_what_its_run_trained(pretrained):
         np.testing.assert_array_equal, found["teacher"]["encoder"], theirs["encoder"]
     )
     assert line.startswith(f"teacher of {pretrained}, frozen: ")
+
+
+def test_a_tokenizer_with_other_codes_names_their_flags():
+    model = {"size": "Two", "patch_size": 2, "channels": 1}
+    own = {"codes": 8, "code_dim": 4, "model": model, "mean": (0.3,), "std": (0.4,)}
+    config = tiny_config(method={"name": "beit_v2", "tokenizer": own})
+    network = tasks.from_config(config).frozen()["tokenizer"]
+    for theirs, flags in (
+        ({"codes": 8, "code_dim": 4}, ""),
+        ({"codes": 16, "code_dim": 4}, "--config.tokenizer.codes=16"),
+        ({"codes": 8, "code_dim": 2}, "--config.tokenizer.code_dim=2"),
+    ):
+        said = _frozen_flags(
+            network, {**config, "tokenizer": theirs}, "config.tokenizer"
+        )
+        assert said == flags
 
 
 @pytest.mark.slow

@@ -75,6 +75,9 @@ def test_a_file_is_there_when_all_of_it_is_written(tmp_path):
         assert not path.exists()
     assert [x.name for x in tmp_path.iterdir()] == ["out.npz"]
     assert path.read_bytes() == b"all"
+    with pytest.raises(UserError, match="no folder .*none to write .*out.npz in"):
+        with commands.whole(str(tmp_path / "none" / "out.npz")):
+            pass
 
 
 def test_who_reads_no_further_is_told_nothing():

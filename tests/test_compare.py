@@ -63,13 +63,17 @@ def test_settings_that_differ_are_named(tmp_path, capsys):
     run = log(tmp_path, "run", rows, config)
     other = log(tmp_path, "other", rows, {**config, "optimizer": {"base_lr": 0.2}})
     figure = tmp_path / "figure.png"
-    # a log alone has no settings, and speeds are compared where they are asked for
+    # a log alone has no settings unless it begins with them, as those of docs/results/
+    # do; speeds are compared where they are asked for
+    kept = log(tmp_path, "kept", [{"config": {**config, "seed": 3}}, *rows])
     wanted = ["--output", str(figure), "--metrics", "train/(loss|step)"]
-    paths = [run, other, f"{other}/metrics.jsonl"]
+    paths = [run, other, f"{other}/metrics.jsonl", f"{kept}/metrics.jsonl"]
     assert compare.main([*paths, *wanted]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("config.") == 1
+    assert shown.count("config.") == 3
     assert f"config.optimizer.base_lr is 0.1, in {other} 0.2\n" in shown
+    assert f"config.seed is 0, in {kept}/metrics.jsonl 3\n" in shown
+    assert f"settings of {other}/metrics.jsonl are not known: it has no con" in shown
     assert "train/step_seconds " in shown
     assert shown.count("+0.0 %, as expected") == 2
     assert compare.main([*paths, *wanted[:2]]) == 0

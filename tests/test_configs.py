@@ -156,6 +156,7 @@ def test_imagenet_configs_build_at_full_size(name, model):
         ("mae_cifar10", "patch=four", "patch='four' is not like 4"),
         ("ddae_cifar10", "dds", "argument 'dds' is not one of"),
         ("ddae_in1k", "dds=1", "argument 'dds' is not one of"),
+        ("quickstart", "model=B", "argument 'model': it takes none"),
         ("knn", "data=folder", "a folder of images is --config.data.name=folder"),
     ],
 )

@@ -238,6 +238,14 @@ def test_wrong_data_is_named(changes, says):
         data.from_config(config, (32, 32, 3))
 
 
+def test_a_folder_without_held_out_images_is_told_what_to_do(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "0.png")
+    given = {"data__name": "folder", "data__dir": str(tmp_path), "image_size": 32}
+    with pytest.raises(UserError, match="of held-out images; .*eval_split=train$"):
+        data.from_config(tiny_config(**given), (32, 32, 3))
+
+
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     config = tiny_config(data__name="folder", data__dir=str(tmp_path))

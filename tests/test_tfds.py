@@ -171,7 +171,7 @@ def test_offsets_are_kept_and_forgotten_with_the_file(clean, tmp_path, monkeypat
     assert splits(clean["tfrecord"]).train.records.read(7) == first.read(7)
 
 
-def test_missing_copies_and_unknown_sets_are_named(tmp_path):
+def test_missing_copies_and_unknown_sets_are_named(tmp_path, caplog):
     with pytest.raises(
         UserError,
         match=r"no prepared copy in .*; make it with python -m ddae.data.prepare imag",
@@ -179,6 +179,7 @@ def test_missing_copies_and_unknown_sets_are_named(tmp_path):
         splits(tmp_path)
     with pytest.raises(UserError, match="TFDS knows no set 'imagnet2012'"):
         tfds.load_builder("imagnet2012", str(tmp_path))
+    assert not caplog.records, "what TFDS warns of is the error"
 
 
 def test_prepare_wants_both_archives_and_leaves_nothing_half_done(tmp_path, capsys):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from ddae.data.decode import tensorflow
@@ -71,7 +72,8 @@ def indexed(
     with ThreadPoolExecutor(threads) as pool:
         walks = pool.map(walk, paths, sizes)
         label = f"indexing {len(paths)} {kind} files"
-        index = join(list(track(walks, label, total=len(paths))))
+        shown = Console(stderr=True)
+        index = join(list(track(walks, label, total=len(paths), console=shown)))
     with contextlib.suppress(OSError):  # a cache that cannot be written is no error
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         part = f"{kept}.{os.getpid()}.npz"

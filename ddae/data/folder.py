@@ -95,9 +95,13 @@ def folder_sources(
             "config.data.dir is empty; give the folder with --config.data.dir=..."
         )
     train = FolderRecords(os.path.join(data.dir, data.train_split), data.train_split)
-    held_out = FolderRecords(
-        os.path.join(data.dir, data.eval_split), data.eval_split, train.classes
-    )
+    folder = os.path.join(data.dir, data.eval_split)
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"no folder {folder} of held-out images; where there are none,"
+            f" --config.data.eval_split={data.train_split}"
+        )
+    held_out = FolderRecords(folder, data.eval_split, train.classes)
     return (
         ImageSource(train, image_shape, data),
         ImageSource(held_out, image_shape, data),
@@ -122,7 +126,7 @@ def _scan(root: str) -> list[str]:
     what begins with a dot is passed over."""
     expected = (
         f"expected {os.path.join(root, 'CLASS', '*.jpg')}, or images of no class in"
-        f" {root} itself; without held-out ones: eval_split=train"
+        f" {root} itself"
     )
     if not os.path.isdir(root):
         raise UserError(f"no folder {root}; {expected}")

@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from ddae import commands
-from ddae.data.tfds import TfdsRecords, load_builder
+from ddae.data.tfds import TfdsRecords, errors_alone, is_prepared, load_builder
 from ddae.settings import UserError
 
 MANUAL = {
@@ -46,12 +46,12 @@ def prepare(
 
     builder = load_builder(name, data_dir, file_format)
     expected = MANUAL.get(builder.name, {})
-    if not builder.is_prepared():
+    if not is_prepared(builder):
         for archive, _ in expected.values():
             path = os.path.join(manual_dir or "MANUAL_DIR", archive)
             if not os.path.isfile(path):
                 raise UserError(f"no file {path}; give its folder with --manual_dir")
-        with _alone(builder):
+        with _alone(builder), errors_alone():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )

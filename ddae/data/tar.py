@@ -152,9 +152,8 @@ def _walk(path: str, size: int) -> Found:
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no end at byte {tar.offset} of {size}")
     except tarfile.TarError as error:
-        raise UserError(
-            f"{path} is not a whole tar file ({error}); copy it again"
-        ) from error
+        mend = "copy it again, or unpack it where it is compressed"
+        raise UserError(f"{path} is not a whole tar file ({error}); {mend}") from error
     except (OSError, tensorflow().errors.OpError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     keys = [_key(name) for *_, name in images]

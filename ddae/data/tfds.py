@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +167,7 @@ def tfds_sources(
     An empty dir is TFDS's own default. Raises `UserError` where there is no copy.
     """
     builder = load_builder(data.name.partition("/")[2], data.dir)
-    if not builder.is_prepared():
+    if not is_prepared(builder):
         directory = f" --data_dir={data.dir}" if data.dir else ""
         raise UserError(
             f"no prepared copy in {builder.data_dir}; make it with python -m"
@@ -190,6 +192,25 @@ def load_builder(name: str, data_dir: str, file_format: str | None = None) -> An
         raise UserError(
             f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def is_prepared(builder: Any) -> bool:
+    """Whether its copy is there."""
+    with errors_alone():
+        return builder.is_prepared()
+
+
+@contextlib.contextmanager
+def errors_alone() -> Iterator[None]:
+    """Keeps TFDS from warning that there is no copy yet, which is an error that we say
+    or no news, and no archive of a split that nobody asked for."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _features(info: Any) -> tuple[str, str | None]:

@@ -267,6 +267,13 @@ def _frozen_flags(
         for key, own in (("mean", network.mean), ("std", network.std))
         if not np.array_equal(theirs["data"][key], np.resize(own, new.channels))
     }
+    if new_codes := network.quantiser:
+        said = theirs.get("tokenizer", {})
+        data |= {
+            key: said[key]
+            for key in ("codes", "code_dim")
+            if said.get(key, getattr(new_codes, key)) != getattr(new_codes, key)
+        }
     parts = (_flags(f"{section}.model", differs), _flags(section, data))
     return " ".join(part for part in parts if part)
 
