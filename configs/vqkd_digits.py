@@ -4,7 +4,8 @@ python train.py --config=configs/vqkd_digits.py \\
   --config.tokenizer.teacher.workdir=runs/quickstart --workdir=runs/vqkd_digits
 
 The second of three commands; examples/beit_v2_digits.sh has all. About two minutes on
-two CPU cores: 84 % of 32 codes in use (docs/runs.md).
+two CPU cores: 75 % of 32 codes in use (docs/runs.md); it was 84 % when sums were taken
+in another order.
 """
 
 from configs import common
