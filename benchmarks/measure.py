@@ -8,11 +8,13 @@ import collections
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import platform
 import re
+import shlex
 import statistics
 import sys
 import tempfile
@@ -345,7 +347,11 @@ def command():
     """The command that is running, from the root of the repository."""
     script = pathlib.Path(sys.argv[0]).name
     places = ("--output", "--programs", "--profile")
-    arguments = [a for a in sys.argv[1:] if not a.startswith(places)]
+    arguments = [
+        shlex.quote(word)
+        for before, word in itertools.pairwise(sys.argv)
+        if before not in places and not word.startswith(places)
+    ]
     named = {key: os.environ.get(key, "") for key in ("GLIBC_TUNABLES", "XLA_FLAGS")}
     # Which scaling.py sets for itself.
     own = r"\s*--xla_force_host_platform_device_count=\d+"

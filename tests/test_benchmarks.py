@@ -121,3 +121,11 @@ def test_the_page_is_what_its_rows_make_it():
 
     text = "\n".join(performance.page(performance.read([performance.KEPT])))
     assert (ROOT / "docs" / "performance.md").read_text() == text.rstrip() + "\n"
+
+
+def test_a_command_is_said_without_the_places_of_its_files(monkeypatch):
+    given = "step.py --config quickstart --output FILE --profile=DIR --set a=(1,2)"
+    monkeypatch.setattr(sys, "argv", given.split())
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    said = "python benchmarks/step.py --config quickstart --set 'a=(1,2)'"
+    assert measure.command() == said
