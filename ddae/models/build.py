@@ -17,7 +17,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
-    scan: blocks compiled once and run in a loop (`blocks.through_blocks`).
+    scan: of blocks between taps, where they are more than two, one is compiled and run
+    in a loop (`blocks.through_blocks`).
 
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
