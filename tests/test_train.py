@@ -164,7 +164,7 @@ def test_wrong_config_is_one_clear_line_before_anything_compiles(
             ["--config=configs/quickstart.py", "--config.model.patch_size=3"],
             "use 6 or 9",
         ),
-        (["--config=configs/quickstart.py:typo=7"], "'typo' is not one of []"),
+        (["--config=configs/quickstart.py:typo=7"], "argument 'typo': it takes none"),
         (["--config=configs/quickstart.py", "--workdir="], "--workdir is missing"),
     ],
 )
