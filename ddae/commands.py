@@ -59,7 +59,7 @@ def whole(path: str) -> Iterator[BinaryIO]:
     """A file to write to; it is at `path` once all is written, and nowhere before."""
     part, folder = f"{path}.part", os.path.dirname(path)
     if folder and not os.path.isdir(folder):
-        raise UserError(f"no folder {folder} to write {path} in; make it first")
+        raise UserError(f"{path} cannot be written: there is no folder {folder}")
     try:
         with open(part, "wb") as file:
             yield file
