@@ -414,10 +414,9 @@ def arguments(text: str | None, **defaults):
     for pair in filter(None, (text or "").split(",")):
         key, _, value = pair.partition("=")
         if key not in defaults:
-            known = f"{key!r} is not one of {', '.join(sorted(defaults))}"
-            raise ValueError(
-                f"config argument {known if defaults else f'{key!r}: it takes none'}"
-            )
+            known = f" is not one of {', '.join(sorted(defaults))}"
+            known = known if defaults else ": it takes none"
+            raise ValueError(f"config argument {key!r}{known}")
         kind = type(defaults[key])
         switches = {"": True, "1": True, "true": True, "0": False, "false": False}
         try:

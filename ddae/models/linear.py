@@ -58,13 +58,12 @@ class Norm(nn.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def standardised(x: Float[Array, "*s d"], dtype: Any) -> Float[Array, "*s d"]:
     """x less its mean, over the root of its variance plus 1e-6, along the last axis."""
-    centred, scale = _centred_and_scale(x.astype(jnp.float32), sums_in_turn())
+    centred, scale = _centred_and_scale(x.astype(jnp.float32))
     return (centred * scale).astype(dtype)
 
 
 def _standardised_forward(x: Array, dtype: Any) -> tuple[Array, Any]:
-    wide = x.astype(jnp.float32)
-    centred, scale = _centred_and_scale(wide, sums_in_turn())
+    centred, scale = _centred_and_scale(x.astype(jnp.float32))
     # Without a barrier XLA would compute them again, and keep x for that.
     y, scale = jax.lax.optimization_barrier(((centred * scale).astype(dtype), scale))
     return y, (y, scale, jnp.zeros((), x.dtype))
@@ -73,8 +72,11 @@ def _standardised_forward(x: Array, dtype: Any) -> tuple[Array, Any]:
 def _standardised_backward(dtype: Any, kept: Any, gradient: Array) -> tuple[Array]:
     y, scale, like_x = kept
     y, gradient = y.astype(jnp.float32), gradient.astype(jnp.float32)
-    of_x = scale * _less_mean_and_share(gradient, y, sums_in_turn())
+    of_x = scale * _less_mean_and_share(gradient, y)
     return (of_x.astype(like_x.dtype),)
+
+
+standardised.defvjp(_standardised_forward, _standardised_backward)
 
 
 def sums_in_turn() -> bool:
@@ -85,11 +87,11 @@ def sums_in_turn() -> bool:
 
 
 def _centred_and_scale(
-    x: Float[Array, "*s d"], in_turn: bool
+    x: Float[Array, "*s d"],
 ) -> tuple[Float[Array, "*s d"], Float[Array, "*s 1"]]:
     """x less its mean, and one over the root of its variance plus 1e-6."""
     mean = x.mean(-1, keepdims=True)
-    if in_turn:
+    if sums_in_turn():
         variance = ((x - mean) ** 2).mean(-1, keepdims=True)
     else:
         squares = (x * x).mean(-1, keepdims=True)
@@ -98,15 +100,12 @@ def _centred_and_scale(
 
 
 def _less_mean_and_share(
-    gradient: Float[Array, "*s d"], y: Float[Array, "*s d"], in_turn: bool
+    gradient: Float[Array, "*s d"], y: Float[Array, "*s d"]
 ) -> Float[Array, "*s d"]:
     """The gradient less its mean and its share along y, which is of mean 0."""
     centred = gradient - gradient.mean(-1, keepdims=True)
-    along = ((centred if in_turn else gradient) * y).mean(-1, keepdims=True)
+    along = ((centred if sums_in_turn() else gradient) * y).mean(-1, keepdims=True)
     return centred - y * along
-
-
-standardised.defvjp(_standardised_forward, _standardised_backward)
 
 
 def linear_weights(

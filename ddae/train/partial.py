@@ -262,19 +262,17 @@ def _frozen_flags(
     known = old.position_grid or old.grid
     if old.positions == "sincos" and known != (new.position_grid or new.grid):
         differs["position_grid"] = known
-    data = {
+    own_keys: dict[str, Any] = {
         key: tuple(theirs["data"][key])
         for key, own in (("mean", network.mean), ("std", network.std))
         if not np.array_equal(theirs["data"][key], np.resize(own, new.channels))
     }
-    if new_codes := network.quantiser:
-        said = theirs.get("tokenizer", {})
-        data |= {
-            key: said[key]
-            for key in ("codes", "code_dim")
-            if said.get(key, getattr(new_codes, key)) != getattr(new_codes, key)
-        }
-    parts = (_flags(f"{section}.model", differs), _flags(section, data))
+    if network.quantiser is not None:
+        said, new = theirs.get("tokenizer", {}), vars(network.quantiser)
+        for key in ("codes", "code_dim"):
+            if said.get(key, new[key]) != new[key]:
+                own_keys[key] = said[key]
+    parts = (_flags(f"{section}.model", differs), _flags(section, own_keys))
     return " ".join(part for part in parts if part)
 
 
