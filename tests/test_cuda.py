@@ -102,8 +102,10 @@ def test_attention_has_its_kernels_where_they_pay_and_stays_with_its_rows():
     _, text = compiled_for("h100:4", config)
     flashes = re.findall(r'= (.*?) custom-call\(.*"__cudnn\$fmhaSoftmax"', text)
     assert len(flashes) == 2 and all("bf16[16,2,66,64]" in call for call in flashes)
-    calls = re.findall(r'= (\S+?)\{.* custom-call\(.*"__gpu\$xla.gpu.triton"', text)
-    assert sorted(calls) == 2 * ["bf16[16,65,2,16]"] + 2 * ["bf16[16,65,3,2,16]"]
+    calls = re.findall(r'= (.*?) custom-call\(.*"__gpu\$xla.gpu.triton"', text)
+    results = sorted(re.findall(r"\w+\[[\d,]+\]", call) for call in calls)
+    gradients = ["bf16[16,65,3,2,16]", "f32[16,3,2,16]"]
+    assert results == 2 * [["bf16[16,65,2,16]"]] + 2 * [gradients]
     assert {kind for kind, *_ in scaling.collectives(text)} == {"all-reduce"}
     config["model"]["attention"] = "xla"
     assert not re.search("fmha|xla.gpu.triton", compiled_for("h100:4", config)[1])
@@ -128,7 +130,8 @@ def test_flash_attention_learns_a_bias_where_it_is_asked_to():
 )
 def test_attention_takes_what_products_wrote(attention, target, calls, arrays):
     """Queries, keys and values are neither cut from an array nor padded for it, nor are
-    the gradients of what it gave: each is written once."""
+    the gradients of what it gave: each is written once. What Pallas's kernel gives of
+    theirs products alone read: it has summed the bias's itself."""
     config = wide_config(method__decoder=NARROW)
     config["model"]["attention"] = attention
     _, text = compiled_for("h100:1", config, **APART)
@@ -147,6 +150,16 @@ def test_attention_takes_what_products_wrote(attention, target, calls, arrays):
         assert len(batches) >= arrays
         for kind in map(source, batches):
             assert re.match(r"__cublas|__cudnn", kind), f"{name} reads {kind}"
+    if attention == "auto":
+        readers = [
+            line
+            for _, kind, operands, line in made.values()
+            if kind not in scaling.NO_KERNEL
+            and any(
+                made[x][0].startswith("bf16[") and source(x) == target for x in operands
+            )
+        ]
+        assert len(readers) == 8 and all("__cublas" in line for line in readers)
 
 
 @pytest.mark.parametrize("name, fsdp", [("h100:4", 4), ("a100:2x4", 4)])

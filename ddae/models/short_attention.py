@@ -77,8 +77,8 @@ def _kept(qkv: Array, bias: Array, interpret: bool) -> tuple[Array, Any]:
 
 
 def _gradients(interpret: bool, kept: Any, out: Array) -> tuple[Array, Array]:
-    gradient = _backward(*kept, out, interpret)
-    return gradient, gradient.sum((0, 1), jnp.float32).astype(kept[1].dtype)
+    gradient, of_bias = _backward(*kept, out, interpret)
+    return gradient, of_bias.sum(0).astype(kept[1].dtype)
 
 
 short_attention.defvjp(_kept, _gradients)
@@ -95,7 +95,7 @@ def _of_examples(rule: str) -> Any:
         def partition(interpret: bool, mesh: Any, given: Any, result: Any) -> Any:
             own = functools.partial(function, interpret=interpret)
             given = tuple(x.sharding for x in given)
-            return mesh, own, result.sharding, given
+            return mesh, own, jax.tree.map(lambda x: x.sharding, result), given
 
         whole.def_partition(
             partition=partition,
@@ -124,17 +124,24 @@ def _forward(qkv: Array, bias: Array, interpret: bool) -> Array:
     )(qkv, bias)
 
 
-@_of_examples("b t c h k, c h k, b t h k -> b t c h k")
-def _backward(qkv: Array, bias: Array, out: Array, interpret: bool) -> Array:
+@_of_examples("b t c h k, c h k, b t h k -> b t c h k, b c h k")
+def _backward(
+    qkv: Array, bias: Array, out: Array, interpret: bool
+) -> tuple[Array, Array]:
+    """The gradient of qkv, and its sum over each example's tokens, in float32."""
     b, t, _, heads, width = qkv.shape
     tiles = backward_tiles(t)
     whole, shifts, plain = _blocks(t, width)
+    sums = pl.BlockSpec((None, 3, None, width), lambda b, h, *_: (b, 0, h, 0))
     return pl.pallas_call(
         functools.partial(_backward_kernel, t=t, tiles=tiles),
         grid=(b, heads),
         in_specs=[whole, shifts, plain],
-        out_specs=whole,
-        out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+        out_specs=[whole, sums],
+        out_shape=[
+            jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+            jax.ShapeDtypeStruct((b, 3, heads, width), jnp.float32),
+        ],
         compiler_params=_parameters(tiles),
         interpret=interpret,
         name="short_attention_backward",
@@ -202,12 +209,12 @@ def _forward_kernel(qkv: Any, bias: Any, out: Any, *, t: int, tiles: Tiles) -> N
 
 
 def _backward_kernel(
-    qkv: Any, bias: Any, out: Any, gradient: Any, *, t: int, tiles: Tiles
+    qkv: Any, bias: Any, out: Any, gradient: Any, sums: Any, *, t: int, tiles: Tiles
 ) -> None:
     k, v = (_read(qkv, bias, part, t, 0, tiles.keys) for part in (KEY, VALUE))
 
     def one(i: Any, carry: Any) -> Any:
-        of_k, of_v = carry
+        sum_q, of_k, of_v = carry
         at = i * tiles.queries
         rows, there = _rows(t, at, tiles.queries)
         q = _read(qkv, bias, QUERY, t, at, tiles.queries)
@@ -220,14 +227,18 @@ def _backward_kernel(
         mean = (shares * of_shares).sum(1, keepdims=True)
         of_scores = shares * (of_shares - mean) / math.sqrt(q.shape[-1])
         of_scores = of_scores.astype(q.dtype)
-        of_q = triton.dot(of_scores, k).astype(gradient.dtype)
-        triton.store(gradient.at[rows, QUERY], of_q, mask=there)
-        return of_k + triton.dot(of_scores.T, q), of_v
+        of_q = triton.dot(of_scores, k)
+        triton.store(gradient.at[rows, QUERY], of_q.astype(gradient.dtype), mask=there)
+        return sum_q + of_q.sum(0), of_k + triton.dot(of_scores.T, q), of_v
 
     none = jnp.zeros(k.shape, jnp.float32)
-    found = _over(t, tiles.queries, one, (none, none))
+    sum_q = jnp.zeros(k.shape[1], jnp.float32)
+    sum_q, *found = _over(t, tiles.queries, one, (sum_q, none, none))
+    triton.store(sums.at[QUERY], sum_q)
     rows, there = _rows(t, 0, tiles.keys)
     for part, of_part in zip((KEY, VALUE), found, strict=True):
+        # Of keys that there are not the gradient is 0.
+        triton.store(sums.at[part], of_part.sum(0))
         of_part = of_part.astype(gradient.dtype)
         triton.store(gradient.at[rows, part], of_part, mask=there)
 
