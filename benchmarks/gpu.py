@@ -14,8 +14,8 @@ as long as one after the other.
 2. Beside transformers: bfloat16 autocast, eager, and SDPA with torch.compile.
 3. Attention alone, XLA's, cuDNN's and Pallas's, at the shapes of every stack, and
    Pallas's with other tiles.
-4. The step's matrix: attention, matrix products by cuBLAS alone, remat, scan, batch, a
-   cheaper teacher; small images, one step and many at once.
+4. The step's matrix: GELU by tanh, matrix products by cuBLAS alone, attention, remat,
+   scan, batch, a cheaper teacher; small images, one step and many at once.
 5. Two steps of every file of configs/ on noise.
 
 --smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
@@ -62,8 +62,9 @@ def parts():
     found.append(("torch B", ["against_torch.py", "--model=B", "--batch=256"], 240))
     found.append(("attention", ["attention.py"], 120))
     found.append(("tiles", ["tiles.py"], 120))
-    for name, config in (("mae B", mae), ("ddae B", ddae)):
-        found.append((f"{name}, {NO_TRITON}", step(config.format("B"), 512), 150))
+    for name, config in (("mae B", mae.format("B")), ("ddae B", ddae.format("B"))):
+        found.append((f"{name} gelu=tanh", step(config, 512, "model.gelu=tanh"), 150))
+        found.append((f"{name}, {NO_TRITON}", step(config, 512), 150))
     for kernel in ("xla", "cudnn"):
         change = f"model.attention={kernel}"
         found.append((f"mae B {kernel}", step(mae.format("B"), 512, change), 150))

@@ -192,6 +192,7 @@ def plan(config, batch, name):
         "fsdp": config["mesh"]["fsdp"],
         "accumulate": config["optimizer"]["accumulate"],
         "attention": config["model"].get("attention", "auto"),
+        "gelu": config["model"].get("gelu", "erf"),
         "remat": config["model"]["remat"],
         "scan": config["model"]["scan"],
         "dtype": config["dtype"],

@@ -70,6 +70,7 @@ def run(config, batch, steps, warmup, programs=None, profile=None):
         "dtype": config["dtype"],
         "remat": config["model"]["remat"],
         "attention": config["model"].get("attention", "auto"),
+        "gelu": config["model"].get("gelu", "erf"),
         "batch": batch,
         "devices": devices,
         "steps": steps,

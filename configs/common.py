@@ -66,6 +66,7 @@ def training() -> ConfigDict:
     config.model.relative_bias = "none"
     config.model.layer_scale = 0.0
     config.model.drop_path = 0.0
+    config.model.gelu = "erf"
     config.model.attention = "auto"
 
     config.optimizer = ConfigDict()
@@ -346,6 +347,7 @@ def frozen(config: ConfigDict, positions: str) -> ConfigDict:
     model = {"size": size, "patch_size": config.model.patch_size}
     model |= {"channels": config.model.channels, "positions": positions}
     model |= {"relative_bias": "none", "layer_scale": 0.0, "style": "vit"}
+    model |= {"gelu": "erf"}
     return ConfigDict(
         {
             "workdir": "",

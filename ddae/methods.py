@@ -75,6 +75,7 @@ def mae(
             dtype=DTYPES.get(decoder.dtype, encoder.dtype),
             remat=encoder.remat,
             scan=encoder.scan,
+            gelu=encoder.gelu,
             kernel=encoder.kernel,
         )
     elif layout == "mask_token":

@@ -162,6 +162,23 @@ def _biased(rows):
     return f"{what}: {taken}as compiled, {' became '.join(said)}"
 
 
+def _by_tanh(rows):
+    """What plans have become with GELU by tanh, and steps where they were timed."""
+    said = []
+    for row in of(rows, "plan_tanh"):
+        keys = {key: row[key] for key in ("method", "size", "batch", "dtype", "remat")}
+        plain = of(rows, "plan", slice=row["slice"], scan=row["scan"], **keys)
+        exact = of(rows, "step", platform="gpu", gelu="erf", **keys)
+        tanh = of(rows, "step", platform="gpu", gelu="tanh", **keys)
+        what = f"{row['method']}-{row['size']} for {row['slice']}"
+        if exact and tanh:
+            times = (1e3 * found[-1]["step_seconds"] for found in (exact, tanh))
+            what += ", {:.1f} ms became {:.1f}".format(*times)
+        if plain:
+            said.append(f"{what}: {_moved(plain[0])} became {_moved(row)}")
+    return said and f"as compiled, {'; '.join(said)}"
+
+
 def _alone(rows):
     kernels = ("cudnn_seconds", "pallas_seconds")
     found = [r for r in of(rows, "attention") if all(map(r.get, kernels))]
@@ -244,7 +261,21 @@ def lever_rows(rows):
             (
                 "GELU by erf, in float32 within, its gradient from its input alone",
                 _normal(rows),
-                "always",
+                "unless `config.model.gelu=tanh`",
+            ),
+            (
+                "GELU by tanh: on a GPU the product before it ends in it, and it is no"
+                " kernel of its own. What a step reads and writes outside matrix"
+                " products and attention",
+                _by_tanh(rows),
+                "`config.model.gelu=tanh`: it is another function, up to 5e-4 off; not"
+                " timed",
+            ),
+            (
+                "the gradient of attention's bias summed by Pallas's kernel that gives"
+                " those of queries, keys and values",
+                _planned(rows, _moved, "bias"),
+                "always, where that kernel is; not timed",
             ),
             (
                 "bfloat16 compute",
@@ -271,32 +302,36 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                _planned(rows, _copies, "state", until=("chain", "turns", "norm")),
+                _planned(
+                    rows, _copies, "state", until=("bias", "chain", "turns", "norm")
+                ),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                _planned(rows, scaling.said, "fsdp", until=("chain", "turns", "norm")),
+                _planned(
+                    rows, scaling.said, "fsdp", until=("bias", "chain", "turns", "norm")
+                ),
                 "always; not timed",
             ),
             (
                 "a norm's scale and shift taken in by the Linear after it, of which"
                 " nothing but the Linear's input is kept",
-                _planned(rows, _held, "norm", until=("chain", "turns")),
+                _planned(rows, _held, "norm", until=("bias", "chain", "turns")),
                 "always, in blocks; not timed",
             ),
             (
                 "a norm's second sum over what its first one gives: XLA has one kernel"
                 " of Triton for such a chain, and for its gradient with the addition"
                 " after it",
-                _planned(rows, _moved, "chain"),
+                _planned(rows, _moved, "chain", until=("bias",)),
                 "on GPUs; not timed. A TPU would read more",
             ),
             (
                 "heads take turns: of each the gradient is taken with its loss, and the"
                 " next but one waits for it; else XLA may keep the activations of all",
-                _planned(rows, _needed, "turns", until=("chain",)),
+                _planned(rows, _needed, "turns", until=("bias", "chain")),
                 "always, where a method has several heads; not timed",
             ),
             (
@@ -308,7 +343,7 @@ def lever_rows(rows):
                 "where blocks are scanned no loop over two, for which a GPU's compiler"
                 " sets aside at once what the loops of all heads keep; and nothing kept"
                 " beside a view of it",
-                _planned(rows, _needed, "loops"),
+                _planned(rows, _needed, "loops", until=("bias",)),
                 "always; not timed. On a CPU these blocks lose their remat",
             ),
             (

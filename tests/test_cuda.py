@@ -1,5 +1,6 @@
 """The step as XLA compiles it for GPUs, of which none is here."""
 
+import collections
 import pathlib
 import re
 import sys
@@ -209,3 +210,11 @@ def test_other_steps_compile_too(config):
     _, text = compiled_for("h100:2", config | {"dtype": "bfloat16"}, 16)
     kinds = {kind for kind, *_ in scaling.collectives(text)}
     assert kinds - {"collective-permute"} == {"all-reduce"}
+
+
+def test_products_end_in_a_gelu_by_tanh():
+    """The teacher's with it alone, the others' with their own result beside it."""
+    config = wide_config(model__gelu="tanh")
+    _, text = compiled_for("h100:1", config)
+    ends = collections.Counter(re.findall(r'"epilogue":"(\w*GELU\w*)"', text))
+    assert ends == {"BIAS_GELU": 2, "BIAS_GELU_AUX": 4}

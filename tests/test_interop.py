@@ -463,6 +463,37 @@ def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
     assert "images      standardised by mean (0.1, 0.2, 0.3), std" in out
 
 
+def test_gelu_by_tanh_goes_out_and_comes_back(tmp_path, capsys):
+    """By what each says of it: timm's config.json or our file, transformers' config."""
+    file = files(timm_vit(0, "cls"), tmp_path)
+    images = np.random.default_rng(0).random((2, 16, 16, 3)).astype(np.float32)
+    found = {}
+
+    def brought_in(name, module, path, *flags):
+        workdir = str(tmp_path / name)
+        assert module.main(["import", path, f"--workdir={workdir}", *flags]) == 0
+        found[name] = ddae.load_encoder(workdir)(images).patches
+        return workdir, load_params(workdir)[1]["model"]["gelu"]
+
+    assert brought_in("erf", timm, file)[1] == "erf"
+    workdir, gelu = brought_in("tanh", timm, file, "--gelu=tanh")
+    assert gelu == "tanh"
+    out, folder = str(tmp_path / "out.safetensors"), str(tmp_path / "hf")
+    capsys.readouterr()
+    assert timm.main(["export", workdir, out]) == 0
+    assert "GELU by tanh: act_layer='gelu_tanh'" in capsys.readouterr().out
+    assert brought_in("timm", timm, out)[1] == "tanh"
+    assert huggingface.main(["export", workdir, folder]) == 0
+    assert brought_in("hf", huggingface, folder)[1] == "tanh"
+    said = {"architecture": "vit", "model_args": {"act_layer": "gelu_tanh"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert brought_in("told", timm, file)[1] == "tanh"
+    exact = found.pop("erf")
+    for name, patches in found.items():
+        np.testing.assert_array_equal(patches, found["tanh"], err_msg=name)
+    assert 1e-6 < np.abs(exact - found["tanh"]).max() < 0.01
+
+
 @pytest.mark.slow
 def test_a_timm_file_of_ours_says_how_images_are_standardised(tmp_path, capsys):
     config = tiny_config(method={"name": "mae", "layout": "mask_token"})

@@ -338,14 +338,36 @@ def test_a_frozen_network_standardises_images_its_own_way():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def tokenizer_task(drop_path=0.0, **settings):
-    teacher = {"model": {"size": "Two", "patch_size": 2, "channels": 1}}
-    given = {"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": teacher}
+def tokenizer_task(drop_path=0.0, gelu="erf", **settings):
+    model = {"size": "Two", "patch_size": 2, "channels": 1, "gelu": gelu}
+    given = {"codes": 8, "code_dim": 4, "decoder_depth": 1, "teacher": {"model": model}}
     config = tiny_config(
-        task="tokenize", tokenizer=given | settings, model__drop_path=drop_path
+        task="tokenize",
+        tokenizer=given | settings,
+        model=model | {"drop_path": drop_path},
     )
     del config["method"]
     return tasks.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["ddae", "beit_v2", "tokenize"])
+def test_all_blocks_of_a_task_have_the_gelu_that_was_asked_for(name):
+    """Those of decoders and of BEiT-v2's aggregation too."""
+
+    def exact(gelu):
+        model = {"size": "Two", "patch_size": 2, "channels": 1, "gelu": gelu}
+        if name == "tokenize":
+            task = tokenizer_task(gelu=gelu)
+        else:
+            method = {"name": name}
+            if name == "beit_v2":
+                method |= {"early": 1, "tokenizer": {"model": model, "codes": 8}}
+                model = model | {"relative_bias": "shared", "positions": "none"}
+            task = tasks.from_config(tiny_config(model=model, method=method))
+        made = str(jax.make_jaxpr(task.init)(jax.random.key(0)))
+        return len(re.findall(r":f32\[\d+,\d+,\d+\] = erf\b", made))  # of tokens
+
+    assert exact("tanh") == 0 < exact("erf")
 
 
 def test_a_tokenizer_drops_no_path():

@@ -11,7 +11,8 @@ import scipy.stats
 
 from ddae.masking import Masking
 from ddae.models import blocks, kernels, linear, short_attention, vit
-from ddae.models.blocks import Block, ViTSpec, gelu, through_blocks
+from ddae.models.blocks import Block, ViTSpec, through_blocks
+from ddae.models.gelu import ACTIVATIONS, gelu
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.linear import Norm, NormedLinear
 from ddae.models.positions import sincos
@@ -472,6 +473,18 @@ def test_gelu_is_exact_and_so_is_its_gradient():
     exact = exact * scipy.stats.norm.cdf(exact)
     found = np.asarray(found, np.float64)
     np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
+
+
+def test_gelu_by_tanh_is_close_to_it_and_its_gradient_is_its_own():
+    tanh, x = ACTIVATIONS["tanh"], jnp.linspace(-9.0, 9.0, 2001)
+    assert 3e-4 < jnp.abs(tanh(x) - gelu(x)).max() < 5e-4
+    (gradient,) = jax.vjp(tanh, x)[1](jnp.ones_like(x))
+    (wanted,) = jax.vjp(lambda x: nn.gelu(x, approximate=True), x)[1](jnp.ones_like(x))
+    np.testing.assert_allclose(gradient, wanted, atol=2e-6)
+    half = x.astype(jnp.bfloat16)
+    found = np.asarray(tanh(half), np.float32)
+    wide = np.asarray(nn.gelu(half.astype(jnp.float32), approximate=True))
+    np.testing.assert_allclose(found, wide, rtol=2**-8, atol=1e-6)
 
 
 def test_small_layer_scales_are_not_lost_in_half_precision():

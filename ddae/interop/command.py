@@ -51,6 +51,7 @@ def _add_import(choices: Any, what: str) -> None:
     made.add_argument("--num_heads", type=int)
     made.add_argument("--mean", type=numbers, help="of the channels, 0.5,0.5,0.5")
     made.add_argument("--std", type=numbers)
+    made.add_argument("--gelu", choices=("erf", "tanh"), help="how it is computed")
 
 
 def _add_export(choices: Any, where: str) -> None:
@@ -73,7 +74,7 @@ def bring_in(
     those usual for the kind, as nothing beside the weights says them."""
     given = {
         key: getattr(args, key)
-        for key in ("image_size", "num_heads", "mean", "std")
+        for key in ("image_size", "num_heads", "mean", "std", "gelu")
         if getattr(args, key) is not None
     }
     params, config = import_weights(weights, dialect, Hints(**(known | given)))

@@ -26,6 +26,7 @@ from ddae.interop.names import (
     to_theirs,
 )
 from ddae.methods import METHODS
+from ddae.models.gelu import Gelu
 from ddae.models.positions import resize_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -42,13 +43,15 @@ CLIP = ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
     """What arrays alone do not tell: heads of attention (else those of the size in
-    VIT_SPECS), pixels (else those of a square grid), mean and std of the images."""
+    VIT_SPECS), pixels (else those of a square grid), mean and std of the images, and
+    how GELU is computed (CLIP's own is known)."""
 
     num_heads: int | None = None
     decoder_heads: int = 16
     image_size: int | tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+    gelu: Gelu = "erf"
 
 
 def import_weights(
@@ -152,6 +155,7 @@ def _config(
         else ("block" if shared is None else "shared"),
         "layer_scale": 0.0 if scale is None else 0.1,
         "style": "clip" if "encoder/norm_embedding/scale" in found else "vit",
+        "gelu": hints.gelu,
     }
     config = {
         "image_size": grid[0] * patch

@@ -30,6 +30,9 @@ from ddae.settings import UserError
 STANDARDISED = {"vit": HALF, "vit_mae": IMAGENET, "beit": HALF, "clip": CLIP}
 """How their images are standardised where no preprocessor_config.json says it."""
 
+GELUS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+"""Ours, by the names of transformers."""
+
 PREFIXES = {"vit": "vit.", "vit_mae": "vit.", "beit": "beit.", "clip": "vision_model."}
 
 
@@ -148,7 +151,9 @@ def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.num_heads,
         "intermediate_size": int(spec.width * spec.mlp_ratio),
-        "hidden_act": "gelu",
+        "hidden_act": next(
+            act for act, gelu in GELUS.items() if gelu == model.get("gelu", "erf")
+        ),
         "layer_norm_eps": 1e-6,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -193,11 +198,13 @@ def bring_in(args: Any) -> None:
         raise UserError(
             f"{args.path}: model_type {kind!r} is not one of {sorted(PREFIXES)}"
         )
-    act = {"clip": "quick_gelu"}.get(kind, "gelu")
-    if vision.get("hidden_act", act) != act or vision.get("layer_norm_eps", 0) > 1e-5:
+    known = {"quick_gelu": "erf"} if kind == "clip" else GELUS
+    act = vision.get("hidden_act", next(iter(known)))
+    if act not in known or vision.get("layer_norm_eps", 0) > 1e-5:
         raise UserError(
-            f"{args.path}: hidden_act {vision.get('hidden_act')!r} with layer_norm_eps"
-            f" {vision.get('layer_norm_eps')} is not ours ({act!r}, at most 1e-5)"
+            f"{args.path}: hidden_act {act!r} with layer_norm_eps"
+            f" {vision.get('layer_norm_eps')} is not ours"
+            f" ({' or '.join(map(repr, known))}, at most 1e-5)"
         )
     weights = read_weights(args.path)
     if not any(name.startswith(PREFIXES[kind]) for name in weights):
@@ -224,6 +231,7 @@ def bring_in(args: Any) -> None:
         image_size=pair(vision["image_size"]),
         mean=tuple(mean),
         std=tuple(std),
+        gelu=known[act],
     )
 
 

@@ -12,16 +12,16 @@ from typing import Any
 from ddae.interop import command
 from ddae.interop.convert import HALF, IMAGENET
 from ddae.interop.files import new_file, read_weights, write_torch
-from ddae.interop.timm import named
+from ddae.interop.timm import named, said_of_gelu
 
 
 def export(workdir: str, path: str, head: str | None) -> None:
     """As those files are, {"model": state_dict}: a MAE or DDAE with the decoder of its
     last layer as MAE's, what has a relative bias or layer scale as BEiT's."""
     new_file(path, ".pth")
-    weights, name, _ = named(workdir, head, decoder=True)
+    weights, name, config = named(workdir, head, decoder=True)
     write_torch(path, weights)
-    print(f"{path}: {len(weights)} arrays, {name}")
+    print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
 
 
 def bring_in(args: Any) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0; 2 wrong arguments or weights, nothing written.
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
@@ -28,10 +29,18 @@ def export(workdir: str, path: str, head: str | None) -> None:
     new_file(path, ".safetensors")
     weights, name, config = named(workdir, head)
     beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
+    if config["model"].get("gelu") == "tanh":
+        beside["gelu"] = "tanh"
     if head and config["task"] == "classify":
         beside["head"] = head
     write_weights(path, weights, beside)
-    print(f"{path}: {len(weights)} arrays, {name}")
+    print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
+
+
+def said_of_gelu(config: Mapping[str, Any]) -> str:
+    """What whoever builds the model there has to know of it."""
+    tanh = config["model"].get("gelu") == "tanh"
+    return ", GELU by tanh: act_layer='gelu_tanh'" if tanh else ""
 
 
 def named(
@@ -79,17 +88,21 @@ def bring_in(args: Any) -> None:
     known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
     path = os.path.join(folder, "config.json")  # as timm's weights are published
-    said = read_json(path).get("pretrained_cfg", {}) if os.path.isfile(path) else {}
-    said |= _standardised(args.path)
+    whole = read_json(path) if os.path.isfile(path) else {}
+    said = whole.get("pretrained_cfg", {})
+    beside = read_beside(args.path)
+    act = (whole.get("model_args") or {}).get("act_layer")
+    if act == "gelu_tanh" or beside.get("gelu") == "tanh":
+        known["gelu"] = "tanh"
+    said |= _standardised(beside)
     if told := {"mean", "std"} <= said.keys():
-        known = {key: tuple(said[key]) for key in ("mean", "std")}
+        known |= {key: tuple(said[key]) for key in ("mean", "std")}
     dialect = "timm_beit" if beit else "timm_vit"
     command.bring_in(weights, dialect, args, assumed=not told, **known)
 
 
-def _standardised(path: str) -> dict[str, tuple[float, ...]]:
+def _standardised(beside: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
     """mean and std where the file itself says them, as ours do; else {}."""
-    beside = read_beside(path)
     try:
         return {key: command.numbers(beside[key]) for key in ("mean", "std")}
     except (KeyError, ValueError):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from ddae.models.gelu import ACTIVATIONS, Activation
 from ddae.models.kernels import Computed, Kernel, attend, attention_kernel, flash
 from ddae.models.linear import (
     Dense,
@@ -44,9 +44,6 @@ LOOPED = 2
 """No loop over as few blocks or fewer: it compiles no sooner, and a GPU sets aside at
 once what the loops of all heads of a step keep for their gradients."""
 
-Style = Literal["vit", "clip"]
-"""clip: CLIP's encoder has a norm before the first block, and a GELU of a sigmoid."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ViTSpec:
@@ -58,33 +55,6 @@ class ViTSpec:
     mlp_ratio: float = 4.0
 
 
-@jax.custom_vjp
-def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """x times the normal distribution's function at x, in float32 within.
-
-    By erf, as PyTorch has it, and its gradient is computed from x alone: jax.nn.gelu
-    takes erfc, which costs a GPU three times as much, and keeps it for the gradient.
-    """
-    return _gelu_forward(x)[0]
-
-
-def _normal_cdf(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-def _gelu_forward(x: Array) -> tuple[Array, Array]:
-    wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype), x
-
-
-def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    wide = x.astype(jnp.float32)
-    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2.0 * math.pi)
-    slope = _normal_cdf(wide) + wide * density
-    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
 token_init = nn.initializers.normal(0.02)
 
 
@@ -164,18 +134,17 @@ class RelativePositionBias(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two Linear layers around an exact (erf) GELU, or CLIP's x sigmoid(1.702 x)."""
+    """Two Linear layers around a GELU."""
 
     hidden: int
     dtype: Any
-    style: Style = "vit"
+    activation: Activation = "erf"
 
     @nn.compact
     def __call__(self, normed: Normed) -> Float[Array, "b t d"]:
         d = normed.scale.size
         x = NormedLinear(self.hidden, self.dtype, name="up")(normed)
-        quick = self.style == "clip"
-        x = x * nn.sigmoid(1.702 * x) if quick else gelu(x)
+        x = ACTIVATIONS[self.activation](x)
         return Dense(d, dtype=self.dtype, name="down")(x)
 
 
@@ -192,7 +161,7 @@ class Block(nn.Module):
     dtype: Any
     layer_scale: float = 0.0
     bias_grid: Grid | None = None
-    style: Style = "vit"
+    activation: Activation = "erf"
     kernel: Computed = "xla"
     tokens: int | None = None
 
@@ -220,7 +189,7 @@ class Block(nn.Module):
         x = x + self._branch("scale_attention", y, keys, 0, drop_path)
         hidden = int(self.spec.width * self.spec.mlp_ratio)
         y = Norm(self.dtype, name="norm_mlp")(x)
-        y = Mlp(hidden, self.dtype, self.style, name="mlp")(y)
+        y = Mlp(hidden, self.dtype, self.activation, name="mlp")(y)
         return x + self._branch("scale_mlp", y, keys, 1, drop_path)
 
     def _branch(

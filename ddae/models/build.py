@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ddae.models.blocks import Remat, Style
+from ddae.models.blocks import Remat
+from ddae.models.gelu import Gelu
 from ddae.models.kernels import Kernel
-from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias
+from ddae.models.vit import VIT_SPECS, Encoder, Positions, RelativeBias, Style
 from ddae.settings import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -23,8 +24,9 @@ class ModelSettings:
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.
     layer_scale: its initial value, 0 is none. drop_path: of the last block; 0 where the
-    whole encoder is frozen. style: vit, or clip for CLIP's weights. attention: auto,
-    xla, cudnn or pallas, as `kernels.Kernel` says.
+    whole encoder is frozen. style: vit, or clip for CLIP's weights, which have a GELU
+    of their own. gelu: erf, or tanh, its approximation, as `gelu.Gelu` says.
+    attention: auto, xla, cudnn or pallas, as `kernels.Kernel` says.
     """
 
     size: str = "B"
@@ -38,6 +40,7 @@ class ModelSettings:
     layer_scale: float = 0.0
     drop_path: float = 0.0
     style: Style = "vit"
+    gelu: Gelu = "erf"
     attention: Kernel = "auto"
 
     def __post_init__(self):
@@ -47,6 +50,7 @@ class ModelSettings:
             "positions": ("sincos", "learned", "none"),
             "relative_bias": ("none", "shared", "block"),
             "style": ("vit", "clip"),
+            "gelu": ("erf", "tanh"),
             "attention": ("auto", "xla", "cudnn", "pallas"),
         }
         for name, known in choices.items():
@@ -96,5 +100,6 @@ def make_encoder(
         drop_path=model.drop_path,
         final_norm=final_norm,
         style=model.style,
+        gelu=model.gelu,
         kernel=model.attention,
     )

@@ -17,6 +17,7 @@ from ddae.models.blocks import (
     through_blocks,
     token_init,
 )
+from ddae.models.gelu import Gelu
 from ddae.models.kernels import Kernel
 from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import sincos
@@ -67,6 +68,7 @@ class TapDecoder(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "off"
     scan: bool = False
+    gelu: Gelu = "erf"
     kernel: Kernel = "auto"
     shared: Mapping[str, str] = FrozenDict()
 
@@ -87,7 +89,7 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
-        block = {"spec": self.decoder, "dtype": self.dtype}
+        block = {"spec": self.decoder, "dtype": self.dtype, "activation": self.gelu}
         depth = self.decoder.depth
         x = through_blocks(
             *(self, block, range(1, depth + 1), x),
@@ -165,7 +167,7 @@ class ClsAggregate(nn.Module):
             "dtype": self.dtype,
             "layer_scale": self.encoder.layer_scale,
             "bias_grid": grid if self.encoder.relative_bias == "block" else None,
-            "style": self.encoder.style,
+            "activation": self.encoder.activation,
         }
         last = self.early + self.num_blocks
         x = through_blocks(

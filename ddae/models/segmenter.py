@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddae.models.blocks import gelu
+from ddae.models.gelu import gelu
 from ddae.models.heads import BatchNorm
 from ddae.models.linear import Dense
 from ddae.models.vit import Features

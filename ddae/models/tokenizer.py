@@ -72,7 +72,7 @@ class TokenDecoder(nn.Module):
         shape = (1, h * w, spec.width)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
         x = x + positions.astype(self.dtype)
-        block = {"spec": spec, "dtype": self.dtype}
+        block = {"spec": spec, "dtype": self.dtype, "activation": self.encoder.gelu}
         x = through_blocks(
             *(self, block, range(1, self.depth + 1), x), kernel=self.encoder.kernel
         )[self.depth]

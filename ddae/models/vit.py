@@ -15,11 +15,11 @@ from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
     RelativePositionBias,
     Remat,
-    Style,
     ViTSpec,
     through_blocks,
     token_init,
 )
+from ddae.models.gelu import Activation, Gelu
 from ddae.models.kernels import Kernel
 from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import resize_positions, sincos
@@ -34,6 +34,9 @@ Positions = Literal["sincos", "learned", "none"]
 
 RelativeBias = Literal["none", "shared", "block"]
 """A learned bias of attention by offset, one for all blocks or one for each (BEiT)."""
+
+Style = Literal["vit", "clip"]
+"""clip: CLIP's encoder has a norm before the first block, and a GELU of a sigmoid."""
 
 
 @flax.struct.dataclass
@@ -79,7 +82,13 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     final_norm: bool = True
     style: Style = "vit"
+    gelu: Gelu = "erf"
     kernel: Kernel = "auto"
+
+    @property
+    def activation(self) -> Activation:
+        """What is between the Linear layers of a block's MLP."""
+        return "sigmoid" if self.style == "clip" else self.gelu
 
     @nn.compact
     def __call__(
@@ -112,7 +121,7 @@ class Encoder(nn.Module):
             "dtype": self.dtype,
             "layer_scale": self.layer_scale,
             "bias_grid": self.grid if self.relative_bias == "block" else None,
-            "style": self.style,
+            "activation": self.activation,
         }
         layers = range(1, depth + 1)
         rates = [self.drop_path * (i - 1) / max(1, depth - 1) for i in layers]

@@ -44,7 +44,8 @@ Tree = Any
 
 
 SAME = (
-    r"(task|image_size|data\.(mean|std)|model\.(size|style|positions|position_grid))$"
+    r"(task|image_size|data\.(mean|std))$"
+    r"|model\.(size|style|gelu|positions|position_grid)$"
     r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*(workdir|\.dtype)$)"
 )
 """Keys of a config that a resumed run cannot change: it would go on with another task

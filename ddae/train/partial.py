@@ -280,11 +280,15 @@ EXTRAS = {"relative_bias", "layer_scale"}
 """Settings of a model that add parameters to it, which may be left or begin fresh."""
 
 
+ALIKE = ("patch_size", "channels", "positions", "relative_bias", "style", "gelu")
+"""Settings that an encoder shares with that whose weights it takes."""
+
+
 def _differing(old: Encoder, new: Encoder) -> dict[str, Any]:
     """Settings of `old`, by their keys in config.model, that `new` has otherwise."""
     found = {
         key: getattr(old, key)
-        for key in ("patch_size", "channels", "positions", "relative_bias", "style")
+        for key in ALIKE
         if getattr(old, key) != getattr(new, key)
     }
     if bool(old.layer_scale) != bool(new.layer_scale):
