@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import measure  # noqa: E402
+import soak  # noqa: E402
 
 
 def run(*arguments):
@@ -129,3 +131,33 @@ def test_a_command_is_said_without_the_places_of_its_files(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     said = "python benchmarks/step.py --config quickstart --set 'a=(1,2)'"
     assert measure.command() == said
+
+
+COUNTS = """
+import json, os, pathlib, sys, time
+
+(workdir,) = (pathlib.Path(word[10:]) for word in sys.argv if "workdir" in word)
+workdir.mkdir(exist_ok=True)
+kept = workdir / "step"
+first = int(kept.read_text()) if kept.exists() else 0
+for step in range(first, 20):
+    time.sleep(0.05)
+    row = {"step": step, "loss": step + WRONG * (first > 0), "seconds": time.time()}
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+    (workdir / "next").write_text(str(step + 1))
+    os.replace(workdir / "next", kept)
+"""
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_soak_hits_a_run_until_it_is_done_and_finds_what_became_of_it(
+    wrong, tmp_path, monkeypatch
+):
+    """Here of a run that counts, rightly or not after a resume."""
+    (tmp_path / "train.py").write_text(COUNTS.replace("WRONG", str(wrong)))
+    monkeypatch.setattr(soak, "ROOT", tmp_path)
+    found = soak.soak([], str(tmp_path), 1, random.Random(0), (0.5, 0.9), 20.0)
+    assert sum(found["hits"].values()) >= 1
+    assert found["values"] == 40, "a step and a loss in each row, and no time"
+    assert bool(found["different"]) == bool(wrong)
