@@ -79,6 +79,8 @@ def rows_of(workdir):
 
 def soak(arguments, folder, processes, chance, within, patience):
     """What was done and found, as plain numbers."""
+    # What a shell starts in the background hears no Ctrl-C, nor would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     alone, hit = (os.path.join(folder, name) for name in ("alone", "hit"))
     codes = ended(started(arguments, alone, processes))
     if any(codes):
