@@ -160,6 +160,7 @@ def shown(found):
         "dtype": found["dtype"],
         "remat": found["remat"],
         "attention": found.get("attention", "auto"),
+        "GELU": found.get("gelu", "erf"),
         "at once": found.get("steps_per_dispatch", 1),
         "trace / compile / from cache, CPU-s": " / ".join(
             f"{found[f'{key}_cpu_seconds']:.2f}"
