@@ -42,7 +42,9 @@ def started(arguments, workdir, processes):
         return [
             subprocess.Popen(
                 [*command, *(joined + [f"--process_id={i}"]) * (processes > 1)],
-                **{"cwd": ROOT, "stdout": log, "stderr": log},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
             )
             for i in range(processes)
         ]
@@ -82,6 +84,7 @@ def soak(arguments, folder, processes, chance, within, patience):
     # What a shell starts in the background hears no Ctrl-C, nor would the runs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     alone, hit = (os.path.join(folder, name) for name in ("alone", "hit"))
+    print(f"a run that is left alone: see {alone}.log", flush=True)
     codes = ended(started(arguments, alone, processes))
     if any(codes):
         sys.exit(f"the run that was left alone ended with {codes}: see {alone}.log")
