@@ -1,6 +1,6 @@
 """Hits a run at random until it is done; then it must be the run that nobody hit.
 
-python benchmarks/soak.py --dir=NEW [--processes=2] [--seed=0] [--within=6,15] \\
+python benchmarks/soak.py --dir=NEW [--processes=2] [--seed=0] [--within 6 15] \\
   [--output=FILE.jsonl] --config=configs/NAME.py [--config.KEY=VALUE ...]
 
 All that it does not know goes to train.py. A first run is left alone; a second one gets
@@ -133,7 +133,9 @@ def main():
     parser.add_argument("--dir", required=True, help="a new folder for both runs")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the hits")
-    parser.add_argument("--within", default="6,15", help="seconds after a start")
+    parser.add_argument(
+        "--within", type=float, nargs=2, default=(6, 15), help="seconds after a start"
+    )
     parser.add_argument("--patience", type=float, default=120.0, help="seconds")
     parser.add_argument("--output", help="append a line of JSON here")
     args, arguments = parser.parse_known_args()
@@ -141,9 +143,8 @@ def main():
         parser.error(f"--dir={args.dir} is there already")
     folder = os.path.abspath(args.dir)
     os.makedirs(folder)
-    within = tuple(float(part) for part in args.within.split(","))
     chance = random.Random(args.seed)
-    row = soak(arguments, folder, args.processes, chance, within, args.patience)
+    row = soak(arguments, folder, args.processes, chance, args.within, args.patience)
     measure.write({"benchmark": "soak", **row}, args.output)
     print(measure.table([row | {"hits": str(row["hits"])}]))
     return int(row["different"] > 0)

@@ -1,12 +1,14 @@
 """What the commands of this package have in common."""
 
 import argparse
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from ddae import commands
 from ddae.interop.convert import Hints, import_weights, write_workdir
 from ddae.interop.names import Weights, flat
+from ddae.models.gelu import Gelu
 
 
 def main(
@@ -51,7 +53,8 @@ def _add_import(choices: Any, what: str) -> None:
     made.add_argument("--num_heads", type=int)
     made.add_argument("--mean", type=numbers, help="of the channels, 0.5,0.5,0.5")
     made.add_argument("--std", type=numbers)
-    made.add_argument("--gelu", choices=("erf", "tanh"), help="how it is computed")
+    gelus = typing.get_args(Gelu)
+    made.add_argument("--gelu", choices=gelus, help="how it is computed")
 
 
 def _add_export(choices: Any, where: str) -> None:

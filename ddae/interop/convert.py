@@ -162,11 +162,7 @@ def _config(
         if grid[0] == grid[1]
         else (grid[0] * patch, grid[1] * patch),
         "dtype": "float32",
-        "data": {
-            "name": "folder",
-            "mean": tuple(hints.mean),
-            "std": tuple(hints.std),
-        },
+        "data": {"name": "folder", "mean": tuple(hints.mean), "std": tuple(hints.std)},
         "model": model,
         "optimizer": {},
     }

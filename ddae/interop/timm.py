@@ -29,16 +29,16 @@ def export(workdir: str, path: str, head: str | None) -> None:
     new_file(path, ".safetensors")
     weights, name, config = named(workdir, head)
     beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
-    if config["model"].get("gelu") == "tanh":
+    if said := said_of_gelu(config):
         beside["gelu"] = "tanh"
     if head and config["task"] == "classify":
         beside["head"] = head
     write_weights(path, weights, beside)
-    print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
+    print(f"{path}: {len(weights)} arrays, {name}{said}")
 
 
 def said_of_gelu(config: Mapping[str, Any]) -> str:
-    """What whoever builds the model there has to know of it."""
+    """What whoever builds the model there has to know of it; nothing of erf's."""
     tanh = config["model"].get("gelu") == "tanh"
     return ", GELU by tanh: act_layer='gelu_tanh'" if tanh else ""
 
