@@ -87,7 +87,8 @@ def bare(image, files):
     augment = Augment(crop="random_resized", scale=SCALE)
     shapes = [tf.io.extract_jpeg_shape(tf.io.read_file(path)) for path in files]
     windows = [
-        crop_window(shape, augment, (0, number)) for number, shape in enumerate(shapes)
+        crop_window(shape, (SIZE, SIZE), augment, (0, number))
+        for number, shape in enumerate(shapes)
     ]
 
     def read(path, window):

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a random-resized crop."""
+"""Width over height of a random-resized crop, of that of the image it becomes: so far
+it is stretched."""
 
 ATTEMPTS = 10
 """Windows drawn before the whole image is taken, as torchvision does."""
@@ -26,7 +27,7 @@ def crop_and_flip(
     """Images cut, and flipped left to right with probability one half; uint8 or
     float32 as given.
 
-    scale: windows of area share U(scale) and aspect 3/4 to 4/3, at the images' own
+    scale: windows of area share U(scale), stretched by 3/4 to 4/3, at the images' own
     size; None cuts none. pad: shifts by up to so many pixels each way, zeros come in.
     """
 
@@ -57,6 +58,7 @@ def random_window(
     aspect = jnp.exp(
         jax.random.uniform(key_aspect, (ATTEMPTS,), minval=low, maxval=high)
     )
+    aspect = w / h * aspect
     size = jnp.sqrt(h * w * share)[:, None] * jnp.stack(
         [1 / jnp.sqrt(aspect), jnp.sqrt(aspect)], axis=-1
     )

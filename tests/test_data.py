@@ -513,7 +513,20 @@ def test_crops_of_arrays_come_from_all_of_an_image_and_by_the_seed():
     found = of_arrays(images, np.arange(60), 0, augment)
     assert found[:, 0, 0].min() < 0.1 and found[:, 0, -1].max() > 0.9
     assert (of_arrays(images, np.arange(60), 1, augment) != found).any()
-    # One too long for any window is taken whole.
+    # One too small for any window is taken whole.
     long = images[:4, :4]
-    whole = Augment(crop="random_resized", scale=(0.9, 1.0))
+    whole = Augment(crop="random_resized", scale=(1.0, 1.0))
     np.testing.assert_allclose(of_arrays(long, np.arange(4), 0, whole), long, atol=1e-6)
+
+
+def test_crops_of_oblong_arrays_are_stretched_by_a_third_at_most():
+    rows, columns = np.mgrid[0:32, 0:96].astype(np.float32)
+    image = np.stack([rows / 32, columns / 96], axis=-1)
+    augment = Augment(crop="random_resized", scale=(0.3, 0.6))
+    images = np.broadcast_to(image, (200, *image.shape))
+    found = of_arrays(images, np.arange(200), 0, augment)
+    height = found[:, 24, 48, 0] - found[:, 8, 48, 0]
+    width = found[:, 16, 72, 1] - found[:, 16, 24, 1]
+    stretch = np.log(width / height)
+    assert np.abs(stretch).max() < np.log(4 / 3) + 0.01
+    assert stretch.min() < -0.2 and 0.2 < stretch.max()

@@ -345,19 +345,47 @@ def test_crops_cover_the_share_and_the_aspect_asked_for(tmp_path):
     assert 0.4 < flipped.mean() < 0.6
 
 
-@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0)])
-def test_the_area_of_a_crop_is_uniform_as_on_the_device(scale):
-    """Of a photograph's shape, where a tenth of the windows drawn do not fit."""
-    tf, augment = tensorflow(), Augment(crop="random_resized", scale=scale)
-    shape, number = (375, 500, 3), 4000
+def windows_of(shape, image_shape, augment, number):
+    """[number, 4]: (top, left, height, width) of crops of an image of `shape`."""
+    tf = tensorflow()
     seeds = tf.stack([tf.zeros(number, tf.int64), tf.range(number, dtype=tf.int64)], 1)
 
     @tf.function  # one by one it takes half a minute
     def drawn(seeds):
-        one = functools.partial(crop_window, tf.constant(shape), augment)
+        one = functools.partial(crop_window, tf.constant(shape), image_shape, augment)
         return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
 
-    found = drawn(seeds).numpy()
+    return drawn(seeds).numpy()
+
+
+@pytest.mark.parametrize("image_shape", [(16, 16), (16, 32), (48, 16)])
+def test_crops_are_stretched_by_a_third_at_most(image_shape):
+    """Whatever the proportions of the image, and of what it becomes."""
+    augment = Augment(crop="random_resized", scale=(0.2, 1.0))
+    for shape in [(375, 500, 3), (500, 375, 3)]:
+        *_, height, width = windows_of(shape, image_shape, augment, 500).T
+        stretch = np.log(width / height * image_shape[0] / image_shape[1])
+        assert np.abs(stretch).max() < np.log(4 / 3) + 0.01
+        assert stretch.min() < -0.2 and 0.2 < stretch.max()
+
+
+def test_a_panorama_gives_its_middle_where_no_crop_fits():
+    augment = Augment(crop="random_resized", scale=(1.0, 1.0))
+    for shape, window in [
+        ((300, 1200, 3), [0, 400, 300, 400]),
+        ((1200, 300, 3), [400, 0, 400, 300]),
+        ((300, 300, 3), [0, 0, 300, 300]),
+    ]:
+        found = windows_of(shape, (224, 224), augment, 2)
+        np.testing.assert_array_equal(found, [window, window])
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0)])
+def test_the_area_of_a_crop_is_uniform_as_on_the_device(scale):
+    """Of a photograph's shape, where a tenth of the windows drawn do not fit."""
+    augment = Augment(crop="random_resized", scale=scale)
+    shape, number = (375, 500, 3), 4000
+    found = windows_of(shape, shape, augment, number)
     keys = jax.random.split(jax.random.key(0), number)
     windows = jax.vmap(lambda key: random_window(shape, key, scale))
     wanted = np.asarray(jax.jit(windows)(keys))

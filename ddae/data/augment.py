@@ -27,9 +27,9 @@ from ddae.data.decode import (
 class Augment:
     """How a training image is augmented, in the order of the fields.
 
-    crop: "random_resized" (area share U(scale), aspect 3/4 to 4/3), "shift" (by up to
-    `pad` pixels each way, zeros come in), or "none" (a centred window). resize: the
-    kernel of random-resized crops. flip: left to right, with probability one half.
+    crop: "random_resized" (area share U(scale), stretched by 3/4 to 4/3), "shift" (by
+    up to `pad` pixels each way, zeros come in), or "none" (a centred window). resize:
+    the kernel of random-resized crops. flip: left to right, with probability one half.
     rand_augment: how many operations of RandAugment; 0 is none. magnitude (0 to 10) and
     magnitude_std: their strength. color_jitter: the range of brightness, contrast and
     saturation about 1. on_device: images in memory are cropped and flipped in the step.
@@ -89,7 +89,7 @@ def of_bytes(
             data,
             channels,
             (height, width),
-            lambda shape: crop_window(shape, augment, stream(0)),
+            lambda shape: crop_window(shape, image_shape, augment, stream(0)),
         )
         image = resize(image, (height, width), augment.resize)
     else:
@@ -118,24 +118,35 @@ def of_bytes(
     return tf.ensure_shape(image, image_shape)
 
 
-def crop_window(shape: Any, augment: Augment, seeds: Any) -> Any:
-    """[top, left, height, width] of a random-resized crop of an image of `shape`.
+def crop_window(
+    shape: Any, image_shape: tuple[int, ...], augment: Augment, seeds: Any
+) -> Any:
+    """[top, left, height, width] of a random-resized crop of an image of `shape`, which
+    becomes one of `image_shape`.
 
-    As `cropping.random_window` draws it, in whole pixels. TensorFlow's own, of a
-    distorted bounding box, has uniform sides and not areas: smaller crops.
+    As `cropping.random_window` draws it, in whole pixels; where none of ten fits, the
+    largest window in the middle that is stretched no further, as torchvision's.
+    TensorFlow's own, of a distorted bounding box, has uniform sides and not areas:
+    smaller crops.
     """
     tf = tensorflow()
     whole = tf.cast(shape[:2], tf.float32)
     draws = tf.random.stateless_uniform((4, ATTEMPTS), seeds)
     low, high = augment.scale
     area = (whole[0] * whole[1]) * (low + (high - low) * draws[0])
+    unstretched = image_shape[1] / image_shape[0]
     low, high = np.log(ASPECT).astype(np.float32)
-    aspect = tf.exp(low + (high - low) * draws[1])
+    aspect = unstretched * tf.exp(low + (high - low) * draws[1])
     sizes = tf.round(tf.sqrt(tf.stack([area / aspect, area * aspect], axis=1)))
     fits = tf.reduce_all((sizes >= 1.0) & (sizes <= whole), axis=1)
     first = sizes[tf.argmax(tf.cast(fits, tf.int32))]
-    size = tf.where(tf.reduce_any(fits), first, whole)
-    corner = tf.floor(draws[2:, 0] * (whole - size + 1.0))
+    low, high = unstretched * np.array(ASPECT, np.float32)
+    sides = [whole[1] / low, whole[0] * high]
+    limited = tf.maximum(tf.round(tf.minimum(whole, tf.stack(sides))), 1.0)
+    drawn = tf.reduce_any(fits)
+    size = tf.where(drawn, first, limited)
+    where = tf.where(drawn, draws[2:, 0], 0.5)
+    corner = tf.floor(where * (whole - size + 1.0))
     return tf.cast(tf.concat([corner, size], axis=0), tf.int32)
 
 
@@ -174,7 +185,7 @@ def _resized_window(
     h, w, _ = image.shape
     for _ in range(ATTEMPTS):
         area = h * w * random.uniform(*augment.scale)
-        aspect = np.exp(random.uniform(*np.log(ASPECT)))
+        aspect = w / h * np.exp(random.uniform(*np.log(ASPECT)))
         height, width = np.sqrt(area / aspect), np.sqrt(area * aspect)
         if height <= h and width <= w:
             break
