@@ -8,7 +8,7 @@ folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG add --config.data.name=folde
 --config.data.eval_split=val. `:dds` adds deep dynamic supervision at taps.
 
 Published for ViT-B at 800 epochs: 84.2 % top-1 after fine-tuning. Not run by us.
-The momentum curve is ours, and no attention is dropped, as the public code does.
+The teacher's momentum is the public code's, which also drops attention; we do not.
 """
 
 from configs import common
@@ -32,6 +32,6 @@ def get_config(text=None):
     config.method.name = "data2vec"
     config.method.mean_of = 6
     config.method.mask = {"kind": "block", "ratio": 120 / 196}
-    config.method.momentum = common.momentum(0.9998, 0.9999, 0.99999)
+    config.method.momentum = common.momentum(0.9998, 0.9998, 0.9998)
     del config.evaluators.reconstruct  # it predicts no pixels
     return config

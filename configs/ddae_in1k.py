@@ -17,4 +17,5 @@ from configs import common
 def get_config(text=None):
     config = common.imagenet(text, plug_in=False)
     config.method = common.ddae()
+    config.method.momentum = common.teacher_momentum(config.epochs)
     return config

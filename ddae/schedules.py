@@ -4,7 +4,8 @@
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 Scalar = Float[Array, ""]
 
@@ -77,3 +78,11 @@ def ema_momentum(
     share = jnp.clip((t - rise) / max(1.0 - rise, 1e-6), 0.0, 1.0)
     second = end - (end - middle) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
     return jnp.where(t < rise, first, second)
+
+
+def mean_lag(momentum: Shaped[Array, " steps"]) -> float:
+    """How many steps old, on average, is what a moving average is made of at the end of
+    a run whose steps had this `momentum`; what it began with is as old as the run."""
+    with np.errstate(divide="ignore"):
+        newest_first = np.log(np.asarray(momentum, np.float64))[::-1]
+    return float(np.exp(np.cumsum(newest_first)).sum())

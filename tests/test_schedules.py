@@ -7,6 +7,7 @@ import pytest
 from ddae.schedules import (
     ema_momentum,
     linear_ramp,
+    mean_lag,
     warmup_cosine,
     warmup_step,
 )
@@ -71,3 +72,15 @@ def test_ema_momentum_ends_along_a_cosine():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     last = ema_momentum(1.0, **(curve | {"rise": 1.0}))
     np.testing.assert_allclose(last, 0.5, rtol=1e-6)
+
+
+def test_how_far_a_moving_average_is_behind_is_that_of_what_it_follows():
+    """Of weights that grow by one a step, what the average lacks of the newest."""
+    for curve in ({"start": 0.9, "middle": 0.99, "end": 0.999}, {"start": 0.0}):
+        curve = {"middle": 0.5, "end": 0.5, "rise": 0.2} | curve
+        momentum = np.array([ema_momentum(t / 300, **curve) for t in range(300)])
+        average = 0.0
+        for step, m in enumerate(momentum.tolist()):
+            average = m * average + (1 - m) * (step + 1)
+        found = mean_lag(jnp.asarray(momentum))
+        np.testing.assert_allclose(found, 300 - average, rtol=1e-9)

@@ -21,7 +21,7 @@ from ddae.train import loop
 from ddae.train.feed import cut
 from ddae.train.loading import load_params
 from ddae.train.metrics import Meter, Report, read_metrics
-from ddae.train.plan import plan
+from ddae.train.plan import overview, plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -328,6 +328,21 @@ def test_compiling_is_said_and_is_no_time_of_a_step(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     at = said.index("compiling the train step")
     assert said[at + 1] == "compiled in 1m40s" and said[at + 2].startswith("step 2/4")
+
+
+@pytest.mark.parametrize(
+    "steps, end, says",
+    [
+        (10, 0.9, "the moving average ends 6 steps behind, 57% of all; a lower"),
+        (100, 0.9, "the moving average ends 9 steps behind, 9% of all"),
+    ],
+)
+def test_a_teacher_that_lags_far_behind_is_warned_of(steps, end, says):
+    momentum = {"start": 0.5, "middle": 0.9, "end": end, "rise": 0.125}
+    config = tiny_config(total_steps=steps, method__momentum=momentum)
+    *_, last = overview(plan(config)).splitlines()
+    assert last.removeprefix("warning: ").startswith(says)
+    assert last.startswith("warning") == (steps == 10)
 
 
 def test_another_number_of_steps_at_once_compiles_again():

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from etils import epath
 
 from ddae.eval import OF_HEADS
@@ -30,7 +29,7 @@ from ddae.train.cluster import (
 )
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import Meter, Report, duration, progress_line, summary
-from ddae.train.optimizer import rule_table, rules_of
+from ddae.train.optimizer import rules_of
 from ddae.train.partial import (
     as_begun,
     load_frozen,
@@ -38,8 +37,8 @@ from ddae.train.partial import (
     rest_of,
     said_change,
 )
-from ddae.train.plan import Job, plan
-from ddae.train.sharding import bytes_a_device, flag_devices
+from ddae.train.plan import Job, overview, plan
+from ddae.train.sharding import flag_devices
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
@@ -117,7 +116,7 @@ def _run(job: Job, workdir: str) -> None:
         if step is None or step < job.total_steps:
             _write_config(job, workdir)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
-            report.say(_overview(job))
+            report.say(overview(job))
             if state is None:
                 report.say("\n".join(origin))
                 state = _first_state(job, known)
@@ -365,25 +364,6 @@ def evaluate(
     if shown:
         report.say(f"step {step}: {', '.join(shown)}")
     return numbers
-
-
-def _overview(job: Job) -> str:
-    """What is about to run: parameters, optimiser groups, length, devices."""
-    batch, params = job.options.batch_size, job.shapes.params
-    chosen = job.optimizer.settings
-    shard, whole = bytes_a_device(job.shapes, job.shardings)
-    lines = [
-        parameter_overview.get_parameter_overview(params, include_stats=False),
-        *rule_table(params, chosen),
-        f"peak learning rate {job.optimizer.peak:.3g}: {chosen.base_lr:g} x batch"
-        f" {batch} / {chosen.lr_batch}",
-        f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
-        f" an epoch of {job.order.num_examples} images",
-        f"state {shard / 2**20:,.1f} MiB a device, of {whole / 2**20:,.1f} MiB",
-        f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
-        f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
-    ]
-    return "\n".join(lines)
 
 
 def _write_config(job: Job, workdir: str) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from clu import parameter_overview
 from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
+from ddae.schedules import mean_lag
 from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.train.cluster import Signals
@@ -17,9 +20,15 @@ from ddae.train.optimizer import (
     OptimizerSettings,
     check_patterns,
     make_optimizer,
+    rule_table,
 )
 from ddae.train.partial import InitSettings
-from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
+from ddae.train.sharding import (
+    MeshSettings,
+    bytes_a_device,
+    make_mesh,
+    state_sharding,
+)
 from ddae.train.speed import keep_compiled, keep_memory, parse_profile
 from ddae.train.state import TrainState, make_init
 from ddae.train.step import OnDevices
@@ -27,6 +36,9 @@ from ddae.train.step import OnDevices
 SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
 """Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
 and `task` by the task."""
+
+SLOW = 0.4
+"""Share of a run by which its moving average may be behind without a warning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,3 +197,34 @@ def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
         "seed": order.seed,
         "batch_size": order.batch_size,
     }
+
+
+def overview(job: Job) -> str:
+    """What is about to run: parameters, optimiser groups, length, devices."""
+    batch, params = job.options.batch_size, job.shapes.params
+    chosen = job.optimizer.settings
+    shard, whole = bytes_a_device(job.shapes, job.shardings)
+    lines = [
+        parameter_overview.get_parameter_overview(params, include_stats=False),
+        *rule_table(params, chosen),
+        f"peak learning rate {job.optimizer.peak:.3g}: {chosen.base_lr:g} x batch"
+        f" {batch} / {chosen.lr_batch}",
+        f"{job.total_steps} steps of {batch} images, {job.order.steps_per_epoch} steps"
+        f" an epoch of {job.order.num_examples} images",
+        f"state {shard / 2**20:,.1f} MiB a device, of {whole / 2**20:,.1f} MiB",
+        f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
+        f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
+    ]
+    if job.total_steps and jax.tree.leaves(job.shapes.ema_params):
+        lines.append(_average(job))
+    return "\n".join(lines)
+
+
+def _average(job: Job) -> str:
+    """How far the moving average, a teacher's or a classifier's, lags behind."""
+    steps = job.total_steps
+    lag = mean_lag(jax.vmap(job.task.momentum)(jnp.arange(steps) / steps))
+    said = f"the moving average ends {lag:,.0f} steps behind, {lag / steps:.0%} of all"
+    if lag > SLOW * steps:
+        return f"warning: {said}; a lower momentum suits so short a run"
+    return said
