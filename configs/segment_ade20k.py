@@ -8,6 +8,8 @@ DIR holds ADEChallengeData2016.zip, or what was unpacked from it. MAE's recipe: 
 scale mIoU 48.1 of ViT-B and 53.6 of ViT-L is what their paper reports after 1600 epochs
 of pretraining; nobody has run this config at full length. Global batch 16: one or two
 accelerators of 80 GB, or eight of 16 GB. ViT-L's layer decay and drop path are ours.
+As in theirs every block learns a relative position bias, from zero, and the fixed
+positions learn on; --config.model.relative_bias=none goes without the bias and faster.
 """
 
 from configs import common
@@ -29,6 +31,7 @@ def get_config(text=None):
     config.keep_best = "eval/miou"
     # UPerNet reads blocks without the encoder's last norm.
     config.init.may_leave = ("/mask_token$", "^/encoder/norm/")
+    config.init.may_miss = ("/relative_bias/table$",)
 
     config.data.name = "scenes"
     config.data.train_split = "training"
@@ -45,8 +48,8 @@ def get_config(text=None):
 
     config.model.size = chosen["model"]
     config.model.drop_path = 0.2 if large else 0.1
-    # Where the fixed positions were learned with: 224 pixels, patch 16.
-    config.model.position_grid = (14, 14)
+    config.model.positions = "learned"
+    config.model.relative_bias = "block"
     config.segmenter = {
         "head": "upernet",
         "num_classes": 150,

@@ -48,7 +48,8 @@ def get_config(text=None):
     }
     config.model.size = chosen["size"]
     config.model.patch_size = chosen["patch"]
-    config.model.position_grid = None
+    config.model.positions = "sincos"
+    config.model.relative_bias = "none"
     config.model.drop_path = 0.0
     config.segmenter.num_classes = 11
     config.segmenter.channels = 96

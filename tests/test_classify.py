@@ -274,8 +274,8 @@ def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys
             " --config.model.layer_scale=0.0$",
         ),
         (
-            {"model__positions": "learned", "model__relative_bias": "shared"},
-            "config.model.positions=sincos, here it is learned; set"
+            {"model__positions": "none", "model__relative_bias": "shared"},
+            "config.model.positions=sincos, here it is none; set"
             " --config.model.positions=sincos --config.model.relative_bias=none",
         ),
         ({"classifier__num_classes": 12}, "num_classes=12, but the data has 10"),
@@ -322,6 +322,30 @@ def test_positions_of_another_grid_are_resized(pretrained, tmp_path):
     resized, native = (e.apply(variables, images)[2] for e in (task.encoder, plain))
     assert np.abs(known - sincos(32, (2, 2))).max() > 0.1
     assert np.abs(resized.patches - native.patches).max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_fixed_positions_may_learn_from_here_on(pretrained, tmp_path, size):
+    """As MAE's fine-tuning has them: at first the encoder is what it was."""
+    init = InitSettings(workdir=pretrained, may_miss=("/relative_bias/table$",))
+    images = jax.random.uniform(jax.random.key(0), (2, size, size, 1))
+    found = []
+    for own in (
+        {"model__position_grid": (4, 4)},
+        {"model__positions": "learned", "model__relative_bias": "block"},
+    ):
+        config = probe_config(image_size=size, **own)
+        task = tasks.from_config(config)
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        encoder = load_pretrained(init, config, shapes).encoder
+        encoder = jax.tree.map(  # tables begin at zero
+            lambda x, s: np.zeros(s.shape) if x is None else x,
+            *(encoder, shapes["encoder"]),
+            is_leaf=lambda x: x is None,
+        )
+        features = task.encoder.apply({"params": encoder}, images)[2]
+        found.append(jnp.concatenate([features.prefix, features.patches], axis=1))
+    np.testing.assert_allclose(*found, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -266,6 +266,15 @@ RECIPES = {
         "optimizer.layer_decay": 0.8,
     },
     ("finetune_in1k", "family=beit"): {"optimizer.base_lr": 4e-3},
+    ("finetune_in1k", "family=data2vec"): {
+        "model.drop_path": 0.2,
+        "model.relative_bias": "block",
+        "optimizer.base_lr": 4e-3,
+        "optimizer.lr_batch": 1024,
+        "optimizer.warmup_epochs": 10.0,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.layer_decay": 0.65,
+    },
     ("finetune_in1k", "model=S,family=simmim"): {
         "batch_size": 2048,
         "model.relative_bias": "block",
@@ -338,6 +347,8 @@ RECIPES = {
     },
     ("segment_ade20k", "model=B"): {
         "batch_size": 16,
+        "model.positions": "learned",
+        "model.relative_bias": "block",
         "total_steps": 160_000,
         "image_size": 512,
         "data.scenes.scale": (2048, 512),

@@ -129,8 +129,8 @@ class RelativePositionBias(nn.Module):
         entries = (2 * h - 1) * (2 * w - 1) + 3
         zeros = nn.initializers.zeros
         table = self.param("table", zeros, (entries, self.num_heads))
-        bias = table.astype(self.dtype)[relative_index(self.grid)]
-        return bias.transpose(2, 0, 1)[None]
+        bias = table[relative_index(self.grid)]  # whose gradient is summed as it is
+        return bias.astype(self.dtype).transpose(2, 0, 1)[None]
 
 
 class Mlp(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddae.models.positions import resize_positions, resize_relative_bias
+from ddae.models.positions import resize_positions, resize_relative_bias, sincos
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.networks import FrozenNetwork
 from ddae.patches import Grid
@@ -149,9 +149,10 @@ def load_pretrained(
 ) -> Pretrained | None:
     """What config.init names, at the shapes of `params`; None where it names nothing.
 
-    Learned positions and relative biases are resized to another grid. Raises
-    `UserError` where there is no checkpoint, where a weight does not fit, and for fixed
-    positions of another grid than config.model.position_grid says.
+    Learned positions and relative biases are resized to another grid; positions that
+    learn from here on begin with the fixed ones. Raises `UserError` where there is no
+    checkpoint, where a weight does not fit, and for fixed positions of another grid
+    than config.model.position_grid says.
     """
     if not init.workdir:
         return None
@@ -160,13 +161,16 @@ def load_pretrained(
     differs = _differing(old, new)
     if (old.relative_bias, new.relative_bias) == ("shared", "block"):
         del differs["relative_bias"]  # BEiT's fine-tuning: each block's own
+    begun = (old.positions, new.positions) == ("sincos", "learned")
+    if begun:
+        del differs["positions"]  # MAE's fine-tuning
     mend = f"set {_flags('config.model', differs)}"
     for key in differs.keys() - EXTRAS:
         raise UserError(
             f"{init.workdir} was trained with config.model.{key}={differs[key]}, here"
             f" it is {config['model'].get(key)}; {mend}"
         )
-    if old.positions == "sincos":
+    if old.positions == "sincos" and not begun:
         known = old.position_grid or old.grid
         if known != (new.position_grid or new.grid):
             raise UserError(
@@ -175,6 +179,10 @@ def load_pretrained(
                 f" {new.grid}"
             )
     weights = stored["encoder"]
+    if begun:
+        known = old.position_grid or old.grid
+        fixed = resize_positions(sincos(old.spec.width, known), known, old.grid)
+        weights["positions"] = np.pad(fixed, ((1, 0), (0, 0)))[None]  # zeros for cls
     if (old.relative_bias, new.relative_bias) == ("shared", "block"):
         shared = weights.pop("relative_bias")
         blocks = [name for name in weights if name.startswith("block_")]
