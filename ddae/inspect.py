@@ -29,9 +29,10 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
     yield f"workdir     {workdir}"
     step, steps = found["step"], ", ".join(map(str, found["steps"]))
     yield f"checkpoints {steps} ({step} is whole)"
-    if values := found.get("best", {}).get("values"):
-        best = max(values, key=lambda at: (values[at], int(at)))
-        yield f"best        {best}, by {found['best']['name']}: {values[best]:.4g}"
+    rows = read_metrics(os.path.join(run_of(workdir)[0], "metrics.jsonl"))
+    if scores := _scores(found, rows):
+        best = max(scores, key=lambda at: (scores[at], at))
+        yield f"best        {best}, by {found['best']['name']}: {scores[best]:.4g}"
     method = config.get("method", {}).get("name")
     yield f"task        {config['task']}" + (f", method {method}" if method else "")
     if begun := config.get("init", {}).get("workdir"):
@@ -55,7 +56,6 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
             f" epochs of {data['examples']} images"
         )
         yield f"data        {data['name']}, split {data['split']}, seed {data['seed']}"
-    rows = read_metrics(os.path.join(run_of(workdir)[0], "metrics.jsonl"))
     for row in rows:
         values = {k: v for k, v in row.items() if k.startswith("eval/")}
         if values:
@@ -65,6 +65,21 @@ def lines(workdir: str, parameters: bool) -> Iterator[str]:
             yield f"step {row['step']:>6} {shown}"
     if parameters:
         yield parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def _scores(found: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[int, float]:
+    """{step: its value of keep_best} of the checkpoints up to the one `found`.
+
+    That one knows the values of those before it; it was saved before its own
+    evaluation, which is among the `rows` of the log.
+    """
+    best = found.get("best", {})
+    values = {int(at): value for at, value in best.get("values", {}).items()}
+    for row in rows:
+        value = row.get(best.get("name"))
+        if value is not None and row["step"] <= found["step"]:
+            values[row["step"]] = value
+    return {at: value for at, value in values.items() if at in found["steps"]}
 
 
 def _head(name: str, head: Mapping[str, Any]) -> str:

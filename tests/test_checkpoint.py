@@ -11,7 +11,7 @@ from conftest import tiny_config
 from test_step import ROOT, place, trainer
 
 import ddae
-from ddae import inspect
+from ddae import eval, inspect
 from ddae.data.arrays import ArraySource
 from ddae.data.order import Order
 from ddae.interop.convert import write_workdir
@@ -148,6 +148,58 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch):
             state, _, _, _ = trainer(devices=4, fsdp=4)
             states.append(checkpoints.restore(targets(state)))
     assert_same(*states)
+
+
+def test_a_run_that_dies_in_evaluations_takes_no_step_again_and_keeps_the_best(
+    tmp_path, monkeypatch, capsys
+):
+    """It dies in the evaluations of steps 2 and 6, and is run again; 6 is the best."""
+    scores, deaths, taken = {0: 0.0, 2: 8.0, 4: 3.0, 6: 9.0, 8: 1.0}, [], []
+
+    def scored(task, splits, on_devices):
+        def run(params, step):
+            if step in deaths:
+                deaths.remove(step)
+                raise MemoryError
+            return {"score": scores[step]}
+
+        return run
+
+    original = loop.Meter.add
+
+    def add(self, *arguments):
+        taken.append(1)
+        original(self, *arguments)
+
+    monkeypatch.setitem(eval.EVALUATORS, "scored", scored)
+    monkeypatch.setattr(loop.Meter, "add", add)
+    config = {"evaluators": {"scored": {}}, "keep_best": "eval/score"}
+    config |= {"total_steps": 8, "eval_every_steps": 2, "keep_checkpoints": 1}
+    straight = run(tmp_path / "a", **config)
+    deaths[:], taken[:] = [2, 6], []
+    for step in (2, 6):
+        with pytest.raises(MemoryError):
+            run(tmp_path / "b", **config)
+        # Its own evaluation is not known yet; that of those before it is.
+        inspect.main([str(tmp_path / "b")])
+        said = capsys.readouterr().out
+        assert f"({step} is whole)" in said
+        assert ("best        2, by eval/score: 8\n" in said) == (step == 6)
+    rows = run(tmp_path / "b", **config)
+    assert len(taken) == 8
+    known = ("step", "train/loss", "eval/score")
+    for one, other in zip(straight, rows, strict=True):
+        assert [one.get(key) for key in known] == [other.get(key) for key in known]
+    for name in ("a", "b"):
+        kept = {path.name for path in (tmp_path / name / "checkpoints").iterdir()}
+        assert kept == {"6", "8"}
+        inspect.main([str(tmp_path / name)])
+        assert "best        6, by eval/score: 9\n" in capsys.readouterr().out
+    # The best of all is the last, which no later checkpoint knows.
+    scores[8] = 10.0
+    run(tmp_path / "c", **config)
+    inspect.main([str(tmp_path / "c")])
+    assert "best        8, by eval/score: 10\n" in capsys.readouterr().out
 
 
 def test_workdir_holds_what_a_user_expects(tmp_path, capsys):

@@ -275,6 +275,29 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_and_exits_75(
 
 
 @pytest.mark.slow
+def test_a_process_that_dies_in_an_evaluation_loses_no_step(
+    straight_in_two, photographs, tmp_path
+):
+    """What was due to be saved at that step is; it is evaluated by the next start."""
+    config = evaluated_config(photographs) | {"keep_best": "eval/knn3_top1"}
+    config |= {"checkpoint_every_steps": 10, "keep_checkpoints": 1}
+    first = Run(tmp_path, config, 2, 2, fault="kill-eval:1:20")
+    assert all(first.wait()), first.said
+    assert newest(first) == 20
+    second = Run(tmp_path, config, 2, 2)
+    assert second.wait() == [0, 0], second.said
+    assert "resuming at step 20" in second.said[0]
+    assert second.losses() == straight_in_two.losses()
+    rows = read_metrics(second.workdir / "metrics.jsonl")
+    scores = {r["step"]: r["eval/knn3_top1"] for r in rows if "eval/knn3_top1" in r}
+    assert list(scores) == [0, 10, 20, 30]
+    kept = {int(path.name) for path in (second.workdir / "checkpoints").iterdir()}
+    before = max((10, 20), key=lambda step: (scores[step], step))
+    assert kept == {before, 30}
+    assert_same_state(straight_in_two, second, 30)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, cause",
     [

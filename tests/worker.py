@@ -4,8 +4,8 @@ python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a clust
 
 FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. full: no file of more
 than 4 KB can be written from there on, as on a full disk; full-log: of 64 KB, nor a
-row of the log. term: SIGTERM there; term-eval, term-compile: SIGTERM in the evaluation
-at STEP, or while the step is traced. late, blind: the checkpoint of STEP is not listed
+row of the log. term: SIGTERM there; term-compile: while the step is traced; term-eval,
+kill-eval: in the evaluation at STEP. late, blind: the checkpoint of STEP is not listed
 for 4 s, or never. flip: of that checkpoint a number is read otherwise. unread: record
 STEP of a folder cannot be read.
 With INTERLEAVE in the environment neighbours in the mesh are of different processes;
@@ -130,12 +130,12 @@ def prepare(fault):
             return traced
 
         train_step.make_step = make_step
-    elif kind == "term-eval":
+    elif kind.endswith("-eval"):
         original = loop.evaluate
 
         def evaluate(job, state, at, report):
             if at == step:
-                strike("term", process)
+                strike(kind.removesuffix("-eval"), process)
             return original(job, state, at, report)
 
         loop.evaluate = evaluate

@@ -71,7 +71,8 @@ class Checkpoints:
 
     keep: the newest steps that stay. keep_every_steps: multiples of it stay too; 0 is
     none. keep_best: a value of an evaluation; the step where it is largest stays. Each
-    checkpoint knows the values of those before it, so a resumed run does too.
+    checkpoint knows the values of those before it, so a resumed run does too; its own
+    comes after it, and is in the log.
     """
 
     def __init__(

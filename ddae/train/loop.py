@@ -267,12 +267,12 @@ def train(
         if asked == STOP and not last:
             _save_and_stop(job, state, step, checkpoints)
         with meter.aside():
-            # Before the save: a run killed in an evaluation takes it again.
+            # First: a run that dies in an evaluation takes it again, and no step.
+            if saves:
+                checkpoints.save(state, step, job.config, job.data_state)
             if job.evaluates(step):
                 found = _evaluated(job, state, step, checkpoints, report)
                 checkpoints.evaluated(step, found)
-            if saves:
-                checkpoints.save(state, step, job.config, job.data_state)
 
 
 def _jitted(job: Job) -> Any:
