@@ -372,7 +372,7 @@ def test_wrong_images_in_an_npz_file_are_named(tmp_path, images, says):
 def test_a_set_of_which_nothing_can_be_read_is_named(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"no image")
     source = folder_source(tmp_path, (8, 8, 3), on_error="skip")
-    with pytest.raises(UserError, match="kNN: none of the 1 images can be read"):
+    with pytest.raises(UserError, match="all 1 images .*; the last: .*0.jpg: no image"):
         over(source, np.arange(1), None, None, "kNN")
 
 
@@ -400,7 +400,7 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     assert "error: no folder /nowhere/train" in capsys.readouterr().err
 
 
-def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
+def test_a_packed_folder_gives_what_the_folder_gives(tmp_path, capsys):
     random = np.random.default_rng(0)
     for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"):
         path = tmp_path / "images" / name
@@ -426,6 +426,11 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path):
     assert pack.main(oblong) == 0
     with np.load(tmp_path / "out/train.npz") as file:
         assert file["images"].shape == (2, 4, 8, 3)
+    for file in (tmp_path / "images/test").rglob("*.png"):
+        file.write_bytes(b"no image")
+    capsys.readouterr()
+    assert pack.main(oblong) == 2
+    assert "error: all 2 images that were to be read of te" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP", "PNG", "JPEG"])

@@ -1,4 +1,4 @@
-"""Bytes to pixels in tf.data graphs: one verdict a record, whatever is cut from it.
+"""Bytes to pixels in tf.data graphs: nearly one verdict a record, whatever the cut.
 
 Images are uint8 [h, w, c] tensors, c in {1, 3}. Orientation tags (EXIF) are ignored.
 """
@@ -81,7 +81,8 @@ def decode_window(
 
     A JPEG is decoded and cut in one operation, which never looks at the rows below the
     window, so a truncated file would pass or fail by where it is cut: one that does not
-    end as JPEGs do goes the long way, like other formats. The verdict is `decode`'s.
+    end as JPEGs do goes the long way, like other formats. The verdict is `decode`'s,
+    but for damage in the middle, which a window above it does not meet.
     """
     tf = tensorflow()
     starts = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
+import itertools
 import os
 import sys
 import time
@@ -34,7 +36,12 @@ UNREADABLE = "cannot be read"
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Seconds before another look where the storage seems to be away."""
 
+STAND_INS = 4 << 32
+"""Added to the seed where others are drawn for a bad record: `of_bytes` has 0 to 3."""
+
 Chunk = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Verdict = Callable[[int, int], str | None]
+"""(position, index) -> why the record is bad there; None where it is good."""
 
 
 class RecordError(ValueError):
@@ -74,10 +81,11 @@ class ImageSource:
     shape over `eval_crop` (1 for training) and cut to its centre, as Pillow resizes.
 
     A record that cannot be read, decoded or has no class of the set is *bad*, on every
-    path alike. With on_error "raise" it stops the run by name. With "skip" it is left
-    out of evaluations, and in training the next good record stands in for it: a
-    function of the records alone, so hosts and restarts agree. More than `max_bad`
-    stop the run.
+    path alike; only of a JPEG that is damaged in its middle a crop above the damage is
+    good. With on_error "raise" it stops the run by name. With "skip" it is left out of
+    evaluations, and in training others are drawn for its position until one is good: a
+    function of seed and position, whatever was met before, so hosts and restarts agree.
+    More than `max_bad` stop the run.
     """
 
     def __init__(
@@ -109,17 +117,30 @@ class ImageSource:
     ) -> Iterator[Batch]:
         own = np.arange(order.batch_size)[rows]
         parts = -(-len(own) // CHUNK)
+        tf, step = tensorflow(), first_step
+        plain = dataclasses.replace(augment, rand_augment=0, color_jitter=0.0)
+
+        def verdict(position: int, index: int) -> str | None:
+            at = tf.constant(position, tf.int64)
+            return self.verdict(
+                index,
+                lambda data: of_bytes(data, self.image_shape, plain, order.seed, at),
+            )
+
+        def examples(step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            positions, indices = (ids[rows] for ids in order.batch(step))
+            for row in np.flatnonzero(np.isin(indices, list(self.bad))):
+                position, index = int(positions[row]), int(indices[row])
+                indices[row] = self._good(order.seed, position, index, verdict)
+            return positions, indices
 
         def chunk(number: int) -> tuple[np.ndarray, np.ndarray]:
             step, part = divmod(number, parts)
-            chosen = own[part * CHUNK : (part + 1) * CHUNK]
-            positions, indices = order.batch(step)
-            return positions[chosen], self._substitutes(indices[chosen])
+            return examples(step, own[part * CHUNK : (part + 1) * CHUNK])
 
         def image(data: Any, position: Any) -> Any:
             return of_bytes(data, self.image_shape, augment, order.seed, position)
 
-        tf, step = tensorflow(), first_step
         unreadable = tf.errors.OpError
         while True:
             numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
@@ -129,8 +150,7 @@ class ImageSource:
                     yield batch
                     step += 1
             except unreadable as error:
-                _, indices = order.batch(step)
-                self._condemn(self._substitutes(indices[own]), error)
+                self._condemn(*examples(step, own), verdict, error)
 
     def batches(
         self, indices: Int[np.ndarray, " k"], batch_size: int
@@ -140,8 +160,13 @@ class ImageSource:
         def image(data: Any, _: Any) -> Any:
             return centre(decode(data, channels), size, self.data.eval_crop)
 
+        def verdict(_: int, index: int) -> str | None:
+            return self.verdict(index)
+
         tf, left = tensorflow(), np.asarray(indices, np.int64)
         unreadable = tf.errors.OpError
+        if len(left) and not len(self._without_bad(left)):
+            raise self._all_bad(left)
         while len(left := self._without_bad(left)):
             chunk = functools.partial(_chunk_of, left)
             numbers = tf.data.Dataset.range(-(-len(left) // CHUNK))
@@ -151,14 +176,19 @@ class ImageSource:
                     yield batch
                     left = left[batch_size:]
             except unreadable as error:
-                self._condemn(left[:batch_size], error)
+                self._condemn(left[:batch_size], left[:batch_size], verdict, error)
+                if not len(self._without_bad(np.asarray(indices, np.int64))):
+                    raise self._all_bad(indices) from error
 
-    def verdict(self, index: int) -> str | None:
-        """Why the record at `index` is bad; None for a good one."""
+    def verdict(
+        self, index: int, image: Callable[[Any], Any] | None = None
+    ) -> str | None:
+        """Why the record at `index` is bad; None for a good one. `image`: what is made
+        of its bytes; else all of it is decoded."""
         tf = tensorflow()
         try:
             data, label = self.records.parse(self.records.read(index), index)
-            decode(data, self.image_shape[2])
+            image(data) if image else decode(data, self.image_shape[2])
         except RecordError as error:
             return str(error)
         except (tf.errors.NotFoundError, tf.errors.UnavailableError) as error:
@@ -229,34 +259,60 @@ class ImageSource:
         except RecordError:
             return b""
 
-    def _condemn(self, indices: np.ndarray, error: Exception) -> None:
+    def _condemn(
+        self,
+        positions: np.ndarray,
+        indices: np.ndarray,
+        verdict: Verdict,
+        error: Exception,
+    ) -> None:
         """Finds the bad records behind `error`, and remembers or raises them.
 
-        Where none is bad any more, or none of several can be read at all, the storage
-        was or is away: returns after one of `PAUSES`, to be tried again. Raises
-        `OSError` after the last.
+        Where no other is bad than those known, or none of several can be read at all,
+        the storage was or is away: returns after one of `PAUSES`, to be tried again.
+        Raises `OSError` after the last.
         """
+        places = [positions.tolist(), indices.tolist()]
         with ThreadPoolExecutor() as pool:
-            verdicts = list(pool.map(self.verdict, map(int, indices)))
-        found = {int(i): why for i, why in zip(indices, verdicts, strict=True) if why}
+            verdicts = list(pool.map(verdict, *places))
+        found = {i: why for i, why in zip(places[1], verdicts, strict=True) if why}
         away = len(found) > 1 and all(w.startswith(UNREADABLE) for w in found.values())
-        if not found or (away and len(found) == len(indices)):
-            self._pause(error, indices[0])
-            return
-        for index, why in found.items():
-            line = f"{self.records.key(index)}: {why}"
-            if self.data.on_error == "raise":
-                raise UserError(
-                    f"{line}; mend or remove it, or pass over such records with"
-                    " on_error=skip (train.py: --config.data.on_error=skip)"
-                ) from error
+        news = found.keys() - self.bad.keys()
+        if not away or len(found) < len(indices):
+            for index, why in found.items():
+                if self.data.on_error == "raise":
+                    raise UserError(
+                        f"{self.key(index)}: {why}; mend or remove it, or pass over"
+                        " such records with on_error=skip (train.py:"
+                        " --config.data.on_error=skip)"
+                    ) from error
+                self._remember(index, why)
+                if len(self.bad) > self.data.max_bad:
+                    raise UserError(
+                        f"{len(self.bad)} bad records, more than config.data.max_bad="
+                        f"{self.data.max_bad}; the last: {self._last_bad()}"
+                    ) from error
+            if found and len(self.bad) == len(self):
+                raise self._all_bad(np.arange(len(self))) from error
+            if news:
+                return
+        self._pause(error, indices[0])
+
+    def _remember(self, index: int, why: str) -> None:
+        if index not in self.bad:
             self.bad[index] = why
-            print(f"bad record {line}", file=sys.stderr, flush=True)
-            if len(self.bad) > self.data.max_bad:
-                raise UserError(
-                    f"{len(self.bad)} bad records, more than config.data.max_bad="
-                    f"{self.data.max_bad}; the last: {line}"
-                ) from error
+            line = f"bad record {self.key(index)}: {why}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _last_bad(self) -> str:
+        index = next(reversed(self.bad))
+        return f"{self.key(index)}: {self.bad[index]}"
+
+    def _all_bad(self, indices: np.ndarray) -> UserError:
+        return UserError(
+            f"all {len(indices)} images that were to be read of"
+            f" {self.identity['split']} are bad; the last: {self._last_bad()}"
+        )
 
     def _pause(self, error: Exception, index: int) -> None:
         said = f"images cannot be read, {self.records.key(int(index))} among them"
@@ -267,14 +323,21 @@ class ImageSource:
         print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
         time.sleep(seconds)
 
-    def _substitutes(self, indices: np.ndarray) -> np.ndarray:
-        """Each index that is known as bad becomes the next that is not."""
-        if not self.bad:
-            return indices
-        good = indices.copy()
-        while len(rows := np.flatnonzero(np.isin(good, list(self.bad)))):
-            good[rows] = (good[rows] + 1) % len(self)
-        return good
+    def _good(self, seed: int, position: int, index: int, verdict: Verdict) -> int:
+        """The record at `index`, or the first of others, in an order drawn for the
+        position, that is good there; `index` where there is none, or all those that may
+        be bad have been tried. What is known as bad is looked at again."""
+        random = np.random.Generator(np.random.Philox(key=[seed + STAND_INS, position]))
+        others = map(int, random.permutation(len(self)))
+        tries = itertools.chain([index], others)
+        most = min(self.data.max_bad, len(self)) + 2
+        for tried in itertools.islice(tries, most):
+            why = verdict(position, tried)
+            if why is None:
+                return tried
+            if not why.startswith(UNREADABLE):  # the storage may be away for a moment
+                self._remember(tried, why)
+        return index
 
     def _without_bad(self, indices: np.ndarray) -> np.ndarray:
         return indices[~np.isin(indices, list(self.bad))]
