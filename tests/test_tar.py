@@ -3,6 +3,7 @@
 import io
 import itertools
 import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -119,13 +120,72 @@ def test_a_folder_in_a_tar_file_is_the_folder_pixel_for_pixel(tmp_path, prefix):
             np.testing.assert_array_equal(mine["label"], other["label"])
 
 
-def test_images_without_a_class_are_enough_to_pretrain(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "./", "{split}/"])
+def test_images_without_a_class_are_enough_to_pretrain(tmp_path, prefix):
     for split in ("train", "test"):
-        write_tar(tmp_path / split / "a.tar", [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1))])
-        write_tar(tmp_path / split / "b.tar", [("2.jpg", jpeg(2))])
+        here = prefix.format(split=split)
+        members = [(f"{here}0.jpg", jpeg(0)), (f"{here}1.jpg", jpeg(1))]
+        write_tar(tmp_path / split / "a.tar", members)
+        write_tar(tmp_path / split / "b.tar", [("2.jpg", jpeg(2))] * (prefix == ""))
     both = splits(tmp_path)
-    assert (len(both.train), both.train.num_classes) == (3, 1)
-    assert labels_of(both.held_out) == [0, 0, 0]
+    assert (both.train.num_classes, both.train.class_names) == (1, ())
+    assert labels_of(both.held_out) == [0] * len(both.train)
+
+
+@pytest.mark.parametrize("made", [("-C", "train", "."), ("train",), ("../set/train",)])
+def test_folders_within_those_of_the_classes_are_no_classes(tmp_path, made):
+    """As in the folder that the tar file was made of."""
+    for split in ("train", "test"):
+        for number, name in enumerate(["a/adult/0", "a/young/1", "b/adult/2", "b/3"]):
+            path = tmp_path / "set" / split / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(number))
+        words = ["tar", "-cf", tmp_path / f"{split}.tar", "--sort=name"]
+        words += [word.replace("train", split) for word in made]
+        subprocess.run(words, cwd=tmp_path / "set", check=True, stderr=-3)
+    both = splits(tmp_path)
+    assert both.train.class_names == ("a", "b")
+    assert labels_of(both.train) == labels_of(both.held_out) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "shards, says",
+    [
+        (
+            ["x/a", "x/b"],
+            "a-0.tar, x/a/0.jpg and .*a-0.tar, x/b/1.jpg: is 'x' their cl",
+        ),
+        (["a-0/cat", "a-0/dog", "b"], "a-0/cat/0.jpg and .*/dog/1.jpg: is 'a-0' their"),
+        (["x/a", "y/b"], ("x", "y")),
+        (["n1/images", "n2/images"], ("n1", "n2")),
+        (["x", "x/y", "x/z"], ("x",)),
+    ],
+)
+def test_a_folder_that_holds_all_others_may_be_a_class_or_hold_them(
+    tmp_path, shards, says
+):
+    members = [(f"{where}/{i}.jpg", jpeg(i)) for i, where in enumerate(shards)]
+    for split in ("train", "test"):
+        write_tar(tmp_path / split / "a-0.tar", members[:2])
+        write_tar(tmp_path / split / "b.tar", members[2:])
+    if isinstance(says, tuple):
+        assert splits(tmp_path).train.class_names == says
+        return
+    with pytest.raises(UserError, match=says):
+        splits(tmp_path)
+
+
+def test_a_file_that_goes_on_after_its_end_is_refused(shards, tmp_path):
+    """What cat a.tar b.tar makes; zeros without end are what tar -b makes."""
+    path, content = (
+        shards / "train-000001.tar",
+        (shards / "test-000000.tar").read_bytes(),
+    )
+    path.write_bytes(path.read_bytes() + bytes(2**20 + 5120))
+    assert len(splits(shards).train) == 7
+    path.write_bytes(path.read_bytes() + content)
+    with pytest.raises(UserError, match="train-000001.tar holds several tar files one"):
+        splits(shards)
 
 
 def test_files_are_walked_once_and_again_when_they_change(shards, monkeypatch):
@@ -193,7 +253,7 @@ def compressed(path, content):
         ),
         (
             lambda path, _: write_tar(path, [("./000000.mask.png", b""), *numbered(1)]),
-            "./000000 has several images beside one .cls",
+            "000000 has several images beside one .cls",
         ),
         (
             lambda path, _: write_tar(path, [("cat/a.jpg", b"")]),

@@ -22,6 +22,9 @@ THREADS = 64
 
 Index = dict[str, np.ndarray]
 
+EDITION = 2
+"""One more where another index is made of the same files: a kept one is forgotten."""
+
 
 def is_remote(path: str) -> bool:
     """Whether `path` is of a file system that only TensorFlow knows, like gs://."""
@@ -63,7 +66,7 @@ def indexed(
         raise UserError(f"cannot be read: {error.message}") from error
     sizes = [size for _, size, _ in state]
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    key = zlib.crc32(repr(state).encode())
+    key = zlib.crc32(repr((EDITION, state)).encode())
     kept = os.path.join(folder, "ddae", f"{kind}-{key:08x}.npz")
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, *BROKEN):
         with np.load(kept, allow_pickle=False) as index:

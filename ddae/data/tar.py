@@ -21,19 +21,23 @@ from ddae.settings import UserError
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
 
+SPLITS = ("train", "training", "val", "valid", "validation", "test")
+"""Folders that hold those of the classes, where all images lie in one."""
+
 Found = list[tuple[int, int, str, str, bool]]
-"""Of each image: where its bytes begin, how many, its name, its class, and whether a
-.cls file says so."""
+"""Of each image: where its bytes begin, how many, its name, the number of its class or
+else its folder, and whether it is the number, from a .cls file."""
 
 
 class TarRecords:
     """`Records` of the images of one split, shard by shard, as they lie in each.
 
     A KEY.cls beside KEY.jpg says the number of its class, as in WebDataset; where no
-    image has one, the class is the folder that the image lies in. KEY ends at the first
-    dot of the name. Nothing is unpacked. `classes`: those of the training set, for a
-    held-out one. Raises `UserError` for no shards, one that is no whole tar file, or a
-    class that is not one of `classes`.
+    image has one, the class is the first folder on its way, as in a folder set; images
+    in no folder have none, and share the label 0. KEY ends at the first dot of the
+    name. Nothing is unpacked. `classes`: those of the training set, for a held-out one.
+    Raises `UserError` for no shards, one that is no whole tar file, folders that may
+    hold classes or be some, or a class that is not one of `classes`.
     """
 
     def __init__(self, root: str, split: str, classes: tuple[str, ...] | None = None):
@@ -44,10 +48,12 @@ class TarRecords:
         self._shards = np.repeat(np.arange(len(self._paths)), index["counts"])
         if not len(self._offsets):
             raise UserError(f"no images in {self._paths[0]} to {self._paths[-1]}")
-        found: tuple[str, ...] = tuple(index["classes"].tolist())
+        found: list[str] = index["classes"].tolist()
         if classes is None and index["numbered"]:
             classes = tuple(str(number) for number in range(int(found[-1]) + 1))
-        classes = found if classes is None else classes
+        elif not index["numbered"]:
+            found = self._classes_of(found, index["labels"], split)
+        classes = tuple(sorted(set(found))) if classes is None else classes
         numbers = {name: number for number, name in enumerate(classes)}
         unknown = [name for name in found if name not in numbers]
         if unknown:
@@ -55,7 +61,8 @@ class TarRecords:
                 f"{root} {split} has a class {unknown[0]!r}, which the training set has"
                 f" not; its classes are {classes[0]!r} to {classes[-1]!r}"
             )
-        self.num_classes, self.class_names = len(classes), classes
+        self.num_classes, self.classes = len(classes), classes
+        self.class_names = () if classes == ("",) else classes
         self.labels = np.array([numbers[name] for name in found])[index["labels"]]
         self.identity: Identity = {
             "name": "tar",
@@ -67,6 +74,41 @@ class TarRecords:
         }
         remote = is_remote(self._paths[0])
         self._pool = ThreadPoolExecutor(THREADS) if remote else None
+
+    def _classes_of(
+        self, folders: list[str], labels: Int[np.ndarray, " n"], split: str
+    ) -> list[str]:
+        """The class of each of `folders`; of labels, the folder of each image.
+
+        What all have in common down to a folder that is called as a split is the way to
+        the classes (tar -cf train.tar train). Any other folder that holds all others,
+        or those of one shard and is called as it is, may be a class or hold them.
+        """
+        ways = [tuple(folder.split("/")) if folder else () for folder in folders]
+        shared = os.path.commonprefix(ways)
+        of_split = [part in (split, *SPLITS) for part in shared]
+        ways = [
+            way[of_split.index(True) + 1 :] if any(of_split) else way for way in ways
+        ]
+        shards = {os.path.basename(path)[: -len(".tar")] for path in self._paths}
+        holders = shards if len(shards) > 1 else set()
+        if len({way[:1] for way in ways}) == 1 and all(len(way) > 1 for way in ways):
+            holders = {ways[0][0]}
+        held: dict[str, int] = {}
+        for number, way in enumerate(ways):
+            if len(way) < 2 or way[0] not in holders:
+                continue
+            before = held.setdefault(way[0], number)
+            if ways[before][1] != way[1]:
+                one, two = (
+                    self.key(int(np.argmax(labels == n))) for n in (before, number)
+                )
+                raise UserError(
+                    f"{one} and {two}: is {way[0]!r} their class, or a folder of"
+                    f" classes? make the tar file of the folder that holds the classes:"
+                    f" tar -cf {split}.tar -C DIR/{split} ."
+                )
+        return [way[0] if way else "" for way in ways]
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -104,7 +146,7 @@ def tar_sources(
             " --config.data.dir=..."
         )
     train = TarRecords(data.dir, data.train_split)
-    held_out = TarRecords(data.dir, data.eval_split, train.class_names)
+    held_out = TarRecords(data.dir, data.eval_split, train.classes)
     return (
         ImageSource(train, image_shape, data),
         ImageSource(held_out, image_shape, data),
@@ -151,6 +193,13 @@ def _walk(path: str, size: int) -> Found:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no end at byte {tar.offset} of {size}")
+            while block := file.read(2**20):  # as many zeros as a tar likes
+                if block.strip(tarfile.NUL):
+                    raise UserError(
+                        f"{path} holds several tar files one after the other, the"
+                        f" first of which ends at byte {tar.offset}; tar them anew, or"
+                        " keep each as a file of its own"
+                    )
     except tarfile.TarError as error:
         mend = "copy it again, or unpack it where it is compressed"
         raise UserError(f"{path} is not a whole tar file ({error}); {mend}") from error
@@ -186,8 +235,14 @@ def _bytes_of(
 
 def _key(name: str) -> str:
     """The name up to the first dot of its last part."""
-    folder, name = os.path.split(name)
-    return os.path.join(folder, name.partition(".")[0])
+    folder, _, name = name.rpartition("/")
+    return os.path.join(_folder(folder), name.partition(".")[0])
+
+
+def _folder(folder: str) -> str:
+    """Without what does not matter, as in ./cat; empty for where the tar begins."""
+    folder = os.path.normpath(folder).lstrip("/")
+    return "" if folder == "." else folder
 
 
 def _number(path: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
@@ -204,7 +259,7 @@ def _number(path: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 def _class_of(name: str, numbers: dict[str, str]) -> tuple[str, bool]:
     if numbers:
         return numbers[_key(name)], True
-    return os.path.basename(os.path.dirname(name)), False
+    return _folder(os.path.dirname(name)), False
 
 
 def _join(shards: list[Found]) -> Index:
