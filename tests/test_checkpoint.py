@@ -415,6 +415,9 @@ def test_progress_line_and_durations():
     }
     line = progress_line(10, 250, values)
     assert line == "step  10/250  loss 0.5000  1,234 images/s  data wait 2 %  eta 2m00s"
+    skipped = progress_line(10, 250, values | {"train/nonfinite_steps": 9.0})
+    assert skipped == line + "  9 skipped, not finite"
+    assert progress_line(10, 250, values | {"train/nonfinite_steps": 0.0}) == line
     assert duration(3723) == "1h02m" and duration(6.6) == "7s"
 
 

@@ -16,6 +16,7 @@ from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.train import cluster
 from ddae.train.cluster import Signals
+from ddae.train.metrics import Meter
 from ddae.train.optimizer import (
     OptimizerSettings,
     layer_of,
@@ -33,7 +34,7 @@ from ddae.train.sharding import (
     state_sharding,
 )
 from ddae.train.state import make_init
-from ddae.train.step import OnDevices, _cropped, _gradient, make_step
+from ddae.train.step import OnDevices, _cropped, _gradient, make_step, make_steps
 
 ROOT = jax.random.key(3)
 
@@ -490,6 +491,21 @@ def test_a_loss_that_is_not_finite_is_none_though_the_gradient_is():
     state, metrics = step(state, BATCH, ROOT)
     assert int(state.nonfinite) == 1 and metrics["gradient_norm"][1] == 0
     assert not np.asarray(state.params["heads"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_steps_that_were_skipped_are_logged_as_counted_at_the_last(at_once):
+    state, step = toy(lambda kernel, image: kernel.sum() + image.mean())
+    steps = jax.jit(make_steps(step)) if at_once > 1 else step
+    images = jnp.ones((6, 4, 1, 1, 1)).at[jnp.array([0, 3, 4, 5])].set(jnp.nan)
+    meter, shape = Meter(), (-1, at_once) if at_once > 1 else (-1,)
+    for image in images.reshape(*shape, *images.shape[1:]):
+        state, metrics = steps(state, {"image": image}, ROOT)
+        del metrics["stop"]
+        meter.add(metrics, waited=0.0, steps=at_once)
+    logged = meter.take(batch_size=4)
+    assert [logged[f"train/nonfinite_{name}"] for name in ("steps", "in_row")] == [4, 3]
+    assert logged["train/drawn"] < 1, "a mean still"
 
 
 def test_progress_and_the_rate_that_is_said_are_of_the_steps_before():

@@ -15,6 +15,7 @@ from etils import epath
 from PIL import Image
 
 from ddae.objective import Metrics
+from ddae.train.state import SO_FAR
 
 
 class Report:
@@ -99,7 +100,8 @@ class Meter:
 
     def add(self, metrics: Metrics, waited: float, steps: int = 1) -> None:
         """Metrics of `steps` steps, and the seconds the loop waited for batches."""
-        self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
+        sums = metrics if self._sums is None else self._add(self._sums, metrics)
+        self._sums = sums | {name: metrics[name] for name in SO_FAR if name in metrics}
         self._steps, self._waited = self._steps + steps, self._waited + waited
 
     @contextlib.contextmanager
@@ -115,8 +117,9 @@ class Meter:
         self._cpu_start += cpu_seconds
 
     def take(self, batch_size: int) -> dict[str, float]:
-        """Means over the interval, with images_per_second, step_seconds, cpu_seconds (a
-        step's, over all threads of this process) and data_wait."""
+        """Means over the interval, of SO_FAR the last, with images_per_second,
+        step_seconds, cpu_seconds (a step's, over all threads of this process) and
+        data_wait."""
         sums = jax.device_get(self._sums) if self._sums is not None else {}
         elapsed = max(time.monotonic() - self._start, 1e-9)
         cpu = time.process_time() - self._cpu_start
@@ -136,13 +139,16 @@ class Meter:
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
-    """Step of total, loss, images/s, data-wait share, time left."""
+    """Step of total, loss, images/s, data-wait share, time left, and how many steps
+    were skipped so far, if any: the loss is of the others alone, and looks well."""
     left = (total_steps - step) * values["train/step_seconds"]
     loss = values.get("train/loss", float("nan"))
+    skipped = int(values.get("train/nonfinite_steps", 0))
     return (
         f"step {step:>{len(str(total_steps))}}/{total_steps}  loss {loss:.4f}"
         f"  {values['train/images_per_second']:,.0f} images/s"
         f"  data wait {100 * values['train/data_wait']:.0f} %  eta {duration(left)}"
+        + (f"  {skipped} skipped, not finite" if skipped else "")
     )
 
 

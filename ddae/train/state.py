@@ -10,6 +10,9 @@ from jaxtyping import Array, Bool, Int, Key
 from ddae.tasks import Task
 from ddae.train.optimizer import Optimizer, merge
 
+SO_FAR = ("nonfinite_steps", "nonfinite_in_row")
+"""Metrics that count up to their step: of several steps only the last one's is true."""
+
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row, or the state itself, were not finite (exit code 3)."""

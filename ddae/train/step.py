@@ -29,7 +29,7 @@ from ddae.train.sharding import (
     replicated,
     to_devices,
 )
-from ddae.train.state import TrainState
+from ddae.train.state import SO_FAR, TrainState
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
@@ -139,8 +139,8 @@ def first_of(batches: Batch) -> Batch:
 
 def make_steps(step: Step) -> Step:
     """`step` for as many batches as are stacked along a new first axis of all that is
-    not WHOLE. Metrics are summed over the steps; of `nonfinite_in_row` and `stop` it is
-    the last one's.
+    not WHOLE. Metrics are summed over the steps; of SO_FAR and `stop` it is the last
+    one's.
 
     Their number is known to XLA, so that a GPU need not ask the host between steps.
     """
@@ -154,7 +154,7 @@ def make_steps(step: Step) -> Step:
 
         state, each = jax.lax.scan(one, state, stacked)
         metrics = jax.tree.map(lambda x: x.sum(axis=0), each)
-        last = {name: each[name] for name in ("nonfinite_in_row", "stop")}
+        last = {name: each[name] for name in (*SO_FAR, "stop")}
         return state, metrics | jax.tree.map(lambda x: x[-1], last)
 
     return steps
