@@ -456,8 +456,25 @@ def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch)
     assert json.loads(text) == {"step": 3, "train/loss": None, "eval/x": None}
     assert again.evaluation(2) == {"eval/x": 20.0} and again.evaluation(4) == {}
     assert np.isnan(again.evaluation(3)["eval/x"])
+
+
+def test_a_fresh_start_keeps_the_log_of_an_earlier_one(tmp_path, monkeypatch, capsys):
+    """The folder of its checkpoints may only have been moved."""
+    monkeypatch.setattr("ddae.train.metrics._tensorboard", lambda workdir: None)
+    log = tmp_path / "metrics.jsonl"
+    for step in (7, 8):
+        Report(str(tmp_path), None).write(step, {"train/loss": 1.0})
+    said = f"no checkpoint to resume; the log of an earlier start is now {log}.1\n"
+    assert capsys.readouterr().out == said
     Report(str(tmp_path), None)
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert [row["step"] for row in read_metrics(f"{log}.1")] == [7]
+    assert [row["step"] for row in read_metrics(f"{log}.2")] == [8]
+    assert read_metrics(log) == []
+    # There is nothing to keep, or it goes on.
+    capsys.readouterr()
+    Report(str(tmp_path), None).write(9, {"train/loss": 1.0})
+    Report(str(tmp_path), 9)
+    assert not capsys.readouterr().out and len(list(tmp_path.glob("*.jsonl*"))) == 3
 
 
 def test_what_was_never_counted_has_no_mean_and_waiting_is_a_share(monkeypatch):

@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl, TensorBoard, figures, and a line on the terminal."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -21,8 +22,9 @@ from ddae.train.state import SO_FAR
 class Report:
     """Writes of one run into `workdir`; only the first process writes.
 
-    metrics.jsonl holds one object a logged step. Rows after the step resumed at (all of
-    them at a fresh start, None) are dropped: those steps are about to be taken again.
+    metrics.jsonl holds one object a logged step. Rows after the step resumed at are
+    dropped: those steps are about to be taken again. At a fresh start (None) it is put
+    aside, for the checkpoints of a long run may only have been moved.
     """
 
     def __init__(self, workdir: str, resumed_at: int | None):
@@ -33,12 +35,23 @@ class Report:
         if not self.active:
             return
         self.figures.mkdir(parents=True, exist_ok=True)
-        last = -1 if resumed_at is None else resumed_at
-        kept = [row for row in read_metrics(self.path) if row["step"] <= last]
+        rows = read_metrics(self.path)
+        if resumed_at is None:
+            kept = []
+            if rows:
+                self._put_aside()
+        else:
+            kept = [row for row in rows if row["step"] <= resumed_at]
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         part.replace(self.path)
         self._board = _tensorboard(workdir)
+
+    def _put_aside(self) -> None:
+        names = (f"{self.path.name}.{number}" for number in itertools.count(1))
+        aside = next(p for p in map(self.path.with_name, names) if not p.exists())
+        self.path.rename(aside)
+        self.say(f"no checkpoint to resume; the log of an earlier start is now {aside}")
 
     def say(self, line: str) -> None:
         """A line on the terminal."""
