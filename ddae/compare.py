@@ -40,10 +40,7 @@ def read_curves(path: str, metrics: str = METRICS) -> Curves:
     """The metrics of a workdir, or of a metrics.jsonl, whose name has the regular
     expression `metrics` at its start; `UserError` where there is no log."""
     log = _log(path)
-    try:
-        rows = read_metrics(log)
-    except UnicodeDecodeError:
-        rows = []
+    rows = read_metrics(log)
     if not rows:
         raise UserError(f"no rows in {log}; name a run's workdir, or its metrics.jsonl")
     curves: Curves = {}

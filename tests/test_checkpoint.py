@@ -406,6 +406,14 @@ def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
     assert read_metrics(str(path)) == [{"step": 1}]
 
 
+def test_a_damaged_line_of_the_log_costs_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddae.train.metrics._tensorboard", lambda workdir: None)
+    bad = [b'{"step": 1, "tra', b'{"s\xf4ep": 2}', b"\0" * 40, b'{"stop": 3}', b"5"]
+    text = b"\n".join([b'{"step": 0}', *bad, b'{"step": 4}'])
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert [row["step"] for row in Report(str(tmp_path), 4).rows()] == [0, 4]
+
+
 def test_progress_line_and_durations():
     values = {
         "train/loss": 0.5,

@@ -41,7 +41,7 @@ class Report:
             if rows:
                 self._put_aside()
         else:
-            kept = [row for row in rows if row["step"] <= resumed_at]
+            kept = [row for row in rows if row.get("step", math.inf) <= resumed_at]
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         part.replace(self.path)
@@ -175,15 +175,14 @@ def duration(seconds: float) -> str:
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of a metrics.jsonl; lines that are none are left out, such as a last one
+    cut short by a kill, or what a failing disk has made of one."""
     path = epath.Path(path)
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # no JSON, or no text
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _tensorboard(workdir: str) -> Any:
