@@ -252,7 +252,9 @@ def straight_in_two(photographs, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["term:1:6", "term-eval:1:10", "term-compile:1:0"])
+@pytest.mark.parametrize(
+    "where", ["term:1:6", "hup:1:6", "term-eval:1:10", "term-compile:1:0"]
+)
 def test_sigterm_to_one_of_two_processes_saves_one_step_and_exits_75(
     straight_in_two, photographs, tmp_path, where
 ):
@@ -372,6 +374,57 @@ def test_ctrl_c_asks_once_and_a_second_ends(capfd):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# In a terminal of its own, which becomes the one that it hears of.
+IN_TERMINAL = """\
+import fcntl, sys, termios, time
+
+from ddae.train.signals import Signals
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signals = Signals()
+with signals.listening():
+    print("ready", flush=True)
+    until = time.monotonic() + 30
+    while not signals.stop_requested and time.monotonic() < until:
+        time.sleep(0.01)
+    print("a line of the log", flush=True)
+print("stopped", file=sys.stderr)
+sys.exit(75 if signals.stop_requested else 0)
+"""
+
+
+@pytest.mark.parametrize("output", ["terminal", "tee"])
+def test_a_closed_terminal_asks_to_stop_and_is_printed_to_no_more(output):
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL],
+        cwd=WORKER.parents[1],
+        stdin=theirs,
+        stdout=theirs if output == "terminal" else subprocess.PIPE,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        reads = process.stdout.fileno() if process.stdout else ours
+        assert os.read(reads, 5) == b"ready"
+        if process.stdout:
+            process.stdout.close()
+        os.close(ours)
+        assert process.wait(60) == 75
+
+
+def test_a_run_under_nohup_is_not_asked_to_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = cluster.Signals()
+        with signals.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.stop_requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), MemoryError(), OSError("a\nb")])

@@ -14,7 +14,6 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.train import cluster
 from ddae.train.cluster import Signals
 from ddae.train.metrics import Meter
 from ddae.train.optimizer import (
@@ -337,7 +336,7 @@ def test_encode_pads_and_never_masks(digit_images):
 
 
 def test_what_the_host_does_alone_for_long_is_no_silence(monkeypatch):
-    monkeypatch.setattr(cluster, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("ddae.train.signals.BEAT_SECONDS", 0.01)
     signals = Signals()
     on_devices = OnDevices(make_mesh(MeshSettings(), 16, 1), signals)
     signals.last_beat = 0.0

@@ -3,7 +3,8 @@
 Every row of its table at every seed, one after another, each scored; what is done is
 skipped, a killed run goes on from its checkpoint, and several such commands in one DIR
 share the work. DIR gets results.csv, results.md and figures. Exit codes: 0; 2 a wrong
-study, config or data; 75 stopped by SIGTERM or Ctrl-C, run me again; 1 a full disk.
+study, config or data; 75 stopped by SIGTERM, SIGHUP or Ctrl-C, run me again; 1 a full
+disk.
 """
 
 import argparse

@@ -6,14 +6,12 @@ import json
 import os
 import random
 import re
-import signal
 import sys
 import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -24,14 +22,12 @@ from jax.experimental import multihost_utils
 
 from ddae.settings import UserError
 from ddae.train.checkpoint import CheckpointError
+from ddae.train.signals import Signals
 from ddae.train.state import NonFiniteError
 from ddae.train.stored import of_all
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead by the others."""
-
-BEAT_SECONDS = 1.0
-"""Between two signs of life while the host works alone."""
 
 START_SECONDS = 3600.0
 """How long a run may take to read its config and to find its data."""
@@ -50,59 +46,6 @@ _attempt = ""
 
 class PreemptedError(RuntimeError):
     """The run was asked to stop, has saved, and is to be run again (exit code 75)."""
-
-
-class Signals:
-    """What a run shares with its signal handler and its watchdog."""
-
-    def __init__(self):
-        self.stop_requested = False
-        self._interrupted = False
-        self.last_beat = time.monotonic()
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, SIGTERM and Ctrl-C are noted and do nothing else; a second Ctrl-C
-        ends the run where it is."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, self._note) for number in signals]
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
-
-    def beat(self) -> None:
-        """Work is going on."""
-        self.last_beat = time.monotonic()
-
-    def meanwhile(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives, on the host, however long it takes: work is going on."""
-        found = Future()
-
-        def run() -> None:
-            try:
-                found.set_result(work())
-            except BaseException as error:
-                found.set_exception(error)
-
-        # A daemon: a second Ctrl-C need not wait for it.
-        threading.Thread(target=run, daemon=True).start()
-        while wait([found], timeout=BEAT_SECONDS).not_done:
-            self.beat()
-        return found.result()
-
-    def _note(self, number: int, _: Any) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            text = "stopping after this step, to save it; Ctrl-C again ends at once\n"
-            os.write(2, text.encode())
-        self.stop_requested = True
 
 
 def start(
