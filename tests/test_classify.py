@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from ddae import data, eval, tasks
 from ddae.data.arrays import ArraySource
 from ddae.eval.accuracy import make_accuracy, topk
+from ddae.interop.convert import write_workdir
 from ddae.models.heads import BatchNorm
 from ddae.models.positions import (
     relative_index,
@@ -34,6 +35,7 @@ from ddae.train.partial import (
     _frozen_flags,
     load_frozen,
     load_pretrained,
+    rest_of,
 )
 from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
@@ -118,6 +120,58 @@ def test_random_heads_are_said_to_be_random(tmp_path, pretrained, capsys):
     config["evaluators"] = {"knn": {"k": 3}}
     loop.run(config, str(tmp_path / "neighbours"))
     assert "other heads" not in capsys.readouterr().out
+
+
+MAE = {"name": "mae", "layout": "mask_token"}
+
+
+@pytest.mark.parametrize(
+    "config, changes, flags",
+    [
+        (
+            tiny_config(),
+            {"method__standardise_pixels": False},
+            "--config.method.standardise_pixels=True",
+        ),
+        (
+            tiny_config(),
+            {"method__decoder__num_heads": 4},
+            "--config.method.decoder.num_heads=2",
+        ),
+        (
+            tiny_config(method=MAE),
+            {"method": {"name": "simmim"}},
+            "--config.method.name=mae --config.method.standardise_pixels=True",
+        ),
+        (
+            probe_config(classifier__pool="mean"),
+            {"classifier__pool": "cls", "classifier__tap": 1},
+            "--config.classifier.tap=2 --config.classifier.pool=mean",
+        ),
+        (tiny_config(), {"method__mask": {"ratio": 0.5}}, ""),
+        (probe_config(), {"classifier__tap": 2}, ""),  # the last, by its number
+    ],
+)
+def test_heads_of_the_same_shapes_are_read_as_they_were_trained(
+    tmp_path, config, changes, flags
+):
+    shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    workdir = str(tmp_path / "run")
+    write_workdir(workdir, params, config)
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        section = config
+        for part in parts:
+            section = section.setdefault(part, {})
+        section[last] = value
+    found = load_pretrained(InitSettings(workdir=workdir), config, shapes)
+    if flags:
+        with pytest.raises(UserError, match=f"trained with other.*; set {flags}$"):
+            rest_of(found, config, shapes)
+    else:
+        assert rest_of(found, config, shapes)[1] == f"heads of {workdir}"
 
 
 @pytest.fixture(scope="module")

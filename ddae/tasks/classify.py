@@ -123,6 +123,10 @@ class Classify(Task):
     def dtype_of(self, path: str) -> Any:
         return self.encoder.dtype
 
+    def meaning(self) -> Mapping[str, Any]:
+        (pool,) = {head.pool for head in self.heads.values()}
+        return {"classifier.tap": self.tap, "classifier.pool": pool}
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {name: ...}}, float32; all heads begin alike."""
         key_encoder, key_head = jax.random.split(rng)

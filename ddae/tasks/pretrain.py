@@ -15,7 +15,7 @@ from ddae.difficulty import nearest_visible_distance
 from ddae.losses import normalise_features
 from ddae.masking import Mask, gather_patches, part_of
 from ddae.methods import METHODS
-from ddae.models.heads import Head, Predictions
+from ddae.models.heads import Head, Predictions, TapDecoder
 from ddae.models.vit import Encoder, Features, small_init
 from ddae.networks import FrozenNetwork
 from ddae.objective import (
@@ -77,6 +77,18 @@ class Pretrain(Task):
         room, key, *_ = path.split("/")
         head = self.method.heads.get(key) if room == "heads" else None
         return getattr(head, "dtype", self.method.encoder.dtype)
+
+    def meaning(self) -> Mapping[str, Any]:
+        """Of decoders their heads of attention, of pixels whether each patch's are
+        standardised."""
+        found = {}
+        for head in self.method.heads.values():
+            if isinstance(head, TapDecoder):
+                found["method.decoder.num_heads"] = head.decoder.num_heads
+        for term in self.method.terms:
+            if isinstance(term.target, Pixels):
+                found["method.standardise_pixels"] = term.target.standardise
+        return found
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {key: ...}}, float32; "frozen" where there are."""

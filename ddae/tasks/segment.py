@@ -123,6 +123,12 @@ class Segment(Task):
     def dtype_of(self, path: str) -> Any:
         return self.encoder.dtype
 
+    def meaning(self) -> Mapping[str, Any]:
+        if isinstance(self.head, LinearSegmenter):
+            return {}
+        scales = self.head.pool_scales
+        return {"segmenter.taps": self.taps, "segmenter.pool_scales": scales}
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder": ..., "heads": {"segmenter": ...}}, float32."""
         key_encoder, key_head = jax.random.split(rng)

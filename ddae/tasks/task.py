@@ -35,6 +35,11 @@ class Task(Protocol):
         """Fresh parameters: nested dicts of float32 arrays."""
         ...
 
+    def meaning(self) -> Mapping[str, Any]:
+        """What the shapes of its heads' parameters do not tell, and without which they
+        are others: settings by their keys in the config, "classifier.pool"."""
+        return {}
+
     def frozen(self) -> Mapping[str, FrozenNetwork]:
         """Networks that are asked and never trained: their weights, of workdirs of
         their own, lie at params["frozen"][name]."""

@@ -140,7 +140,7 @@ def _known_params(job: Job) -> tuple[Any, list[str]]:
     if pretrained is not None:
         known["encoder"] = pretrained.encoder
         if not job.total_steps and any(name in OF_HEADS for name in job.evaluators):
-            rest, said = rest_of(pretrained, params)
+            rest, said = rest_of(pretrained, job.config, params)
             known |= rest
             origin.append(said)
     else:

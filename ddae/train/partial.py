@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddae import tasks
 from ddae.models.positions import resize_positions, resize_relative_bias, sincos
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.networks import FrozenNetwork
@@ -129,10 +130,11 @@ ENCODERS = ("encoder", "frozen")
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """Encoder parameters for a run's beginning, None where they begin fresh, the `rest`
-    of what their run has, heads above all, and where they are from."""
+    of what their run has, heads above all, its config, and where they are from."""
 
     encoder: Any
     rest: dict[str, Any]
+    config: Mapping[str, Any]
     loaded: Loaded
     workdir: str
     other_standardisation: str
@@ -207,22 +209,42 @@ def load_pretrained(
         if one != two:
             others.append(f"pretrained with data.{key} {one}, this run has {two}")
     rest = {name: x for name, x in stored.items() if name not in ENCODERS}
-    return Pretrained(encoder, rest, loaded, init.workdir, "; ".join(others))
+    return Pretrained(encoder, rest, theirs, loaded, init.workdir, "; ".join(others))
 
 
-def rest_of(pretrained: Pretrained, params: Any) -> tuple[dict[str, Any], str]:
+def rest_of(
+    pretrained: Pretrained, config: Mapping[str, Any], params: Any
+) -> tuple[dict[str, Any], str]:
     """(its rest, for all of `params` that is no encoder and no frozen network, if it is
     the very same, else None in its places; what became of it).
 
-    For a run that trains nothing.
+    For a run that trains nothing. Raises `UserError` where this config reads heads of
+    the same shapes as others than they were trained as.
     """
     own = {name: x for name, x in params.items() if name not in ENCODERS}
     if shapes_of(own) == shapes_of(pretrained.rest):
+        if differs := _other_meaning(pretrained.config, config):
+            raise UserError(
+                f"the heads of {pretrained.workdir} were trained with other settings"
+                f" than this config reads them with; set {_flags('config', differs)}"
+            )
         return pretrained.rest, f"heads of {pretrained.workdir}"
     return jax.tree.map(lambda _: None, own), (
         f"warning: {pretrained.workdir} has other heads than this config, or none: they"
         " are random and stay so"
     )
+
+
+def _other_meaning(
+    theirs: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of the config `theirs` by which heads of the same shapes are others."""
+    old, new = (tasks.from_config(c).meaning() for c in (theirs, config))
+    differs = {key: value for key, value in old.items() if new.get(key) != value}
+    names = [c.get("method", {}).get("name") for c in (theirs, config)]
+    if differs and names[0] != names[1]:
+        differs = {"method.name": names[0], **differs}
+    return differs
 
 
 def load_frozen(
