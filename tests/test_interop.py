@@ -17,7 +17,8 @@ from test_classify import classify_config, probe_config
 import ddae
 from ddae import inspect, tasks
 from ddae.interop import huggingface, official, timm
-from ddae.interop.convert import Hints, class_names, import_weights, write_workdir
+from ddae.interop.convert import Hints, import_weights, write_workdir
+from ddae.interop.exported import class_names
 from ddae.interop.files import read_beside, read_weights, write_weights
 from ddae.interop.huggingface import STANDARDISED
 from ddae.interop.names import fixed_positions, flat

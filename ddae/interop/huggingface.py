@@ -12,16 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import (
-    CLIP,
-    HALF,
-    IMAGENET,
-    class_names,
-    export_weights,
-    has_decoder,
-    pair,
-    read_run,
-)
+from ddae.interop.convert import CLIP, HALF, IMAGENET, pair
+from ddae.interop.exported import class_names, export_weights, has_decoder, read_run
 from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import HALF, export_weights, has_decoder, read_run
+from ddae.interop.convert import HALF
+from ddae.interop.exported import export_weights, has_decoder, read_run
 from ddae.interop.files import (
     new_file,
     read_beside,
