@@ -16,7 +16,7 @@ from test_classify import classify_config, probe_config
 
 import ddae
 from ddae import inspect, tasks
-from ddae.interop import huggingface, official, timm
+from ddae.interop import beside, huggingface, official, timm
 from ddae.interop.convert import Hints, import_weights, write_workdir
 from ddae.interop.exported import class_names
 from ddae.interop.files import read_beside, read_weights, write_weights
@@ -286,6 +286,47 @@ def test_a_method_of_ones_own_goes_out_as_its_encoder(tmp_path, capsys, monkeypa
     assert "ViTModel" in capsys.readouterr().out
 
 
+TRAINED = {"mask": {"ratio": 0.6}, "standardise_pixels": False}
+
+
+def mae_run(workdir):
+    """A workdir of a MAE of raw pixels, its decoder's heads not the usual ones."""
+    config = tiny_config(method={"name": "mae", **TRAINED})
+    config["method"]["decoder"] = {"depth": 1, "width": 16, "num_heads": 4}
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(workdir, params, config)
+    return config
+
+
+def test_how_a_mae_was_trained_goes_to_transformers_and_back(tmp_path, capsys):
+    run, out, back = (str(tmp_path / name) for name in ("run", "out", "back"))
+    config = mae_run(run)
+    assert huggingface.main(["export", run, out]) == 0
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (said["mask_ratio"], said["norm_pix_loss"]) == (0.6, False)
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 0
+    assert load_params(back)[1]["method"] == config["method"]
+    assert "assumed" not in capsys.readouterr().out
+
+
+def test_what_our_files_say_is_read_and_what_others_say_is_not():
+    config = tiny_config(image_size=(8, 16), method={"name": "mae", **TRAINED})
+    config["method"]["decoder"] = {"num_heads": 4}
+    said = beside.said_of(config, decoder=True)
+    assert all(isinstance(x, str) for x in said.values())
+    assert beside.hints_of(said) == {
+        "mean": (0.3,),
+        "std": (0.4,),
+        "image_size": (8, 16),
+        "decoder_heads": 4,
+        "mask_ratio": 0.6,
+        "standardise_pixels": False,
+    }
+    assert beside.hints_of({"image_size": "224"}) == {}
+    odd = {"gelu": "relu", "image_size": [1], "decoder_heads": "x"}
+    assert beside.hints_of(said | odd).keys().isdisjoint(odd)
+
+
 @pytest.mark.parametrize("command", [huggingface.main, timm.main])
 def test_a_size_that_is_not_registered_is_named(tmp_path, capsys, monkeypatch, command):
     monkeypatch.setitem(VIT_SPECS, "Mine", VIT_SPECS["Two"])
@@ -502,7 +543,8 @@ def test_a_timm_file_of_ours_says_how_images_are_standardised(tmp_path, capsys):
     write_workdir(str(tmp_path / "run"), params, config)
     out = str(tmp_path / "out.safetensors")
     assert timm.main(["export", str(tmp_path / "run"), out]) == 0
-    assert read_beside(out) == {"format": "pt", "mean": "0.3", "std": "0.4"}
+    said = {"mean": "0.3", "std": "0.4", "image_size": "8"}
+    assert read_beside(out) == {"format": "pt", **said}
     assert timm.main(["import", out, f"--workdir={tmp_path / 'back'}"]) == 0
     assert "mean (0.3,), std (0.4,)\n" in capsys.readouterr().out
     for wrong in ("grey", ""):  # as somebody else's may be
@@ -552,11 +594,27 @@ def test_oblong_weights_go_out_and_come_back(tmp_path, capsys):
     assert huggingface.main(["export", str(run), str(tmp_path / "folder")]) == 0
     assert "ViTModel" in capsys.readouterr().out
     assert timm.main(["export", str(run), out]) == 0
-    back = ["import", out, f"--workdir={tmp_path / 'back'}"]
+    assert timm.main(["import", out, f"--workdir={tmp_path / 'back'}"]) == 0
+    assert "8, 16" in capsys.readouterr().out
+    write_weights(out, read_weights(out))  # as others have it, with nothing beside
+    back = ["import", out, f"--workdir={tmp_path / 'again'}"]
     assert timm.main(back) == 2 and "; give --image_size" in capsys.readouterr().err
     assert timm.main([*back, "--image_size=8,16"]) == 0
     assert timm.main(["export", str(run), "/nowhere/x.safetensors"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_oblong_grid_of_a_square_number_comes_back_oblong(tmp_path):
+    """4 x 1 patches are as many as 2 x 2."""
+    run, out, back = (str(tmp_path / n) for n in ("run", "out.safetensors", "back"))
+    weights = {**timm_vit(0, "cls"), "pos_embed": fixed_positions(32, (4, 1))}
+    found = import_weights(weights, "timm_vit", Hints(image_size=(16, 4)))
+    write_workdir(run, *found)
+    assert timm.main(["export", run, out]) == 0
+    assert timm.main(["import", out, f"--workdir={back}"]) == 0
+    config = load_params(back)[1]
+    assert tuple(config["image_size"]) == (16, 4)
+    assert config["model"]["positions"] == "sincos"
 
 
 @pytest.mark.parametrize("positions", ["sincos", "none"])

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_interop import official_mae
+from test_interop import mae_run, official_mae
 
 import ddae
 from ddae import tasks
@@ -357,6 +357,20 @@ def test_what_torch_reads_of_an_official_file_of_ours(tmp_path, capsys):
     jax.tree.map(
         np.testing.assert_array_equal, load_params(str(tmp_path / "back"))[0], params
     )
+    # Of another run, what arrays do not tell; of somebody else's it is assumed.
+    run, path, back = (str(tmp_path / n) for n in ("raw", "raw.pth", "raw_back"))
+    config = mae_run(run)
+    assert official.main(["export", run, path]) == 0
+    whole = torch.load(path, weights_only=True)
+    assert whole["ddae"]["standardise_pixels"] == "False"
+    assert official.main(["import", path, f"--workdir={back}"]) == 0
+    again = load_params(back)[1]
+    assert again["method"] == config["method"] and again["data"]["mean"] == [0.3]
+    assert "assumed" not in capsys.readouterr().out
+    torch.save({"model": found}, tmp_path / "theirs.pth")
+    command = ["import", str(tmp_path / "theirs.pth")]
+    assert official.main([*command, f"--workdir={tmp_path / 'assumed'}"]) == 0
+    assert "assumed: see --mean" in capsys.readouterr().out
     path = str(tmp_path / "none" / "mae.pth")
     assert official.main(["export", str(tmp_path / "run"), path]) == 2
     assert f"error: {path} cannot be written" in capsys.readouterr().err

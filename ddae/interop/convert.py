@@ -37,7 +37,7 @@ CLIP = ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
 class Hints:
     """What arrays alone do not tell: heads of attention (else those of the size in
     VIT_SPECS), pixels (else those of a square grid), mean and std of the images, and
-    how GELU is computed (CLIP's own is known)."""
+    how GELU is computed (CLIP's own is known); of a MAE, how it was trained."""
 
     num_heads: int | None = None
     decoder_heads: int = 16
@@ -45,6 +45,8 @@ class Hints:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     gelu: Gelu = "erf"
+    mask_ratio: float | None = None
+    standardise_pixels: bool | None = None
 
 
 def import_weights(
@@ -198,7 +200,12 @@ def _task(
             "width": found[f"{last}/embedding/kernel"].shape[1],
             "num_heads": hints.decoder_heads,
         }
-        return {"task": "pretrain", "method": {"name": "mae", "decoder": decoder}}
+        method = {"name": "mae", "decoder": decoder}
+        if hints.standardise_pixels is not None:
+            method["standardise_pixels"] = hints.standardise_pixels
+        if 0.0 < (hints.mask_ratio or 0.0) < 1.0:
+            method["mask"] = {"ratio": hints.mask_ratio}
+        return {"task": "pretrain", "method": method}
     tokens = found.get(f"{last}/tokens/bias")
     if tokens is None and "encoder/norm/scale" in found:
         layout = "visible" if model["relative_bias"] == "none" else "mask_token"

@@ -108,9 +108,10 @@ def new_file(path: str, ending: str) -> None:
         raise UserError(f"{path} exists already; give another name")
 
 
-def write_torch(path: str, weights: Weights) -> None:
-    """{"model": {name: tensor}} as torch.save writes it, of float32 arrays; `UserError`
-    where that is not installed, or where the file cannot be written."""
+def write_torch(path: str, weights: Weights, beside: Mapping[str, str]) -> None:
+    """{"model": {name: tensor}, "ddae": `beside`} as torch.save writes it, of float32
+    arrays; `UserError` where that is not installed, or where the file cannot be
+    written."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -121,13 +122,18 @@ def write_torch(path: str, weights: Weights) -> None:
     tensors = {k: torch.from_numpy(np.array(x, np.float32)) for k, x in weights.items()}
     try:
         with commands.whole(path) as file:
-            torch.save({"model": tensors}, file)
+            torch.save({"model": tensors, "ddae": dict(beside)}, file)
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def read_beside(path: str) -> dict[str, str]:
-    """What a .safetensors file says beside its arrays; {} of any other."""
+def read_beside(path: str) -> dict[str, Any]:
+    """What a .safetensors file, or a .pth file of ours, says beside its arrays; {} of
+    any other."""
+    if path.endswith((".pth", ".pt", ".bin")):
+        found = read_torch(path, _Beside)
+        said = found.get("ddae") if isinstance(found, dict) else None
+        return said if isinstance(said, dict) else {}
     if not path.endswith(".safetensors"):
         return {}
     try:
@@ -137,13 +143,14 @@ def read_beside(path: str) -> dict[str, str]:
         return {}
 
 
-def read_torch(path: str) -> Any:
+def read_torch(path: str, reader: "type[_Arrays] | None" = None) -> Any:
     """What torch.save wrote since PyTorch 1.6: containers, numbers, arrays alone."""
+    reader = reader or _Arrays
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
             with archive.open(name) as file:
-                return _Arrays(file, archive, name.removesuffix("data.pkl")).load()
+                return reader(file, archive, name.removesuffix("data.pkl")).load()
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except zipfile.BadZipFile as error:
@@ -184,6 +191,17 @@ class _Arrays(pickle.Unpickler):
         if len(data) < size * np.dtype(dtype).itemsize:
             raise UserError(f"array {key} is cut short")
         return np.frombuffer(data, dtype, size)
+
+
+class _Beside(_Arrays):
+    """The same, with None for every array: none is read."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return (lambda *_: None) if module == "torch._utils" else found
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
 
 
 class _Inert:

@@ -207,9 +207,8 @@ def bring_in(args: Any) -> None:
     }
     mean, std = STANDARDISED[kind]
     path = os.path.join(args.path, "preprocessor_config.json")
-    if os.path.exists(path):
-        said = read_json(path)
-        mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    said = read_json(path) if os.path.exists(path) else {}
+    mean, std = said.get("image_mean", mean), said.get("image_std", std)
     channels = vision.get("num_channels", 3)
     if len(mean) != channels:
         raise UserError(f"{channels} channels; give --mean and --std for each")
@@ -218,12 +217,15 @@ def bring_in(args: Any) -> None:
         f"hf_{kind}",
         args,
         class_names=_class_names(found.get("id2label") or {}),
+        assumed=not {"image_mean", "image_std"} <= said.keys(),
         num_heads=vision["num_attention_heads"],
         decoder_heads=vision.get("decoder_num_attention_heads", 16),
         image_size=pair(vision["image_size"]),
         mean=tuple(mean),
         std=tuple(std),
         gelu=known[act],
+        mask_ratio=vision.get("mask_ratio"),
+        standardise_pixels=vision.get("norm_pix_loss", False),
     )
 
 

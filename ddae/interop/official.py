@@ -10,31 +10,35 @@ import sys
 from typing import Any
 
 from ddae.interop import command
+from ddae.interop.beside import hints_of, said_of
 from ddae.interop.convert import HALF, IMAGENET
-from ddae.interop.files import new_file, read_weights, write_torch
+from ddae.interop.files import new_file, read_beside, read_weights, write_torch
 from ddae.interop.timm import named, said_of_gelu
 
 
 def export(workdir: str, path: str, head: str | None) -> None:
     """As those files are, {"model": state_dict}: a MAE or DDAE with the decoder of its
-    last layer as MAE's, what has a relative bias or layer scale as BEiT's."""
+    last layer as MAE's, what has a relative bias or layer scale as BEiT's. Beside that
+    what imports here want to know (`beside`)."""
     new_file(path, ".pth")
     weights, name, config = named(workdir, head, decoder=True)
-    write_torch(path, weights)
+    write_torch(path, weights, said_of(config, decoder=name == "mae"))
     print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
 
 
 def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
+    known = hints_of(read_beside(args.path))
+    dialect, told = "timm_vit", bool(known)
     if any("gamma_1" in k or "relative_position" in k for k in weights):
         # BEiT-v2's pretraining, which has blocks for cls alone, takes ImageNet's.
         mean, std = IMAGENET if any("cls_pt_layers" in k for k in weights) else HALF
-        command.bring_in(weights, "timm_beit", args, mean=mean, std=std)
+        dialect = "timm_beit"
+        known = {"mean": mean, "std": std} | known
     elif any(k.startswith("decoder_") for k in weights):
-        command.bring_in(weights, "mae", args)
-    else:
-        command.bring_in(weights, "timm_vit", args)
+        dialect = "mae"
+    command.bring_in(weights, dialect, args, assumed=not told, **known)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
+from ddae.interop.beside import hints_of, said_of
 from ddae.interop.convert import HALF
 from ddae.interop.exported import export_weights, has_decoder, read_run
 from ddae.interop.files import (
@@ -29,9 +30,7 @@ def export(workdir: str, path: str, head: str | None) -> None:
     Beit has them."""
     new_file(path, ".safetensors")
     weights, name, config = named(workdir, head)
-    beside = {key: ",".join(map(str, config["data"][key])) for key in ("mean", "std")}
-    if said := said_of_gelu(config):
-        beside["gelu"] = "tanh"
+    beside, said = said_of(config, decoder=False), said_of_gelu(config)
     if head and config["task"] == "classify":
         beside["head"] = head
     write_weights(path, weights, beside)
@@ -91,23 +90,14 @@ def bring_in(args: Any) -> None:
     path = os.path.join(folder, "config.json")  # as timm's weights are published
     whole = read_json(path) if os.path.isfile(path) else {}
     said = whole.get("pretrained_cfg", {})
-    beside = read_beside(args.path)
-    act = (whole.get("model_args") or {}).get("act_layer")
-    if act == "gelu_tanh" or beside.get("gelu") == "tanh":
+    if (whole.get("model_args") or {}).get("act_layer") == "gelu_tanh":
         known["gelu"] = "tanh"
-    said |= _standardised(beside)
+    ours = hints_of(read_beside(args.path))
+    said |= ours
     if told := {"mean", "std"} <= said.keys():
         known |= {key: tuple(said[key]) for key in ("mean", "std")}
     dialect = "timm_beit" if beit else "timm_vit"
-    command.bring_in(weights, dialect, args, assumed=not told, **known)
-
-
-def _standardised(beside: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
-    """mean and std where the file itself says them, as ours do; else {}."""
-    try:
-        return {key: command.numbers(beside[key]) for key in ("mean", "std")}
-    except (KeyError, ValueError):
-        return {}
+    command.bring_in(weights, dialect, args, assumed=not told, **(known | ours))
 
 
 def main(argv: list[str] | None = None) -> int:
