@@ -6,7 +6,7 @@ network. The metric, the power law and the schedule are our choices.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,7 +16,10 @@ from ddae.patches import Grid
 
 Metric = Literal["euclidean", "chebyshev", "manhattan"]
 
-METRICS: tuple[Metric, ...] = ("euclidean", "chebyshev", "manhattan")
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Phase = Literal["constant", "linear", "cosine", "steps"]
+"""How the exponent goes from its start to its end."""
 
 DISTANCE_BINS: tuple[tuple[str, float, float], ...] = (
     ("d1", 0.5, 1.5),
@@ -96,15 +99,15 @@ class BetaSchedule:
 
     start: float = -1.0
     end: float = 1.0
-    phase: Literal["constant", "linear", "cosine", "steps"] = "linear"
+    phase: Phase = "linear"
     depth_tilt: float = -0.5
     num_steps: int = 4
     limit: float = 2.0
 
     def __post_init__(self):
-        if self.phase not in ("constant", "linear", "cosine", "steps"):
+        if self.phase not in get_args(Phase):
             raise ValueError(
-                f"beta phase {self.phase!r} is not constant, linear, cosine or steps"
+                f"beta phase {self.phase!r} is not one of {get_args(Phase)}"
             )
         for name in ("start", "end"):
             if not abs(getattr(self, name)) <= self.limit:

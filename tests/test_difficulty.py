@@ -138,6 +138,10 @@ def test_steps_are_stairs_from_start_to_end():
 def test_unknown_phase_is_an_error():
     with pytest.raises(Exception, match="sawtooth"):
         BetaSchedule(phase="sawtooth")
+    schedule = BetaSchedule()  # past the tests' own check of types
+    object.__setattr__(schedule, "phase", "sawtooth")
+    with pytest.raises(ValueError, match="'sawtooth' is not one of .*'steps'"):
+        schedule.__post_init__()
 
 
 def test_bins_are_a_patch_wide_and_leave_no_distance_out():
