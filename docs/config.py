@@ -4,6 +4,7 @@ Read from the dataclasses and functions that `ddae.settings.build` fills: their
 keyword-only parameters, annotations, defaults and docstrings.
 """
 
+import argparse
 import dataclasses
 import inspect
 import pathlib
@@ -118,6 +119,14 @@ def shown(default):
     return f"`{default!r}`"
 
 
+def main(argv=None):
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, default=PAGE)
+    args = parser.parse_args(argv)
+    args.output.write_text(page())
+    print(f"{args.output}: {len(SECTIONS)} sections")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(f"{PAGE}: {len(SECTIONS)} sections")
+    main()

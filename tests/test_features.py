@@ -11,6 +11,7 @@ from ddae.interop.convert import write_workdir
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.train import loop
+from ddae.train.encoder import _mend
 from ddae.train.loading import load_params
 
 
@@ -58,11 +59,19 @@ def test_encoder_reads_any_block_and_never_masks(workdir, digit_images):
         ([], "of several sizes, none among them"),
         (Image.new("L", (8, 8)), "one image is no batch"),
         (np.zeros((0, 8, 8, 1)), r"images are \(0, 8, 8, 1\)"),
+        (np.zeros((2, 8, 9, 3)), r"another size is load_encoder\("),
+        ([Image.new("RGB", (8, 8))], r"channels=1; PIL's .* after .convert\(\"L\"\)"),
     ],
 )
 def test_encoder_says_which_images_it_does_not_take(workdir, images, says):
     with pytest.raises(UserError, match=says):
         ddae.load_encoder(workdir)(images)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparent_pictures_are_to_be_converted(channels):
+    assert '.convert("RGB")' in _mend((2, 8, 8, channels), (8, 8, 3))
+    assert _mend((2, 8, 8, channels), (8, 8, 5)) == "give images of channels=5"
 
 
 def test_encoder_takes_pictures(workdir, digit_images):

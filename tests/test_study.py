@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
@@ -98,6 +99,25 @@ def test_every_row_of_every_study_plans(text, monkeypatch, tmp_path):
             loop.plan(config_of(study, run, "runs", changes))
 
 
+def test_the_study_that_the_page_shows_builds(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "studies.md").read_text()
+    (code,) = re.findall(r"```python\n(.+?)```", page, re.S)
+    (tmp_path / "shown.py").write_text(code)
+    study = read_study(str(tmp_path / "shown.py"))
+    assert [str(run) for run in runs_of(study)] == [
+        "mae, seed 0",
+        "ddae,short, seed 0",
+        "mae,cost-of-ddae, seed 0",
+        "mae, seed 1",
+        "mae,cost-of-ddae, seed 1",
+    ]
+    for run in runs_of(study)[:3]:
+        config = config_of(study, run, "runs", {})
+        tasks.from_config(config)
+        assert config["total_steps"] == run.row.set.get("total_steps")
+
+
 def test_most_telling_first(study_file):
     study = read_study(study_file)
     order = [(run.row.name, run.seed) for run in runs_of(study)]
@@ -118,6 +138,23 @@ def test_a_wrong_row_is_named(change, message):
     made = {"about": "", "seeds": (0,), "rows": [row]}
     with pytest.raises(UserError, match=message):
         study_from_dict("t", made)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": {"a": {"config": "c.py"}}}, "rows is no list; give a list of dicts"),
+        ({"rows": ["a"]}, "the row 'a' is no dict"),
+        ({"follow_ups": [{"config": "c.py"}]}, "follow_ups is not a dict of dicts"),
+        ({"follow_ups": {"knn": "c.py"}}, "follow_ups is not a dict of dicts"),
+    ],
+)
+def test_a_study_of_another_shape_is_one_line(change, message):
+    made = {"about": "", "seeds": (0,), "rows": [{"name": "a", "config": "c.py"}]}
+    with pytest.raises(UserError, match=message):
+        study_from_dict("t", made | change)
+    with pytest.raises(UserError, match="what get_study gives is no dict"):
+        study_from_dict("t", None)
 
 
 @pytest.mark.parametrize(

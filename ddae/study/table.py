@@ -104,14 +104,25 @@ def read_study(text: str) -> Study:
 
 def study_from_dict(name: str, made: Mapping[str, Any]) -> Study:
     """A `Study` from a plain dict of its fields, strictly."""
+    if not isinstance(made, Mapping):
+        raise UserError(f"{name}: what get_study gives is no dict")
     made = dict(made)
-    rows = tuple(
-        settings.build(Row, row, f"rows {row.get('name')}: ")
-        for row in made.pop("rows", ())
-    )
+    given, after = made.pop("rows", ()), made.pop("follow_ups", {})
+    if not isinstance(given, list | tuple):
+        raise UserError(
+            f"{name}: rows is no list; give a list of dicts, each with its name"
+        )
+    for row in given:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{name}: the row {row!r} is no dict")
+    if not isinstance(after, Mapping) or not all(
+        isinstance(value, Mapping) for value in after.values()
+    ):
+        raise UserError(f"{name}: follow_ups is not a dict of dicts, by their names")
+    rows = tuple(settings.build(Row, row, f"rows {row.get('name')}: ") for row in given)
     follow_ups = {
         key: settings.build(FollowUp, value, f"follow_ups {key}: ")
-        for key, value in made.pop("follow_ups", {}).items()
+        for key, value in after.items()
     }
     made = {"control": "", "scores": {}} | made
     made |= {"name": name, "rows": rows, "follow_ups": follow_ups}

@@ -63,12 +63,21 @@ def load_encoder(
         if images.ndim != 4 or images.shape[1:] != shape or not len(images):
             raise UserError(
                 f"images are {tuple(images.shape)}, the encoder takes"
-                f" {('b', *shape)}; another size is load_encoder(..., image_size=...)"
+                f" {('b', *shape)}; {_mend(tuple(images.shape), shape)}"
             )
         _check_range(images)
         return encode(params, jnp.asarray(images), int(tap))
 
     return encoder
+
+
+def _mend(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+    """What to do about images that are not of `shape`, in a few words."""
+    if len(given) == 4 and given[1:3] == shape[:2] and given[3] != shape[2]:
+        mode = {1: "L", 3: "RGB"}.get(shape[2])
+        said = f'; PIL\'s have them after .convert("{mode}")' if mode else ""
+        return f"give images of channels={shape[2]}{said}"
+    return "another size is load_encoder(..., image_size=...)"
 
 
 def _stacked(images: Any) -> np.ndarray:
