@@ -14,7 +14,6 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.train.cluster import Signals
 from ddae.train.metrics import Meter
 from ddae.train.optimizer import (
     OptimizerSettings,
@@ -32,6 +31,7 @@ from ddae.train.sharding import (
     replicated,
     state_sharding,
 )
+from ddae.train.signals import Signals
 from ddae.train.state import make_init
 from ddae.train.step import OnDevices, _cropped, _gradient, make_step, make_steps
 

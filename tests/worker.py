@@ -4,10 +4,10 @@ python tests/worker.py CONFIG.json WORKDIR [FAULT] [train.py's flags for a clust
 
 FAULT is KIND:PROCESS:STEP. raise, hang, kill: in the step loop. full: no file of more
 than 4 KB can be written from there on, as on a full disk; full-log: of 64 KB, nor a
-row of the log. term, hup: SIGTERM or SIGHUP there; term-compile: SIGTERM while the step
-is traced; term-eval, kill-eval: SIGTERM or a kill in the evaluation at STEP. late, blind:
-the checkpoint of STEP is not listed for 4 s, or never. flip: of that checkpoint a number
-is read otherwise. unread: record STEP of a folder cannot be read.
+row of the log. term, hup: SIGTERM or SIGHUP there; term-compile: SIGTERM while the
+step is traced; term-eval, kill-eval: SIGTERM or a kill in the evaluation at STEP. late,
+blind: the checkpoint of STEP is not listed for 4 s, or never. flip: of that checkpoint
+a number is read otherwise. unread: record STEP of a folder cannot be read.
 With INTERLEAVE in the environment neighbours in the mesh are of different processes;
 with SHARDED matrices of that many numbers are cut by FSDP.
 """

@@ -84,7 +84,9 @@ class TarRecords:
         the classes (tar -cf train.tar train). Any other folder that holds all others,
         or those of one shard and is called as it is, may be a class or hold them.
         """
-        ways = [tuple(folder.split("/")) if folder else () for folder in folders]
+        ways: list[tuple[str, ...]] = [
+            tuple(folder.split("/")) if folder else () for folder in folders
+        ]
         shared = os.path.commonprefix(ways)
         of_split = [part in (split, *SPLITS) for part in shared]
         ways = [

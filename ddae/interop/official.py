@@ -29,7 +29,7 @@ def export(workdir: str, path: str, head: str | None) -> None:
 def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
-    known = hints_of(read_beside(args.path))
+    known: dict[str, Any] = hints_of(read_beside(args.path))
     dialect, told = "timm_vit", bool(known)
     if any("gamma_1" in k or "relative_position" in k for k in weights):
         # BEiT-v2's pretraining, which has blocks for cls alone, takes ImageNet's.

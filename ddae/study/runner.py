@@ -18,11 +18,12 @@ from ddae import commands, data, eval, settings, tasks
 from ddae.settings import UserError
 from ddae.study.table import Run, Study, config_of, runs_of
 from ddae.train import loop
-from ddae.train.cluster import PreemptedError, Signals
+from ddae.train.cluster import PreemptedError
 from ddae.train.loading import load_params
 from ddae.train.metrics import duration, read_metrics
 from ddae.train.plan import plan
 from ddae.train.sharding import MeshSettings, make_mesh
+from ddae.train.signals import Signals
 from ddae.train.state import NonFiniteError
 from ddae.train.step import OnDevices
 

@@ -20,7 +20,6 @@ from ddae.tasks.task import Batch
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
     PreemptedError,
-    Signals,
     Watchdog,
     agree,
     check_together,
@@ -39,6 +38,7 @@ from ddae.train.partial import (
 )
 from ddae.train.plan import Job, overview, plan
 from ddae.train.sharding import flag_devices
+from ddae.train.signals import Signals
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of

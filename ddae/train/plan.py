@@ -14,7 +14,6 @@ from ddae.data.order import Order
 from ddae.schedules import mean_lag
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.train.cluster import Signals
 from ddae.train.optimizer import (
     Optimizer,
     OptimizerSettings,
@@ -29,6 +28,7 @@ from ddae.train.sharding import (
     make_mesh,
     state_sharding,
 )
+from ddae.train.signals import Signals
 from ddae.train.speed import keep_compiled, keep_memory, parse_profile
 from ddae.train.state import TrainState, make_init
 from ddae.train.step import OnDevices

@@ -19,7 +19,7 @@ from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.tasks.backbone import stream
 from ddae.tasks.task import Batch, Params
-from ddae.train.cluster import PreemptedError, Signals
+from ddae.train.cluster import PreemptedError
 from ddae.train.optimizer import Optimizer, merge
 from ddae.train.sharding import (
     batch_sharding,
@@ -29,6 +29,7 @@ from ddae.train.sharding import (
     replicated,
     to_devices,
 )
+from ddae.train.signals import Signals
 from ddae.train.state import SO_FAR, TrainState
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
