@@ -27,6 +27,7 @@ from ddae import commands
 from ddae.eval.figures import new_figure, to_array
 from ddae.settings import UserError, changed
 from ddae.train.metrics import read_metrics
+from ddae.train.plan import spelled_out
 
 METRICS = r"train/loss|train/gradient_norm|eval/[^/]+$"
 """Losses and evaluations; not what depends on the machine."""
@@ -199,7 +200,8 @@ def _compare(args: Any) -> None:
     own = settings.pop(args.run)
     for path, theirs in settings.items():
         if own is not None and theirs is not None:
-            for key, (here, there) in changed(own, theirs).items():
+            both = spelled_out(own), spelled_out(theirs)
+            for key, (here, there) in changed(*both).items():
                 print(f"config.{key} is {here}, in {path} {there}")
     with commands.whole(args.output) as file:
         Image.fromarray(draw(run, others, list(found))).save(file, "PNG")

@@ -45,11 +45,7 @@ def build(
     `where` is the dotted path of the section with a trailing dot, for messages. Raises
     `UserError` for an unknown or missing key.
     """
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    parameters = _settings_of(target)
     check_keys(section, list(parameters), where)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in section:
@@ -67,12 +63,37 @@ def build(
         raise UserError(f"{f'config.{where}'.rstrip('.')}: {error}") from error
 
 
+def _settings_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def filled(target: Callable[..., Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """`section` with a value for every key that it leaves to `target`, the one that
+    `build` would take; keys that `target` does not know stay as they are."""
+    annotations = typing.get_type_hints(target)
+    found = dict(section)
+    for name, parameter in _settings_of(target).items():
+        value = section.get(name, parameter.default)
+        inner = [x for x in _options(annotations.get(name)) if _is_settings(x)]
+        if isinstance(value, Mapping) and inner:
+            value = filled(inner[0], value)
+        elif _is_settings(type(value)):
+            own = {key: getattr(value, key) for key in _settings_of(type(value))}
+            value = filled(type(value), own)
+        if value is not inspect.Parameter.empty:
+            found[name] = value
+    return found
+
+
 def _convert(value: Any, annotation: Any, where: str) -> Any:
-    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     if isinstance(value, Mapping):
-        for option in options:
-            if dataclasses.is_dataclass(option):
-                return build(option, value, f"{where}.")  # type: ignore[arg-type]
+        for option in _options(annotation):
+            if _is_settings(option):
+                return build(option, value, f"{where}.")
         return dict(value)
     if isinstance(value, list | tuple):
         value = tuple(value)
@@ -81,14 +102,26 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     return value
 
 
+class NotSet:
+    """What a config has at a key that it has not."""
+
+    def __repr__(self) -> str:
+        return "not set"
+
+
+NOT_SET = NotSet()
+
+
 def changed(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """{path: (old, new value)} of the keys that both configs have, as JSON has them."""
+    """{path: (old, new value)} of the keys that are not the same in both configs, as
+    JSON has them; `NOT_SET` where one has no such key."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, tuple[Any, Any]] = {}
-        for key in sorted(old.keys() & new.keys()):
-            found |= changed(old[key], new[key], f"{path}.{key}".lstrip("."))
+        for key in sorted(old.keys() | new.keys()):
+            both = (old.get(key, NOT_SET), new.get(key, NOT_SET))
+            found |= changed(*both, f"{path}.{key}".lstrip("."))
         return found
-    old, new = (json.loads(json.dumps(value)) for value in (old, new))
+    old, new = (x if x is NOT_SET else json.loads(json.dumps(x)) for x in (old, new))
     return {} if old == new else {path: (old, new)}
 
 
@@ -134,6 +167,14 @@ def _named(annotation: Any) -> str:
         number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
         return f"a tuple of {number}like {_named(kinds[0])}"
     return "None" if annotation in (None, types.NoneType) else str(annotation)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _is_union(annotation: Any) -> bool:

@@ -236,22 +236,30 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
         ("data__mean", (0.1,), r"mean \[0.3\], this config has \[0.1\]; go on"),
         ("method__mask", {"ratio": 0.5}, "mask.ratio 0.75, this config has 0.5"),
         ("method__features", {"ramp": 0.0}, "features.ramp 0.5, this config has 0.0"),
+        # A key that only one of the two spells out has the code's default in the other.
+        ("method__features", {}, "features.ramp 0.5, this config has 0.25"),
+        ("method__beta", {"start": 2.0}, "beta.start -1.0, this config has 2.0"),
+        ("method__beta__num_steps", 5, "beta.num_steps 4, this config has 5"),
     ):
         with pytest.raises(UserError, match=says):
             run(tmp_path, total_steps=3, **(config | {key: then}))
     assert (tmp_path / "config.json").read_text() == before
     capsys.readouterr()
     again = {"optimizer__base_lr": 2e-2, "method__decoder__dtype": "float32"}
-    again["init__workdir"] = "/elsewhere"
+    again |= {"init__workdir": "/elsewhere", "optimizer__b1": 0.0}
+    again |= {"optimizer__b2": 0.95, "method__beta": {"limit": 2.0}}
     run(tmp_path, total_steps=2, **(config | again))
     said = capsys.readouterr().out
     assert "with other settings:\n" in said
     assert "\n  config.method.decoder.dtype: 'bfloat16' -> " in said
+    assert "\n  config.optimizer.b1: 0.9 -> 0.0\n" in said
+    assert "b2" not in said and "limit" not in said  # what the run had already
     assert "\n  config.optimizer.base_lr: 0.01 -> 0.02\n" in said
     # A run that goes on does not begin again, and says so of itself.
     assert "config.init.workdir='/elsewhere' is not read: the run has begun" in said
-    told = as_begun({"init": {"workdir": "b"}}, {"init.workdir": ("a", "b")})
-    assert told == {"init": {"workdir": "a"}}
+    for given in ({"init": {"workdir": "b"}}, {}):
+        told = as_begun(given, {"init.workdir": ("a", "b")})
+        assert told == {"init": {"workdir": "a"}}
     kept = (tmp_path / "config.json").read_text()
     run(tmp_path, total_steps=1, **config)  # trains nothing
     assert (tmp_path / "config.json").read_text() == kept

@@ -345,6 +345,9 @@ def test_what_a_run_has_learned_is_not_changed_by_a_resume(tmp_path):
                 new = old | {section: old[section] | {last: [9]}}
             with pytest.raises(UserError, match=f"trained with config.{key} "):
                 checkpoints.check(state, {}, new)
+        del new["mixing"]["x"]  # the code has it no more
+        new["model"] = {"positions": "sincos"}
+        assert list(checkpoints.check(state, {}, new)) == ["mixing.x"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from ddae.settings import UserError, build
+from ddae.settings import NOT_SET, UserError, build, changed, filled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,3 +33,27 @@ def test_builds_nested_dataclasses_and_tuples():
 def test_a_key_that_nobody_reads_is_an_error(section, says):
     with pytest.raises(UserError, match=says):
         build(Outer, section, "x.")
+
+
+def test_a_section_filled_is_what_build_takes():
+    def target(encoder, *, needed: int, inner: Inner = Inner(width=3), rate=0.5):
+        return needed, inner, rate
+
+    section = {"needed": 1, "elsewhere": 2}
+    whole = {"needed": 1, "inner": {"width": 3}, "rate": 0.5}
+    assert filled(target, section) == whole | {"elsewhere": 2}
+    assert filled(target, {}) == {"inner": {"width": 3}, "rate": 0.5}
+    # Of a dataclass that is given the defaults are its own, as where it is built.
+    assert filled(target, {"inner": {}})["inner"] == {"width": 1}
+    assert build(target, whole, "x.", None) == build(target, {"needed": 1}, "x.", None)
+
+
+def test_keys_of_one_config_are_changes_too():
+    old = {"a": 1, "b": {"c": (1, 2), "d": 3}, "gone": {"x": 1}}
+    new = {"a": 1, "b": {"c": [1, 2], "e": 4}}
+    assert changed(old, new) == {
+        "b.d": (3, NOT_SET),
+        "b.e": (NOT_SET, 4),
+        "gone": ({"x": 1}, NOT_SET),
+    }
+    assert f"{NOT_SET}" == "not set"

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ddae.settings import UserError, changed
+from ddae.settings import NOT_SET, UserError, changed
 from ddae.train.digest import digests, nonfinite
 from ddae.train.state import NonFiniteError, TrainState
 from ddae.train.stored import (
@@ -186,9 +186,11 @@ class Checkpoints:
         shapes: TrainState,
         data_state: Mapping[str, Any],
         config: Mapping[str, Any],
+        spelled_out: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> dict[str, tuple[Any, Any]]:
         """{key: (old, new value)} of what `config` has otherwise than the checkpoint to
-        go on from.
+        go on from. spelled_out: a config with its defaults, which a key means that only
+        one of the two has.
 
         Raises `UserError` for what must be the same: the data state, what is learned
         (`SAME`), the shape of a parameter of `shapes` (from `jax.eval_shape`). Compiles
@@ -218,9 +220,10 @@ class Checkpoints:
                     f" {wanted.get(name, 'none')}; use its own config or another"
                     " --workdir"
                 )
-        changes = changed(meta.get("config", {}), config)
+        changes = changed(spelled_out(meta.get("config", {})), spelled_out(config))
         for path, (old, new) in changes.items():
-            if re.match(SAME, path):
+            # A key that the code has no more has nothing to be compared with.
+            if re.match(SAME, path) and new is not NOT_SET:
                 raise UserError(
                     f"checkpoint {self.folder}/{step} was trained with config.{path}"
                     f" {old!r}, this config has {new!r}; go on with its own, or begin"

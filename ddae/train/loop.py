@@ -36,7 +36,7 @@ from ddae.train.partial import (
     rest_of,
     said_change,
 )
-from ddae.train.plan import Job, overview, plan
+from ddae.train.plan import Job, overview, plan, spelled_out
 from ddae.train.sharding import flag_devices
 from ddae.train.signals import Signals
 from ddae.train.speed import Profile
@@ -105,7 +105,7 @@ def _run(job: Job, workdir: str) -> None:
         keep_best=options.keep_best,
     ) as checkpoints:
         forget_failure(workdir)  # it has the workdir now, and no other run
-        changes = checkpoints.check(job.shapes, job.data_state, job.config)
+        changes = checkpoints.check(job.shapes, job.data_state, job.config, spelled_out)
         job = dataclasses.replace(job, config=as_begun(job.config, changes))
         known, origin = None, []
         if checkpoints.latest() is None:

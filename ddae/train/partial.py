@@ -111,7 +111,7 @@ def as_begun(
     for path, (old, _) in changes.items():
         section, _, name = path.partition(".")
         if section == "init":
-            config[section][name] = old
+            config[section] = dict(config.get(section, {})) | {name: old}
     return config
 
 

@@ -1,7 +1,7 @@
 """A config, read and checked as a whole before anything compiles."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,16 @@ from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
+from ddae.dds import with_dds
+from ddae.methods import METHODS
+from ddae.mixing import Mixing
+from ddae.models.build import ModelSettings
 from ddae.schedules import mean_lag
 from ddae.settings import UserError
 from ddae.tasks import Task
+from ddae.tasks.classify import ClassifierSettings
+from ddae.tasks.segment import SegmenterSettings
+from ddae.tasks.tokenize import CodebookSettings
 from ddae.train.optimizer import (
     Optimizer,
     OptimizerSettings,
@@ -39,6 +46,19 @@ and `task` by the task."""
 
 SLOW = 0.4
 """Share of a run by which its moving average may be behind without a warning."""
+
+
+READ: dict[str, Callable[..., Any]] = {
+    "data": data.DataSettings,
+    "model": ModelSettings,
+    "optimizer": OptimizerSettings,
+    "mesh": MeshSettings,
+    "classifier": ClassifierSettings,
+    "mixing": Mixing,
+    "tokenizer": CodebookSettings,
+    "segmenter": SegmenterSettings,
+}
+"""What a section is read into, but `method` and `evaluators`, which name theirs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,6 +208,28 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         shapes=shapes,
         shardings=state_sharding(shapes, mesh),
     )
+
+
+def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the code's default at every key that it leaves out: what a run of
+    it takes, whichever keys were there when it was written."""
+    whole = settings.filled(RunSettings, config)
+    for name, target in READ.items():
+        if name in config:
+            whole[name] = settings.filled(target, config[name])
+    method: dict[str, Any] = {"dds": None} | dict(config.get("method", {}))
+    if target := METHODS.get(method.get("name", "")):
+        method = settings.filled(target, method)
+        if method["dds"] is not None:
+            method["dds"] = settings.filled(with_dds, method["dds"])
+        whole["method"] = method
+    if "evaluators" in config:
+        known = eval.EVALUATORS
+        whole["evaluators"] = {
+            name: settings.filled(known[name], section) if name in known else section
+            for name, section in config["evaluators"].items()
+        }
+    return whole
 
 
 def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
