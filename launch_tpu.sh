@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU from nothing to a finished run. `launch_tpu.sh --help` lists the commands;
-# docs/tpu.md walks through a run.
+# A Cloud TPU from nothing to a finished run: see --help, and docs/tpu.md for a walk.
 set -euo pipefail
 ((BASH_VERSINFO[0] > 4)) || { echo "needs bash 5, not $BASH_VERSION" >&2 && exit 2; }
 
@@ -26,11 +25,11 @@ flags
   --spot              cheaper, and may be taken away at any time
   --queued            through a queued resource of the same name
   --wait=86400        give up after so many seconds without a TPU
-  --restarts=3        give up when train.py has crashed (1, or a signal) more often
+  --restarts=3        give up at more crashes (1, a signal) with no hour of work between
   --worker=0          whose logs; --follow goes on as they grow
   --dry-run           print the gcloud commands, one a line, and run nothing
 Give every command the same --name, --zone, --project, --type, --spot and --queued.
-The environment's LAUNCH_TPU_PAUSE replaces every pause by so many seconds.
+In the environment LAUNCH_TPU_PAUSE is every pause, LAUNCH_TPU_HOUR that hour, in s.
 
 exit codes: train.py's, its 143 as 75; where workers differ, the first of 2, 3, 1, 75
   0   done
@@ -280,10 +279,10 @@ follow() { # until train.py has ended on every worker; returns its exit code
 }
 
 train() { # [keep trying] [not installed yet]
-  local crashes=0 attempt=0 code install=${2-}
+  local crashes=0 attempt=0 began code install=${2-}
   trap 'say "train.py goes on; the same command follows it again"; exit 130' INT
   while true; do
-    code=0
+    code=0 began=$SECONDS
     { [[ ! $install ]] || setup; } && install='' &&
       insist workers all start "$(date +%s).$$.$((++attempt))" "${TRAIN[@]}" &&
       follow || code=$?
@@ -298,6 +297,7 @@ train() { # [keep trying] [not installed yet]
         install=yes
         ;;
       *)
+        ((SECONDS - began < ${LAUNCH_TPU_HOUR:-3600})) || crashes=0 # it made progress
         ((++crashes <= RESTARTS)) || return 1
         say "crash $crashes; again, up to $RESTARTS times (--restarts)"
         pause 30

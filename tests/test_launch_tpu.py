@@ -191,7 +191,8 @@ def test_help_names_every_command_flag_and_exit_code():
     words = (
         "create setup run retry status logs delete --type --runtime --project --spot"
     )
-    words += " --queued --wait --restarts --worker --follow --dry-run LAUNCH_TPU_PAUSE"
+    words += " --queued --wait --restarts --worker --follow --dry-run"
+    words += " LAUNCH_TPU_PAUSE LAUNCH_TPU_HOUR"
     for word in words.split():
         assert word in done.stdout, word
     codes = done.stdout.partition("exit codes")[2]
@@ -469,6 +470,15 @@ def test_a_crash_is_retried_up_to_the_limit(tpu):
     assert len(tpu.attempts()) == 3
     tpu.plan(train=[None] * 3 + [1, 0])
     assert tpu.launch("run", *TPU, "--restarts=2", "--", *ARGUMENTS)[0] == 0
+
+
+def test_a_crash_after_an_hour_of_work_is_a_first_one(tpu, monkeypatch):
+    monkeypatch.setenv("LAUNCH_TPU_HOUR", "0")
+    tpu.plan(train=[1, 1, 1, 0])
+    code, _, err = tpu.launch("run", *TPU, "--restarts=1", "--", *ARGUMENTS)
+    assert code == 0 and err.count("crash 1; again") == 3
+    tpu.plan(train=[None] * 4 + [1, 0])
+    assert tpu.launch("run", *TPU, "--restarts=0", "--", *ARGUMENTS)[0] == 1
 
 
 @pytest.mark.parametrize(
