@@ -206,6 +206,40 @@ def test_files_are_walked_once_and_again_when_they_change(shards, monkeypatch):
     assert splits(shards).train.identity == splits(shards).train.identity
 
 
+@pytest.mark.parametrize(
+    "names, says",
+    [
+        (
+            ["train.tar", "train-000.tar"],
+            r"/train-000.tar and .*/train.tar are both tra",
+        ),
+        (
+            ["train-0.tar", "train/0.tar"],
+            r"/train-0.tar and .*/train/0.tar are both tr",
+        ),
+        (["train-0.tar", "train-1.tar.gz"], "train-1.tar.gz is compressed, .* move it"),
+        (
+            ["train-00-of-03.tar", "train-02-of-03.tar"],
+            r"/train-\*-of-03.tar: 1 of 3 files are missing: number 1$",
+        ),
+        (["train/a_1_of_9.tar"], "a_.*9 files are missing: number 0, 2, 3, 4, 5, ...$"),
+        (["train-1-of-2.tar", "train-2-of-2.tar"], None),
+        (["train/a.tar", "train/._a.tar", "train/b-3.tar"], None),
+        (["train-9.tar", "train-10.tar"], None),
+        (["train.tar", "train/a/0.jpg"], None),  # unpacked beside it
+    ],
+)
+def test_no_shard_is_read_twice_or_missing_unnoticed(tmp_path, names, says):
+    for name in [*names, "test.tar"]:
+        write_tar(tmp_path / name, [("a/0.jpg", jpeg(0))])
+    if says is None:
+        shards = sum(name.endswith(".tar") and "._" not in name for name in names)
+        assert len(splits(tmp_path).train) == shards
+        return
+    with pytest.raises(UserError, match=says):
+        splits(tmp_path)
+
+
 def test_a_moved_set_is_the_same_set(shards, tmp_path):
     before = splits(shards).train.identity
     shutil.move(shards, tmp_path / "elsewhere")
@@ -260,7 +294,7 @@ def compressed(path, content):
             "some tar files have .cls files, and some have none",
         ),
         (
-            lambda path, _: write_tar(path.parent / "test.tar", numbered(12)),
+            lambda path, _: write_tar(path.parent / "test-000000.tar", numbered(12)),
             "test has a class '12', which the training set has not; .*'0' to '11'",
         ),
     ],

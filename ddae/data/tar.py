@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import tarfile
@@ -156,26 +157,64 @@ def tar_sources(
 
 
 def _shards(root: str, split: str) -> list[str]:
-    """Paths of ROOT/SPLIT.tar, SPLIT-000.tar, SPLIT-000-of-100.tar or SPLIT/*.tar."""
-    gfile = tensorflow().io.gfile
+    """Paths of ROOT/SPLIT.tar, SPLIT-000.tar, SPLIT-000-of-100.tar or SPLIT/*.tar.
+
+    Raises `UserError` where some would be read twice, or some are missing.
+    """
     within = os.path.join(root, split)
-    folder = within if gfile.isdir(within) else root
-    wanted = (
-        ".*" if folder == within else re.escape(split) + r"([-_.]?\d+([-_]of[-_]\d+)?)?"
-    )
-    names = sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
-    found = [name for name in names if re.fullmatch(rf"{wanted}\.tar", name)]
-    if found:
-        return [os.path.join(folder, name) for name in found]
-    packed = [
-        name for name in names if re.fullmatch(rf"{wanted}\.(tar\.\w+|tgz)", name)
-    ]
-    if packed:
+    folder, name = os.path.split(within)
+    of_split = re.escape(name) + r"([-_.]?\d+([-_]of[-_]\d+)?)?"
+    beside, packed = _tars(folder, of_split)
+    inside, also_packed = _tars(within, ".*")
+    found = beside + inside
+    if packed := packed + also_packed:
         raise UserError(
-            f"{os.path.join(folder, packed[0])} is compressed, and cannot be read at"
-            " random; unpack it to a .tar (photographs do not shrink)"
+            f"{packed[0]} is compressed, and cannot be read at random; unpack it to a"
+            " .tar (photographs do not shrink), and move it away"
         )
-    raise UserError(f"no tar files {within}.tar, {within}-000.tar or {within}/*.tar")
+    if not found:
+        raise UserError(
+            f"no tar files {within}.tar, {within}-000.tar or {within}/*.tar"
+        )
+    kinds = {re.sub(r"\d+", "0", path): path for path in beside}
+    if several := [*kinds.values(), *inside[:1]][1:]:
+        one, two = beside[0], several[0]
+        raise UserError(f"{one} and {two} are both {split}; move one of them away")
+    _check_whole(found)
+    return found
+
+
+def _tars(folder: str, wanted: str) -> tuple[list[str], list[str]]:
+    """Of the tar files in `folder` that are called so, those as they are, and those
+    that are compressed; hidden ones are none."""
+    gfile = tensorflow().io.gfile
+    names = sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
+    plain, packed = (
+        [
+            os.path.join(folder, name)
+            for name in names
+            if re.fullmatch(wanted + ending, name) and not name.startswith(".")
+        ]
+        for ending in (r"\.tar", r"\.(tar\.\w+|tgz)")
+    )
+    return plain, packed
+
+
+def _check_whole(paths: list[str]) -> None:
+    """Raises `UserError` for fewer files than the -of-100 of their names says."""
+    sets: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+    for path in paths:
+        if found := re.fullmatch(r"(.*?)(\d+)([-_]of[-_]\d+\.tar)", path):
+            sets[found[1], found[3]].add(int(found[2]))
+    for (start, end), numbers in sets.items():
+        count = int(re.findall(r"\d+", end)[0])
+        first = int(count in numbers)
+        if missing := sorted({*range(first, first + count)} - numbers):
+            some = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
+            raise UserError(
+                f"{start}*{end}: {len(missing)} of {count} files are missing: number"
+                f" {some}"
+            )
 
 
 def _walk(path: str, size: int) -> Found:
