@@ -104,15 +104,16 @@ def folder_source(path, shape, **settings):
 
 
 def test_hidden_files_are_no_images_and_unread_ones_are_counted(tmp_path, capsys):
-    for name in ("a/0.JPG", "b/1.png", "b/._1.png", ".cache/2.png", "b/3.tif"):
+    for name in ("a/0.JPG", "b/1.png", "b/._1.png", ".cache/2.png", "b/3.tif", "b/4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     records = FolderRecords(str(tmp_path), "train")
     assert records.files == ["a/0.JPG", "b/1.png"]
     assert records.class_names == ("a", "b")
-    assert "1 end in .tif, which is not read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 end in nothing, 1 end in .tif, which is not read" in said
     (tmp_path / "a/0.JPG").unlink(), (tmp_path / "b/1.png").unlink()
-    with pytest.raises(UserError, match="no images under .*; 1 end in .tif, which"):
+    with pytest.raises(UserError, match="no images under .*, 1 end in .tif, which"):
         FolderRecords(str(tmp_path), "train")
 
 

@@ -86,6 +86,38 @@ def test_shards_have_the_numbers_that_lie_beside_the_images(shards):
     assert both.train.records.key(4).endswith("train-000001.tar, ./000004.jpg")
 
 
+def test_capitals_are_a_class_number_too(tmp_path):
+    for split in ("train", "test"):
+        members = [("a.JPG", jpeg(0)), ("a.CLS", b"3")]
+        write_tar(tmp_path / f"{split}.tar", members)
+    assert labels_of(splits(tmp_path).train) == [3]
+
+
+def test_files_of_a_shard_that_may_be_images_are_counted(tmp_path, capsys):
+    names = [
+        "a/0.jpg",
+        "a/1.jfif",
+        "a/2.JPE",
+        "b/3.tif",
+        "b/4.TIF",
+        "b/5.arw",
+        "a.json",
+    ]
+    for split in ("train", "test"):
+        members = [(name, jpeg(i)) for i, name in enumerate(names)]
+        write_tar(tmp_path / f"{split}.tar", members)
+    for _ in range(2):  # of a kept index, too
+        assert labels_of(splits(tmp_path).train) == [0, 0, 0]
+        said = "/train.tar 2 end in .tif, 1 end in .arw, which is not read (.jpg,"
+        assert said in capsys.readouterr().err
+    for split in ("train", "test"):
+        write_tar(tmp_path / f"{split}.tar", members[3:])
+    with pytest.raises(
+        UserError, match="no images in .*; 2 end in .tif, 1 end in .arw"
+    ):
+        splits(tmp_path)
+
+
 def test_hidden_files_of_a_shard_are_no_images(shards):
     """What a Mac lays beside a file, and a viewer into a folder."""
     hidden = [("./._000000.jpg", b"no image"), ("./.thumbs/000009.jpg", jpeg(9))]

@@ -6,6 +6,7 @@ import collections
 import os
 import sys
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,18 @@ from ddae.settings import UserError
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+    *(".png", ".webp", ".bmp", ".gif"),
+)
 
-UNREAD = (".tif", ".tiff", ".heic", ".avif", ".jp2", ".ppm", ".pgm")
-"""Endings of images that TensorFlow does not decode."""
+NO_IMAGES = frozenset(
+    ".txt .text .md .rst .html .htm .xml .json .jsonl .csv .tsv .yaml .yml .toml .ini"
+    " .cfg .log .cls .id .index .py .ipynb .sh .m .pdf .doc .docx .xls .xlsx .npy .npz"
+    " .mat .pkl .pickle .pyd .pt .pth .ten .h5 .hdf5 .parquet .arrow .db .sqlite .zip"
+    " .gz .tgz .tar .xz .bz2 .7z .rar .mp3 .mp4 .wav .flac .avi .mov .mkv .webm".split()
+)
+"""Endings of what lies beside images; files of any other are said to be passed over."""
 
 
 class FolderRecords:
@@ -143,11 +152,33 @@ def _scan(root: str) -> list[str]:
                 if not name.startswith(".")
             ]
     found = [file for file in files if file.lower().endswith(EXTENSIONS)]
-    others = collections.Counter(os.path.splitext(file)[1].lower() for file in files)
-    unread = [f"{others[kind]} end in {kind}" for kind in UNREAD if others[kind]]
-    said = f"{', '.join(unread)}, which is not read ({', '.join(EXTENSIONS)} are)"
+    said = unread(collections.Counter(map(ending, files)))
     if not found:
-        raise UserError(f"no images under {root}; {said if unread else expected}")
-    if unread:
-        print(f"warning: of the files under {root} {said}", file=sys.stderr, flush=True)
+        raise UserError(f"no images under {root}; {said or expected}")
+    warn_unread(f"under {root}", said)
     return sorted(found)
+
+
+def ending(file: str) -> str:
+    """.jpg of X.JPG; empty where there is none."""
+    return os.path.splitext(file)[1].lower()
+
+
+def unread(endings: Mapping[str, int]) -> str:
+    """Which files of so many of each ending are passed over, and may be images."""
+    passed = {
+        kind: count
+        for kind, count in endings.items()
+        if kind not in EXTENSIONS and kind not in NO_IMAGES
+    }
+    most = sorted(passed, key=lambda kind: (-passed[kind], kind))
+    counts = [f"{passed[kind]} end in {kind or 'nothing'}" for kind in most[:6]]
+    others = [f"{len(most) - 6} other endings"] * (len(most) > 6)
+    said = f"{', '.join(counts + others)}, which is not read"
+    return f"{said} ({', '.join(EXTENSIONS)} are)" if passed else ""
+
+
+def warn_unread(where: str, said: str) -> None:
+    """Prints what `unread` has said, if anything, of the files there."""
+    if said:
+        print(f"warning: of the files {where} {said}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
 from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
-from ddae.data.folder import EXTENSIONS
+from ddae.data.folder import EXTENSIONS, ending, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 SPLITS = ("train", "training", "val", "valid", "validation", "test")
 """Folders that hold those of the classes, where all images lie in one."""
 
-Found = list[tuple[int, int, str, str, bool]]
+Found = tuple[list[tuple[int, int, str, str, bool]], Mapping[str, int]]
 """Of each image: where its bytes begin, how many, its name, the number of its class or
-else its folder, and whether it is the number, from a .cls file."""
+else its folder, and whether it is the number, from a .cls file. And how many files have
+which ending."""
 
 
 class TarRecords:
@@ -46,9 +48,17 @@ class TarRecords:
         index = indexed("tar", self._paths, _walk, _join)
         self._offsets, self._lengths = index["offsets"], index["lengths"]
         self._names = index["names"]
+        stops = np.flatnonzero(self._names == 0)
+        self._ends = np.concatenate([[-1], stops, [len(self._names)]])
         self._shards = np.repeat(np.arange(len(self._paths)), index["counts"])
+        counts = zip(index["endings"].tolist(), index["ending_counts"], strict=True)
+        said = unread(dict(counts))
         if not len(self._offsets):
-            raise UserError(f"no images in {self._paths[0]} to {self._paths[-1]}")
+            raise UserError(
+                f"no images in {self._paths[0]} to {self._paths[-1]}"
+                + f"; {said}" * bool(said)
+            )
+        warn_unread(f"in {self._paths[0]} to {self._paths[-1]}", said)
         found: list[str] = index["classes"].tolist()
         if classes is None and index["numbered"]:
             classes = tuple(str(number) for number in range(int(found[-1]) + 1))
@@ -117,7 +127,8 @@ class TarRecords:
         return len(self._offsets)
 
     def key(self, index: int) -> str:
-        name = self._names.tobytes().split(b"\0")[index].decode(errors="replace")
+        first, last = (int(self._ends[i]) for i in (index, index + 1))
+        name = self._names[first + 1 : last].tobytes().decode(errors="replace")
         return f"{self._paths[self._shards[index]]}, {name}"
 
     def read(self, index: int) -> bytes:
@@ -220,17 +231,19 @@ def _check_whole(paths: list[str]) -> None:
 def _walk(path: str, size: int) -> Found:
     """The images of one shard, which must be whole."""
     images, numbers, known = [], {}, {}
+    endings: collections.Counter[str] = collections.Counter()
     try:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                stem, extension = os.path.splitext(member.name)
-                if re.search(r"(^|/)\.[^./]", member.name):
+                if member.isdir() or re.search(r"(^|/)\.[^./]", member.name):
                     continue  # hidden, as the ._NAME of a Mac
-                if extension.lower() in EXTENSIONS and not member.isdir():
+                extension = ending(member.name)
+                endings[extension] += 1
+                if extension in EXTENSIONS:
                     images.append((*_bytes_of(path, member, known), member.name))
                     known[member.name] = images[-1][:2]
                 elif member.isreg() and extension == ".cls":
-                    numbers[_key(stem)] = _number(path, tar, member)
+                    numbers[_key(member.name)] = _number(path, tar, member)
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no end at byte {tar.offset} of {size}")
@@ -253,10 +266,11 @@ def _walk(path: str, size: int) -> Found:
     bare = [name for _, _, name in images if _key(name) not in numbers]
     if bare and numbers:
         raise UserError(f"{path}: {bare[0]} has no .cls beside it, as others have")
-    return [
+    rows = [
         (offset, length, name, *_class_of(name, numbers))
         for offset, length, name in images
     ]
+    return rows, endings
 
 
 def _bytes_of(
@@ -305,7 +319,10 @@ def _class_of(name: str, numbers: dict[str, str]) -> tuple[str, bool]:
 
 def _join(shards: list[Found]) -> Index:
     """What `TarRecords` wants to know, of all shards, as arrays."""
-    rows = [row for found in shards for row in found]
+    rows = [row for images, _ in shards for row in images]
+    endings: collections.Counter[str] = collections.Counter()
+    for _, some in shards:
+        endings.update(some)
     offsets, lengths, names, classes, numbered = (
         zip(*rows, strict=True) if rows else ([],) * 5
     )
@@ -317,7 +334,9 @@ def _join(shards: list[Found]) -> Index:
     return {
         "offsets": np.array(offsets, np.int64),
         "lengths": np.array(lengths, np.int64),
-        "counts": np.array([len(found) for found in shards], np.int64),
+        "counts": np.array([len(images) for images, _ in shards], np.int64),
+        "endings": np.array(list(endings), str),
+        "ending_counts": np.array(list(endings.values()), np.int64),
         "names": np.frombuffer("\0".join(names).encode(errors="replace"), np.uint8),
         "classes": np.array(known, str),
         "labels": np.array([places[name] for name in classes], np.int64),
