@@ -434,6 +434,25 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path, capsys):
     assert "error: all 2 images that were to be read of te" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_webp_with_transparency_or_frames_is_what_pillow_makes_of_it(frames, lossless):
+    images = []
+    for i in range(frames):
+        image = Image.fromarray(np.asarray(photograph(i))).resize((40, 30))
+        alpha = np.random.default_rng(i).integers(0, 256, (30, 40), np.uint8)
+        image.putalpha(Image.fromarray(alpha))
+        images.append(image)
+    buffer = io.BytesIO()
+    kept = {"append_images": images[1:], "save_all": frames > 1, "exact": True}
+    images[0].save(buffer, "WEBP", lossless=lossless, **kept)
+    wanted = Image.open(buffer).convert("RGB")
+    found = decode.decode(buffer.getvalue(), 3).numpy()
+    np.testing.assert_array_equal(found, np.asarray(wanted))
+    grey = decode.decode(buffer.getvalue(), 1).numpy()[..., 0].astype(int)
+    assert np.abs(grey - np.asarray(wanted.convert("L"), int)).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP", "PNG", "JPEG"])
 def test_every_kind_is_read_in_grey_and_in_colour(kind):
     image = Image.fromarray(np.asarray(photograph(0))).resize((40, 30))

@@ -341,6 +341,24 @@ def test_held_out_images_are_resized_and_cut_as_pillow_does(
     assert np.abs(found - expected).max() <= 1
 
 
+@pytest.mark.parametrize("share", [1.0, 0.875])
+@pytest.mark.parametrize("shape", [(6, 200), (300, 16), (40, 900), (40, 16), (70, 60)])
+def test_of_a_thin_image_no_more_is_resized_than_its_centre(shape, share, monkeypatch):
+    image, resize, resized = photograph(5, *shape), decode.resize, []
+
+    def kept(image, size, kernel):
+        resized.append(size)
+        return resize(image, size, kernel)
+
+    monkeypatch.setattr(decode, "resize", kept)
+    found = decode.centre(image, (16, 24), share).numpy().astype(int)
+    thin = max(shape) / min(shape) > 9
+    assert bool(resized) == (not thin)
+    monkeypatch.setattr(decode, "THIN", 10**6)
+    whole = decode.centre(image, (16, 24), share).numpy()
+    assert np.abs(found - whole).max() <= thin  # to the bit where it is none
+
+
 def cut(image, window, size, kernel, kind):
     """`window` of an encoded image, as training cuts it."""
     tf = decode.tensorflow()

@@ -27,27 +27,41 @@ def tensorflow() -> Any:
 def decode(data: Any, channels: int) -> Any:
     """The whole image: JPEG, PNG, GIF (first frame), BMP or WEBP, by its own bytes.
 
-    16-bit PNG is scaled to 8 bits, CMYK turned to RGB, but not to grey. Anything else,
-    a truncated file or a BMP of numbered colours included, is an InvalidArgumentError.
+    16-bit PNG is scaled to 8 bits, CMYK turned to RGB, but not to grey; transparency is
+    left out, as by Pillow's convert("RGB"). Anything else, a truncated file or a BMP of
+    numbered colours included, is an InvalidArgumentError.
     """
     tf = tensorflow()
 
     def read(channels: int) -> Any:
         return tf.io.decode_image(data, channels, expand_animations=False)
 
+    def of_rgb(image: Any) -> Any:
+        return tf.image.rgb_to_grayscale(image) if channels == 1 else image
+
     def bmp() -> Any:
         with tf.control_dependencies([_colours_are_their_own(data)]):
-            return tf.image.rgb_to_grayscale(read(3)) if channels == 1 else read(3)
+            return of_rgb(read(3))
+
+    def webp() -> Any:  # asked for 3 channels, it refuses those that have 4
+        return of_rgb(tf.ensure_shape(read(0)[..., :3], (None, None, 3)))
 
     def other() -> Any:
         if channels != 1:
             return read(channels)
         grey = tf.reduce_any(tf.strings.substr(data, 0, 2) == [b"\xff\xd8", b"\x89P"])
-        return tf.cond(
-            grey, lambda: read(1), lambda: tf.image.rgb_to_grayscale(read(3))
-        )
+        return tf.cond(grey, lambda: read(1), lambda: of_rgb(read(3)))
 
-    image = tf.cond(tf.strings.substr(data, 0, 2) == b"BM", bmp, other)
+    def bmp_or_other() -> Any:
+        return tf.cond(tf.strings.substr(data, 0, 2) == b"BM", bmp, other)
+
+    image = tf.cond(
+        tf.strings.regex_full_match(
+            tf.strings.substr(data, 0, 12), r"(?s)RIFF\C{4}WEBP"
+        ),
+        webp,
+        bmp_or_other,
+    )
     image.set_shape((None, None, channels))
     return image
 
@@ -123,12 +137,22 @@ def resize(image: Any, size: Any, kernel: Kernel) -> Any:
     tf = tensorflow()
     method, _, antialias = kernel.partition("_")
     image = tf.image.resize(image, size, method=method, antialias=bool(antialias))
+    return _rounded(image, overshoots=method == "bicubic")
+
+
+def _rounded(image: Any, overshoots: bool) -> Any:
+    tf = tensorflow()
     image += 0.5
-    if method == "bicubic":  # overshoots; tf.clip_by_value would take two passes
+    if overshoots:  # tf.clip_by_value would take two passes
         image = tf.raw_ops.ClipByValue(
             t=image, clip_value_min=0.0, clip_value_max=255.5
         )
     return tf.cast(image, tf.uint8)
+
+
+THIN = 4
+"""A covering image so many times as long as what it covers is never made as a whole:
+that of 1 x 9000 pixels would take gigabytes."""
 
 
 def centre(image: Any, size: tuple[int, int], share: float) -> Any:
@@ -143,7 +167,26 @@ def centre(image: Any, size: tuple[int, int], share: float) -> Any:
     cover = [round(height / share), round(width / share)]
     scale = tf.reduce_max(tf.constant(cover, tf.float32) / shape)
     covering = tf.maximum(tf.cast(tf.round(shape * scale), tf.int32), cover)
-    image = resize(image, covering, "bicubic_antialias")
-    top, left = tf.unstack((covering - [height, width]) // 2)
-    image = image[top : top + height, left : left + width]
-    return tf.ensure_shape(image, (height, width, image.shape[2]))
+    corner = (covering - [height, width]) // 2
+
+    def of_whole() -> Any:
+        whole = resize(image, covering, "bicubic_antialias")
+        top, left = tf.unstack(corner)
+        return whole[top : top + height, left : left + width]
+
+    def alone() -> Any:  # what tf.image.resize does, of these pixels only
+        window = tf.raw_ops.ScaleAndTranslate(
+            images=tf.cast(image[None], tf.float32),
+            size=(height, width),
+            scale=tf.cast(covering, tf.float32) / shape,
+            translation=-tf.cast(corner, tf.float32),
+            kernel_type="keyscubic",
+            antialias=True,
+        )
+        return _rounded(window[0], overshoots=True)
+
+    channels = image.shape[2]
+    image = tf.cond(
+        tf.reduce_any(covering > THIN * tf.constant(cover)), alone, of_whole
+    )
+    return tf.ensure_shape(image, (height, width, channels))
