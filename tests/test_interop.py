@@ -165,9 +165,21 @@ def test_mae_with_its_decoder_from_the_official_names():
     task = tasks.from_config(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
-    weights["decoder_pos_embed"] = weights["decoder_pos_embed"] + 0.1
-    with pytest.raises(UserError, match="decoder_pos_embed is not MAE's fixed"):
-        import_weights(weights, "mae", Hints(decoder_heads=2))
+
+
+@pytest.mark.parametrize("scale, shift", [(0.0, 0.0), (1.0, 0.1)])
+def test_a_decoder_with_other_positions_stays_behind(tmp_path, capsys, scale, shift):
+    """Those of a fresh model of transformers are zeros, others' may be learned."""
+    weights = official_mae()
+    weights["decoder_pos_embed"] = weights["decoder_pos_embed"] * scale + shift
+    params, config = import_weights(weights, "mae", Hints(decoder_heads=2))
+    said = capsys.readouterr().err
+    assert "its decoder is left out: decoder_pos_embed is not MAE's fixed" in said
+    assert said.count("\n") == 1
+    assert params.keys() == {"encoder"} and config["method"] == {"name": "mae"}
+    write_workdir(str(tmp_path), params, config)
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    assert ddae.load_encoder(str(tmp_path))(images).patches.shape == (1, 16, 32)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,7 @@ def import_weights(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(parameters, config) of what `weights` hold in the dialect `name`.
 
+    A decoder with other positions than MAE's is left out, which is printed.
     Raises `UserError` naming an array that is missing, unknown or of another shape.
     """
     dialect = DIALECTS[name]
@@ -93,8 +95,13 @@ def import_weights(
     if decoder and decoder_positions is not None:
         fixed = fixed_positions(decoder["width"], grid)
         if not _same(decoder_positions, fixed):
-            text = f"{dialect.decoder_positions} is not MAE's fixed sine-cosine table"
-            raise UserError(text)
+            del config["method"]["decoder"]
+            found = {k: v for k, v in found.items() if not k.startswith("heads/")}
+            print(
+                f"its decoder is left out: {dialect.decoder_positions} is not MAE's"
+                " fixed sine-cosine table, the only one that decoders have here",
+                file=sys.stderr,
+            )
     _check(found, config, rows)
     return nested(found), config
 
