@@ -610,10 +610,32 @@ def test_oblong_weights_go_out_and_come_back(tmp_path, capsys):
     assert "8, 16" in capsys.readouterr().out
     write_weights(out, read_weights(out))  # as others have it, with nothing beside
     back = ["import", out, f"--workdir={tmp_path / 'again'}"]
-    assert timm.main(back) == 2 and "; give --image_size" in capsys.readouterr().err
+    assert timm.main(back) == 2
+    assert "of oblong images give --image_size=HEIGHT" in capsys.readouterr().err
     assert timm.main([*back, "--image_size=8,16"]) == 0
     assert timm.main(["export", str(run), "/nowhere/x.safetensors"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "weights, size, says",
+    [
+        (timm_vit(0), None, "trained; positions with no row for the cls token"),
+        (timm_vit(0), 16, "Two; positions with no row for the cls token"),
+        (timm_vit(0), 24, "at image_size=24; import it at the size that it was"),
+        (timm_beit(0), 24, "at image_size=24; import it at the size that it was"),
+    ],
+)
+def test_an_import_does_not_resize_and_says_what_does(weights, size, says):
+    weights = dict(weights)
+    if "no row" in says:
+        weights["pos_embed"] = weights["pos_embed"][:, 1:]
+    dialect = "timm_vit" if "pos_embed" in weights else "timm_beit"
+    with pytest.raises(UserError) as error:
+        import_weights(weights, dialect, Hints(image_size=size))
+    said = str(error.value)
+    assert says in said and "\n" not in said
+    assert ("load_encoder(image_size=...)" in said) == (size == 24)
 
 
 def test_an_oblong_grid_of_a_square_number_comes_back_oblong(tmp_path):

@@ -48,7 +48,7 @@ def _add_import(choices: Any, what: str) -> None:
     made.add_argument(
         "--image_size",
         type=commands.size,
-        help="pixels, or HEIGHT,WIDTH, where not as trained",
+        help="pixels it was trained at, HEIGHT,WIDTH, where arrays do not tell: oblong",
     )
     made.add_argument("--num_heads", type=int)
     made.add_argument("--mean", type=numbers, help="of the channels, 0.5,0.5,0.5")

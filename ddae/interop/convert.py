@@ -102,7 +102,7 @@ def import_weights(
                 " fixed sine-cosine table, the only one that decoders have here",
                 file=sys.stderr,
             )
-    _check(found, config, rows)
+    _check(found, config, rows, hints)
     return nested(found), config
 
 
@@ -248,7 +248,9 @@ def _same(stored: np.ndarray, fixed: np.ndarray) -> bool:
     return np.allclose(stored.reshape(fixed.shape), fixed, rtol=0, atol=tolerance)
 
 
-def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
+def _check(
+    found: Weights, config: Mapping[str, Any], rows: list[Row], hints: Hints
+) -> None:
     """Every array that the task has is there at its shape; heads may be wanting."""
     shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
@@ -265,11 +267,29 @@ def _check(found: Weights, config: Mapping[str, Any], rows: list[Row]) -> None:
         if not np.isfinite(found[name]).all():
             raise UserError(f"{theirs.get(name, name)} is not finite")
         if found[name].shape != shape:
-            mend = "; give --image_size" if name == "encoder/positions" else ""
+            of_grid = name == "encoder/positions" or name.endswith("bias/table")
+            mend = _mend(found, config, hints) if of_grid else ""
             raise UserError(
                 f"{theirs.get(name, name)} makes {found[name].shape} for our {name},"
                 f" which is {shape} in ViT-{config['model']['size']}{mend}"
             )
+
+
+def _mend(found: Weights, config: Mapping[str, Any], hints: Hints) -> str:
+    """What to do where positions, or a table of biases, are of another grid."""
+    rows, columns = grid_of(config)
+    positions = found.get("encoder/positions")
+    without = positions is not None and positions.shape[1] == rows * columns
+    no_row = "no row for the cls token (timm's no_embed_class) are not taken"
+    if hints.image_size is None:
+        mend = "; of oblong images give --image_size=HEIGHT,WIDTH, as it was trained"
+        return f"{mend}; positions with {no_row}" if without else mend
+    if without:
+        return f"; positions with {no_row}"
+    return (
+        f" at image_size={config['image_size']}; import it at the size that it was"
+        " trained at: load_encoder(image_size=...) and config.image_size resize it"
+    )
 
 
 def write_workdir(
