@@ -321,6 +321,32 @@ def test_how_a_mae_was_trained_goes_to_transformers_and_back(tmp_path, capsys):
     assert "assumed" not in capsys.readouterr().out
 
 
+def test_grey_weights_take_the_mean_that_is_given(tmp_path, capsys):
+    run, out, file = (str(tmp_path / n) for n in ("run", "out", "grey.safetensors"))
+    mae_run(run)
+    assert huggingface.main(["export", run, out]) == 0
+    os.remove(os.path.join(out, "preprocessor_config.json"))
+    assert timm.main(["export", run, file]) == 0
+    write_weights(file, read_weights(file))
+    capsys.readouterr()
+    for command, path in ((huggingface, out), (timm, file), (official, file)):
+        workdir = str(tmp_path / command.__name__)
+        ask = ["import", path, f"--workdir={workdir}"]
+        assert command.main(ask) == 2
+        assert (
+            "images of 1 channels, mean and deviation of 3" in capsys.readouterr().err
+        )
+        assert command.main([*ask, "--mean=0.3"]) == 2  # and a deviation
+        assert command.main([*ask, "--mean=0.3", "--std=0.4"]) == 0
+        assert "assumed" not in capsys.readouterr().out
+        model = load_params(workdir)[1]["model"]
+        assert (model["patch_size"], model["channels"]) == (2, 1)
+    write_weights(file, timm_vit(0))
+    for flags in (["--mean=0.3", "--std=0.4"], ["--mean=0.1,0.2,0.3", "--std=1"]):
+        workdir = str(tmp_path / "colours")
+        assert timm.main(["import", file, *flags, f"--workdir={workdir}"]) == 2
+
+
 def test_what_our_files_say_is_read_and_what_others_say_is_not():
     config = tiny_config(image_size=(8, 16), method={"name": "mae", **TRAINED})
     config["method"]["decoder"] = {"num_heads": 4}

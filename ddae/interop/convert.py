@@ -86,7 +86,8 @@ def import_weights(
         raise UserError("there is no cls token among the arrays")
     token = found["encoder/cls_token"].reshape(1, 1, -1)
     found["encoder/cls_token"] = token
-    config = _config(found, positions, depth, decoder_depth, hints)
+    kernel = weights.get(f"{dialect.patch}.weight")
+    config = _config(found, positions, kernel, depth, decoder_depth, hints)
     width, grid = token.shape[-1], grid_of(config)
     if config["model"]["positions"] == "learned":
         assert positions is not None
@@ -118,15 +119,20 @@ def _count(weights: Weights, prefix: str) -> int:
 def _config(
     found: Weights,
     positions: np.ndarray | None,
+    kernel: np.ndarray | None,
     depth: int,
     decoder_depth: int,
     hints: Hints,
 ) -> dict[str, Any]:
     width = found["encoder/cls_token"].shape[-1]
-    if "encoder/patch_embedding/kernel" not in found:
+    if kernel is None:
         raise UserError("there is no patch embedding among the arrays")
-    channels = len(hints.mean)
-    patch = round((len(found["encoder/patch_embedding/kernel"]) / channels) ** 0.5)
+    _, channels, patch, _ = kernel.shape
+    if not len(hints.mean) == len(hints.std) == channels:
+        raise UserError(
+            f"images of {channels} channels, mean and deviation of {len(hints.mean)}"
+            f" and {len(hints.std)}; give --mean and --std with a number for each"
+        )
     shared = found.get("encoder/relative_bias/table")
     own = found.get("encoder/block_00/relative_bias/table")
     table = shared if shared is not None else own
