@@ -321,6 +321,36 @@ def test_how_a_mae_was_trained_goes_to_transformers_and_back(tmp_path, capsys):
     assert "assumed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "said, crop",
+    [
+        ({}, 0.8),  # 8 of 10
+        ({"size": 10, "crop_size": 8}, 0.8),  # as older files have it
+        ({"do_center_crop": False}, None),
+        ({"size": {"height": 10, "width": 10}}, None),  # stretched: not ours
+        ({"size": {"shortest_edge": 4}}, None),
+    ],
+)
+def test_the_crop_of_held_out_images_goes_out_and_comes_back(tmp_path, said, crop):
+    run, out, file = (str(tmp_path / n) for n in ("run", "out", "out.safetensors"))
+    params, config = import_weights(timm_vit(0, "cls"), "timm_vit", Hints())
+    config["data"]["eval_crop"] = 0.8
+    config["image_size"] = 16
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    path = tmp_path / "out" / "preprocessor_config.json"
+    whole = json.loads(path.read_text())
+    assert whole["size"] == {"shortest_edge": 20}
+    halves = {"size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}}
+    path.write_text(json.dumps(whole | halves | said))
+    back = str(tmp_path / "back")
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 0
+    assert load_params(back)[1]["data"].get("eval_crop") == crop
+    assert timm.main(["export", run, file]) == 0
+    assert timm.main(["import", file, f"--workdir={tmp_path / 'timm'}"]) == 0
+    assert load_params(str(tmp_path / "timm"))[1]["data"]["eval_crop"] == 0.8
+
+
 def test_grey_weights_take_the_mean_that_is_given(tmp_path, capsys):
     run, out, file = (str(tmp_path / n) for n in ("run", "out", "grey.safetensors"))
     mae_run(run)

@@ -14,6 +14,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
     "mean": numbers,
     "std": numbers,
     "image_size": commands.size,
+    "eval_crop": float,
     "gelu": {"erf": "erf", "tanh": "tanh"}.__getitem__,
     "decoder_heads": int,
     "mask_ratio": float,
@@ -28,6 +29,8 @@ def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
         **{key: config["data"][key] for key in ("mean", "std")},
         "image_size": config["image_size"],
     }
+    if config["data"].get("eval_crop", 1.0) != 1.0:
+        found["eval_crop"] = config["data"]["eval_crop"]
     if config["model"].get("gelu") == "tanh":
         found["gelu"] = "tanh"
     if decoder:

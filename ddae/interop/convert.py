@@ -37,8 +37,9 @@ CLIP = ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
     """What arrays alone do not tell: heads of attention (else those of the size in
-    VIT_SPECS), pixels (else those of a square grid), mean and std of the images, and
-    how GELU is computed (CLIP's own is known); of a MAE, how it was trained."""
+    VIT_SPECS), pixels (else those of a square grid), mean, std and eval_crop of the
+    images, and how GELU is computed (CLIP's own is known); of a MAE, how it was
+    trained."""
 
     num_heads: int | None = None
     decoder_heads: int = 16
@@ -46,6 +47,7 @@ class Hints:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     gelu: Gelu = "erf"
+    eval_crop: float | None = None
     mask_ratio: float | None = None
     standardise_pixels: bool | None = None
 
@@ -165,12 +167,15 @@ def _config(
         "style": "clip" if "encoder/norm_embedding/scale" in found else "vit",
         "gelu": hints.gelu,
     }
+    data = {"name": "folder", "mean": tuple(hints.mean), "std": tuple(hints.std)}
+    if 0.0 < (hints.eval_crop or 0.0) <= 1.0:
+        data["eval_crop"] = hints.eval_crop
     config = {
         "image_size": grid[0] * patch
         if grid[0] == grid[1]
         else (grid[0] * patch, grid[1] * patch),
         "dtype": "float32",
-        "data": {"name": "folder", "mean": tuple(hints.mean), "std": tuple(hints.std)},
+        "data": data,
         "model": model,
         "optimizer": {},
     }

@@ -221,9 +221,19 @@ def bring_in(args: Any) -> None:
         mean=tuple(mean),
         std=tuple(std),
         gelu=known[act],
+        eval_crop=_crop(said),
         mask_ratio=vision.get("mask_ratio"),
         standardise_pixels=vision.get("norm_pix_loss", False),
     )
+
+
+def _crop(said: Mapping[str, Any]) -> float | None:
+    """The side of the centre that a preprocessor keeps, as a share of the image's
+    shortest; None where it keeps all, or stretches images first."""
+    cut, size = (said.get(key) for key in ("crop_size", "size"))
+    cut = cut.get("height") if isinstance(cut, Mapping) else cut
+    size = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    return cut / size if said.get("do_center_crop") and cut and size else None
 
 
 def _class_names(id2label: Mapping[str, str]) -> tuple[str, ...]:
