@@ -361,6 +361,25 @@ def test_wrong_beginnings_are_one_line(pretrained, tmp_path, changes, says):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_fine_tuned_encoder_has_no_last_norm_and_the_mend_is_named(tmp_path):
+    config = classify_config()
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    workdir = str(tmp_path)
+    write_workdir(workdir, params, config)
+    config = probe_config()
+    shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
+    with pytest.raises(UserError, match="/encoder/norm/") as error:
+        load_pretrained(InitSettings(workdir=workdir), config, shapes)
+    flag = """; set --config.init.may_miss="('/encoder/norm/',)\""""
+    assert str(error.value).endswith(flag)
+    settings = InitSettings(workdir=workdir, may_miss=("/encoder/norm/",))
+    found = load_pretrained(settings, config, shapes)
+    assert found.encoder["norm"] == {"scale": None, "bias": None}  # a fresh one
+    with pytest.raises(UserError, match="have no place") as error:
+        load_pretrained(InitSettings(workdir=workdir), config, {"encoder": {}})
+    assert "config.init" not in str(error.value)
+
+
 def test_positions_of_another_grid_are_resized(pretrained, tmp_path):
     """Pretrained on 4 x 4 patches of 2 pixels, used on 2 x 2 of them."""
     config = probe_config(image_size=4, model__position_grid=(4, 4))

@@ -198,8 +198,10 @@ def load_pretrained(
             resize=_resizer(old.grid, new.grid),
         )
     except UserError as error:
+        flags = _flags("config.model", differs)
+        flags += _without_norm(init, params["encoder"], weights)
         said = f"{init.workdir}: {error}"
-        raise UserError(f"{said}; {mend}" if differs else said) from error
+        raise UserError(f"{said}; set {flags.strip()}" if flags else said) from error
     encoder = jax.tree.map(
         lambda x: x if isinstance(x, np.ndarray) else None, tree["encoder"]
     )
@@ -210,6 +212,18 @@ def load_pretrained(
             others.append(f"pretrained with data.{key} {one}, this run has {two}")
     rest = {name: x for name, x in stored.items() if name not in ENCODERS}
     return Pretrained(encoder, rest, theirs, loaded, init.workdir, "; ".join(others))
+
+
+def _without_norm(
+    init: InitSettings, encoder: Mapping[str, Any], weights: Mapping[str, Any]
+) -> str:
+    """What to set where `weights` have no last norm and this encoder has: fine-tuning
+    by the mean of the patches trains one of the head's own in its place."""
+    path = "/encoder/norm/"
+    may_miss = any(re.search(rule, f"{path}scale") for rule in init.may_miss)
+    if may_miss or "norm" in weights or "norm" not in encoder:
+        return ""
+    return f' --config.init.may_miss="{(*init.may_miss, path)}"'
 
 
 def rest_of(
