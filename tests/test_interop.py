@@ -167,6 +167,23 @@ def test_mae_with_its_decoder_from_the_official_names():
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
 
 
+@pytest.mark.parametrize("make", [timm_vit, timm_beit])
+def test_a_poolers_norm_without_a_classifier_stays_behind(tmp_path, capsys, make):
+    """transformers' BeitModel, and what timm makes with num_classes=0."""
+    weights = {k: v for k, v in make(5).items() if not k.startswith("head.")}
+    dialect = "timm_vit" if make is timm_vit else "timm_beit"
+    params, config = import_weights(weights, dialect, Hints())
+    said = capsys.readouterr().err
+    assert "norm of its pooled mean is left out" in said and said.count("\n") == 1
+    assert "norm" not in params["encoder"] and "heads" not in params
+    write_workdir(str(tmp_path), params, config)
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    assert ddae.load_encoder(str(tmp_path))(images).patches.shape == (1, 16, 32)
+    headless = {k: v for k, v in make(5).items() if k != "head.weight"}
+    with pytest.raises(UserError):
+        import_weights(headless, dialect, Hints())
+
+
 @pytest.mark.parametrize("scale, shift", [(0.0, 0.0), (1.0, 0.1)])
 def test_a_decoder_with_other_positions_stays_behind(tmp_path, capsys, scale, shift):
     """Those of a fresh model of transformers are zeros, others' may be learned."""

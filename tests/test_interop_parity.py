@@ -89,6 +89,9 @@ def models():
             ),
             add_pooling_layer=False,
         ),
+        "beit_pooled": lambda: BeitModel(
+            BeitConfig(use_relative_position_bias=True, **SIZE, **beit)
+        ),
         "clip": lambda: CLIPVisionModel(
             CLIPVisionConfig(**{k: v for k, v in SIZE.items() if "prob" not in k})
         ),
@@ -104,6 +107,7 @@ NAMES = [
     "beit_absolute",
     "beit_masked",
     "beit_alone",
+    "beit_pooled",
     "clip",
 ]
 
@@ -243,7 +247,7 @@ def test_their_images_are_ours(tmp_path, crop):
     assert apart.max() < 2.5 and apart.mean() < 0.3  # of 255
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "clip"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("beit_pooled", "clip")])
 def test_round_trip(random_models, tmp_path, name, recwarn):
     model, folder = random_models[name]
     workdir, *_ = brought_in(name, folder, tmp_path)

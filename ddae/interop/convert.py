@@ -57,7 +57,8 @@ def import_weights(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(parameters, config) of what `weights` hold in the dialect `name`.
 
-    A decoder with other positions than MAE's is left out, which is printed.
+    A decoder with other positions than MAE's is left out, and a pooler's norm without
+    a classifier; either is printed.
     Raises `UserError` naming an array that is missing, unknown or of another shape.
     """
     dialect = DIALECTS[name]
@@ -81,6 +82,15 @@ def import_weights(
         for leaf in ("scale", "bias"):
             if f"{last}/input_norm/{leaf}" in found:
                 found[f"encoder/norm/{leaf}"] = found.pop(f"{last}/input_norm/{leaf}")
+    pooler = [name for name in found if name.startswith("heads/classifier/norm/")]
+    if pooler and "heads/classifier/linear/kernel" not in found:
+        print(
+            "the norm of its pooled mean is left out, as no classifier follows; the"
+            " encoder has no last norm",
+            file=sys.stderr,
+        )
+        for name in pooler:
+            del found[name]
     if "encoder/norm_embedding/scale" in found:  # CLIP's patches have no bias
         width = found["encoder/cls_token"].shape[-1]
         found.setdefault("encoder/patch_embedding/bias", np.zeros(width, np.float32))
