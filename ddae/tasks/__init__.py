@@ -1,14 +1,16 @@
 """Tasks: what the train step optimises. A new task is a file and a row in TASKS."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ddae.settings import UserError
-from ddae.tasks.classify import Classify
-from ddae.tasks.pretrain import Pretrain
-from ddae.tasks.segment import Segment
+from ddae.mixing import Mixing
+from ddae.settings import UserError, filled
+from ddae.tasks.classify import ClassifierSettings, Classify
+from ddae.tasks.pretrain import Pretrain, filled_method
+from ddae.tasks.segment import Segment, SegmenterSettings
 from ddae.tasks.task import Task
-from ddae.tasks.tokenize import Tokenize
+from ddae.tasks.tokenize import CodebookSettings, Tokenize
 
 TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "pretrain": Pretrain.from_config,
@@ -17,12 +19,18 @@ TASKS: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "segment": Segment.from_config,
 }
 
-SECTIONS = {
-    "pretrain": ("method",),
-    "classify": ("classifier", "mixing"),
-    "tokenize": ("tokenizer",),
-    "segment": ("segmenter",),
+Filled = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+SECTIONS: dict[str, dict[str, Filled]] = {
+    "pretrain": {"method": filled_method},
+    "classify": {
+        "classifier": functools.partial(filled, ClassifierSettings),
+        "mixing": functools.partial(filled, Mixing),
+    },
+    "tokenize": {"tokenizer": functools.partial(filled, CodebookSettings)},
+    "segment": {"segmenter": functools.partial(filled, SegmenterSettings)},
 }
+"""Of each task its sections of a config, and what gives each its defaults."""
 
 
 def sections(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -31,7 +39,13 @@ def sections(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise UserError(
             f"config.task={config.get('task')!r} is not one of {sorted(TASKS)}"
         )
-    return SECTIONS[config["task"]]
+    return tuple(SECTIONS[config["task"]])
+
+
+def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of config.task with the code's default at every key left out."""
+    known = SECTIONS.get(config.get("task", ""), {})
+    return {name: fill(config[name]) for name, fill in known.items() if name in config}
 
 
 def from_config(config: Mapping[str, Any]) -> Task:

@@ -41,6 +41,16 @@ from ddae.tasks.backbone import (
 from ddae.tasks.task import Batch, Params, Task
 
 
+def filled_method(section: Mapping[str, Any]) -> dict[str, Any]:
+    """config.method with the code's default at every key that it leaves out."""
+    found: dict[str, Any] = {"dds": None} | dict(section)
+    if target := METHODS.get(found.get("name", "")):
+        found = settings.filled(target, found)
+    if found["dds"] is not None:
+        found["dds"] = settings.filled(with_dds, found["dds"])
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrain(Task):
     """Masked image modelling of `method` on images standardised by `standardise`."""

@@ -11,16 +11,10 @@ from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
-from ddae.dds import with_dds
-from ddae.methods import METHODS
-from ddae.mixing import Mixing
 from ddae.models.build import ModelSettings
 from ddae.schedules import mean_lag
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.tasks.classify import ClassifierSettings
-from ddae.tasks.segment import SegmenterSettings
-from ddae.tasks.tokenize import CodebookSettings
 from ddae.train.optimizer import (
     Optimizer,
     OptimizerSettings,
@@ -47,18 +41,13 @@ and `task` by the task."""
 SLOW = 0.4
 """Share of a run by which its moving average may be behind without a warning."""
 
-
 READ: dict[str, Callable[..., Any]] = {
     "data": data.DataSettings,
     "model": ModelSettings,
     "optimizer": OptimizerSettings,
     "mesh": MeshSettings,
-    "classifier": ClassifierSettings,
-    "mixing": Mixing,
-    "tokenizer": CodebookSettings,
-    "segmenter": SegmenterSettings,
 }
-"""What a section is read into, but `method` and `evaluators`, which name theirs."""
+"""What a section is read into that every task has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,12 +206,7 @@ def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, target in READ.items():
         if name in config:
             whole[name] = settings.filled(target, config[name])
-    method: dict[str, Any] = {"dds": None} | dict(config.get("method", {}))
-    if target := METHODS.get(method.get("name", "")):
-        method = settings.filled(target, method)
-        if method["dds"] is not None:
-            method["dds"] = settings.filled(with_dds, method["dds"])
-        whole["method"] = method
+    whole |= tasks.spelled_out(config)
     if "evaluators" in config:
         known = eval.EVALUATORS
         whole["evaluators"] = {
