@@ -95,5 +95,17 @@ def test_import_ddae_brings_in_neither_tensorflow_nor_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_import_ddae_alone_brings_in_no_jax_and_has_its_names():
+    code = (
+        "import sys, ddae\n"
+        "assert not {'jax', 'numpy'} & set(sys.modules), 'imported'\n"
+        "assert set(ddae.__all__) <= set(dir(ddae))\n"
+        "found = [getattr(ddae, name) for name in ddae.__all__]\n"
+        "assert [one.__name__ for one in found] == ddae.__all__, found\n"
+        "assert not hasattr(ddae, 'load_encoders')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_train_py_is_under_a_hundred_lines():
     assert len((ROOT / "train.py").read_text().splitlines()) < 100
