@@ -35,6 +35,7 @@ def train(command, monkeypatch):
     loop.run(config, workdir.value)
 
 
+@pytest.mark.slow  # half a minute of CPU time, most of it compiling
 def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first = quickstart.get_config().to_dict()
