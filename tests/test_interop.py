@@ -753,6 +753,37 @@ def test_positions_that_were_resized_go_out_as_they_are_read(tmp_path):
     np.testing.assert_allclose(ours, again, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "model, architecture",
+    [
+        ({}, "ViTForImageClassification"),
+        ({"layer_scale": 0.1}, "BeitForImageClassification"),
+        ({"relative_bias": "block"}, "BeitForImageClassification"),
+    ],
+)
+def test_a_cls_classifier_goes_out_as_what_its_encoder_is(
+    tmp_path, capsys, model, architecture
+):
+    run, out, back = (str(tmp_path / name) for name in ("run", "out", "back"))
+    config = classify_config(classifier__pool="cls", classifier__norm="none")
+    config["model"] |= model
+    task = tasks.from_config(config)
+    params = jax.jit(task.init)(jax.random.key(0))
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    assert architecture in capsys.readouterr().out
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said.get("use_mean_pooling") == (False if model else None)
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 0
+    again, config = load_params(back)
+    images = np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        task.logits(params, images)["classifier"],
+        tasks.from_config(config).logits(again, images)["classifier"],
+        atol=1e-5,
+    )
+
+
 @pytest.mark.slow
 def test_fine_tuned_weights_go_out_as_a_beit(tmp_path, capsys):
     loop.run(classify_config(total_steps=1), str(tmp_path / "run"))

@@ -63,6 +63,15 @@ def models():
         "beit": lambda: BeitForImageClassification(
             BeitConfig(num_labels=7, use_relative_position_bias=True, **SIZE, **beit)
         ),
+        "beit_cls": lambda: BeitForImageClassification(
+            BeitConfig(
+                num_labels=7,
+                use_mean_pooling=False,
+                use_relative_position_bias=True,
+                **SIZE,
+                **beit,
+            )
+        ),
         "beit_absolute": lambda: BeitForImageClassification(
             BeitConfig(
                 num_labels=7,
@@ -104,6 +113,7 @@ NAMES = [
     "vit_tanh_alone",
     "mae",
     "beit",
+    "beit_cls",
     "beit_absolute",
     "beit_masked",
     "beit_alone",
@@ -272,6 +282,8 @@ def test_round_trip(random_models, tmp_path, name, recwarn):
     same = ("model_type", "hidden_size", "num_attention_heads", "image_size")
     for key in (*same, "hidden_act"):
         assert theirs[key] == ours[key]
+    if name.startswith("beit"):
+        assert theirs["use_mean_pooling"] == ours["use_mean_pooling"]
     for (key, a), b in zip(
         model.state_dict().items(), again.state_dict().values(), strict=True
     ):

@@ -31,7 +31,8 @@ PREFIXES = {"vit": "vit.", "vit_mae": "vit.", "beit": "beit.", "clip": "vision_m
 def export(workdir: str, folder: str, head: str | None) -> None:
     """The nearest class of transformers; it is printed.
 
-    A classifier of the cls token is a ViT; of the mean of the patches, after a norm of
+    A classifier of the cls token is a ViT, or with a relative bias or layer scale a
+    BEiT without mean pooling; of the mean of the patches, after a norm of
     its own, a BEiT, which differs from our ViT in nothing once relative bias and layer
     scale are left out. MAE and DDAE with the visible layout are a ViTMAE with the last
     layer's decoder; other methods, and what is not square, the encoder alone.
@@ -69,6 +70,7 @@ def export(workdir: str, folder: str, head: str | None) -> None:
         made["id2label"] = {str(i): name for i, name in enumerate(names)}
         made["label2id"] = {name: i for i, name in enumerate(names)}
     if kind == "beit":
+        made["use_mean_pooling"] = "encoder/norm/scale" not in found
         made["use_mask_token"] = any(name.endswith("mask_token") for name in weights)
     _write(folder, "config.json", made)
     _write(folder, "preprocessor_config.json", _preprocessor(config))
@@ -115,8 +117,9 @@ def _class(
             "layer",
         ):
             return "beit", "BeitForImageClassification"
-        if classifier["pool"] == "cls" and plain and classifier["norm"] == "none":
-            return "vit", "ViTForImageClassification"
+        if classifier["pool"] == "cls" and classifier["norm"] == "none":
+            kind, name = ("vit", "ViT") if plain else ("beit", "Beit")
+            return kind, f"{name}ForImageClassification"
         raise UserError(
             "transformers has no such classifier; fine-tune, or probe the cls token:"
             " --config.classifier.pool=cls"
@@ -171,7 +174,6 @@ def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str
             "use_absolute_position_embeddings": model.get("positions") != "none",
             "use_relative_position_bias": bias == "block",
             "use_shared_relative_position_bias": bias == "shared",
-            "use_mean_pooling": architecture != "BeitModel",
             "drop_path_rate": 0.0,
         }
         if architecture == "BeitForMaskedImageModeling":
