@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from ddae.settings import UserError
+from ddae.train.storage import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,17 +42,18 @@ def run(
 ) -> int:
     """Calls `function` with the arguments as `made` reads them (None: the command
     line's); returns the exit code: its own, 0 for None, 2 after one line that says what
-    is wrong with what was given, 1 for a full disk, or where nobody reads on, as behind
-    `| head`."""
+    is wrong with what was given, 1 for a full disk or one that may be well again, or
+    where nobody reads on, as behind `| head`."""
     args = made.parse_args(at_home(sys.argv[1:] if argv is None else argv))
     try:
         return function(args) or 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UserError, OSError) as error:
+    except (UserError, StorageError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if getattr(error, "errno", 0) in FULL else 2
+        passing = isinstance(error, StorageError)
+        return 1 if passing or getattr(error, "errno", 0) in FULL else 2
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, and folders that cannot be written."""
 
+import errno
 import gc
 import json
 import logging
@@ -14,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from etils import epath
 from test_checkpoint import assert_same, targets
 from test_step import trainer
 
 from ddae.settings import UserError
 from ddae.train import loop, stored
 from ddae.train.checkpoint import CheckpointError, Checkpoints
+from ddae.train.cluster import run_to_end
 from ddae.train.digest import digests, nonfinite
 from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
+from ddae.train.storage import AGAIN, StorageError
 
 # After an error Orbax leaves coroutines behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings(
@@ -214,6 +218,64 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
         Checkpoints(str(tmp_path))
     with pytest.raises(UserError, match="nowhere cannot be written: No such file"):
         Checkpoints(str(tmp_path / "nowhere"))
+
+
+def failing(error):
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+class UnavailableError(Exception):
+    """As TensorFlow's, of a bucket."""
+
+
+def of_system(number):
+    return OSError(number, os.strerror(number), "/at/run")
+
+
+STARTS = [
+    (of_system(errno.EIO), 1),
+    (of_system(errno.ESTALE), 1),
+    (of_system(errno.ETIMEDOUT), 1),
+    (of_system(errno.ENOSPC), 1),
+    (of_system(errno.EACCES), 2),
+    (of_system(errno.EROFS), 2),
+    (UnavailableError("503: try later\nat some length"), 1),
+    (type("NotFoundError", (Exception,), {})("no such bucket"), 2),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), STARTS)
+def test_a_start_whose_storage_may_be_well_again_is_no_wrong_path(
+    tmp_path, monkeypatch, capsys, error, code
+):
+    """Exit code 1, after which what starts runs tries again, in one line."""
+    monkeypatch.setattr(type(epath.Path("/")), "mkdir", failing(error))
+    assert run_to_end(loop.run, tiny_config(), str(tmp_path)) == code
+    cause = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    again = "; give the same command again" * (code == 1)
+    said = f"error: --workdir={tmp_path} cannot be made: {cause}{again}\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_lock_that_fails_as_storage_may_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.open", failing(of_system(errno.EIO)))
+    with pytest.raises(StorageError, match="cannot be written: Input/output error; g"):
+        stored.lock(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [StorageError, UserError])
+def test_what_fails_in_one_process_is_of_its_kind_in_all(monkeypatch, kind):
+    said = f"a word{AGAIN if kind is StorageError else ''}".encode()
+    words = np.zeros((2, 1024), np.uint8)
+    words[1, : len(said)] = np.frombuffer(said, np.uint8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gathered = "process_allgather"
+    monkeypatch.setattr(stored.multihost_utils, gathered, lambda mine: words)
+    with pytest.raises(kind, match="process 1: a word"), stored.together(UserError):
+        pass
 
 
 def test_newest_every_kth_and_best_steps_stay(tmp_path):

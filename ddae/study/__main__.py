@@ -4,7 +4,7 @@ Every row of its table at every seed, one after another, each scored; what is do
 skipped, a killed run goes on from its checkpoint, and several such commands in one DIR
 share the work. DIR gets results.csv, results.md and figures. Exit codes: 0; 2 a wrong
 study, config or data; 75 stopped by SIGTERM, SIGHUP or Ctrl-C, run me again; 1 a full
-disk.
+disk, or one that failed as it may for a while.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from ddae.settings import UserError
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
 from ddae.study.table import read_study, runs_of
-from ddae.train.checkpoint import CheckpointError
 from ddae.train.cluster import PreemptedError
 
 
@@ -32,9 +31,6 @@ def main(argv: list[str] | None = None) -> int:
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 75
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 def study(args: argparse.Namespace) -> int:

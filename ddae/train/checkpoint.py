@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from ddae.settings import NOT_SET, UserError, changed
 from ddae.train.digest import digests, nonfinite
 from ddae.train.state import NonFiniteError, TrainState
+from ddae.train.storage import StorageError
 from ddae.train.stored import (
     Alone,
     DamagedError,
@@ -57,7 +58,7 @@ ENDING_SECONDS = 60.0
 """How long one of several processes that fails waits for what is being written."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(StorageError):
     """A checkpoint that could not be written; the run cannot go on (exit code 1)."""
 
 

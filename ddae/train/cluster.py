@@ -21,9 +21,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import UserError
-from ddae.train.checkpoint import CheckpointError
 from ddae.train.signals import Signals
 from ddae.train.state import NonFiniteError
+from ddae.train.storage import StorageError
 from ddae.train.stored import of_all
 
 HEARTBEAT_SECONDS = 30
@@ -264,7 +264,7 @@ def run_to_end(
         code, reason = 2, f"error: {error}"
     except NonFiniteError as error:
         code, reason = 3, f"stopped: {error}"
-    except CheckpointError as error:
+    except StorageError as error:
         code, reason = 1, f"error: {error}"
     except BaseException as error:
         first = str(error).partition("\n")[0]

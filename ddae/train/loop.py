@@ -42,6 +42,7 @@ from ddae.train.signals import Signals
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
+from ddae.train.storage import unusable
 from ddae.train.stored import together
 
 STOP, FAILED = 1, 2
@@ -91,8 +92,7 @@ def _open(workdir: str) -> str:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except Exception as error:  # a bucket's are TensorFlow's own
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--workdir={workdir} cannot be made: {reason}") from error
+        raise unusable(f"--workdir={workdir} cannot be made", error) from error
     return str(path)
 
 

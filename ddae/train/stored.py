@@ -22,6 +22,7 @@ from ddae.settings import UserError
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
+from ddae.train.storage import AGAIN, StorageError, unusable
 
 Tree = Any
 
@@ -134,7 +135,7 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
     try:
         return Manager(folder, options=options, item_handlers=handlers)
     except OSError as error:
-        raise UserError(f"{folder} cannot be used: {error.strerror}") from error
+        raise unusable(f"{folder} cannot be used", error) from error
 
 
 LISTED_SECONDS = 60.0
@@ -178,7 +179,7 @@ def lock(workdir: epath.Path) -> Any:
     try:
         file = open(workdir / ".lock", "w")
     except OSError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}") from error
+        raise unusable(f"{workdir} cannot be written", error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -295,15 +296,15 @@ def read_items(
 
 @contextlib.contextmanager
 def together(kind: type[Exception] = DamagedError) -> Iterator[None]:
-    """An error of this `kind` of one process within is one of all: what comes after is
-    done by all. Within, no process may wait for another."""
+    """An error of this `kind` of one process within, or a `StorageError`, is one of
+    all: what comes after is done by all. Within, no process may wait for another."""
     mine = None
     try:
         yield
-    except kind as error:
+    except (kind, StorageError) as error:
         mine = error
     if word := first_word(f"{mine or ''}"):
-        raise mine or kind(word)
+        raise mine or (StorageError if AGAIN in word else kind)(word)
 
 
 def first_word(mine: str) -> str:

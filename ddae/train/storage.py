@@ -1,0 +1,43 @@
+"""Storage that cannot be used: whether it is the path that is wrong, or may pass."""
+
+import errno
+import re
+
+from ddae.settings import UserError
+
+LASTING = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Of a path that cannot be right: another start would find the same."""
+
+PASSING = "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Connection"
+"""In the names of a bucket's errors, which have no number of the system's."""
+
+AGAIN = "; give the same command again"
+
+
+class StorageError(RuntimeError):
+    """Storage failed in a way that may pass: the same start is worth another try (exit
+    code 1, after which what starts runs tries again)."""
+
+
+def unusable(said: str, error: Exception) -> UserError | StorageError:
+    """What to raise for `error`: `said`, and the cause, in one line."""
+    number = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    if number is None:
+        passing = re.search(PASSING, type(error).__name__)
+    else:
+        passing = number not in LASTING
+    if passing:
+        return StorageError(f"{said}: {reason}{AGAIN}")
+    return UserError(f"{said}: {reason}")
