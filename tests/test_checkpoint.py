@@ -26,7 +26,7 @@ from ddae.train.metrics import (
     progress_line,
     read_metrics,
 )
-from ddae.train.partial import Loaded, as_begun, load_into
+from ddae.train.partial import Loaded, as_begun, load_into, said_change
 
 LEAVES = jax.tree.leaves
 
@@ -260,6 +260,15 @@ def test_a_resume_with_another_task_is_refused_and_other_settings_are_said(
     for given in ({"init": {"workdir": "b"}}, {}):
         told = as_begun(given, {"init.workdir": ("a", "b")})
         assert told == {"init": {"workdir": "a"}}
+    # Nor does it read a teacher again, whose weights its state has.
+    given = {"method": {"teacher": {"workdir": "b", "mean": (0.3,)}}, "seed": 0}
+    changes = {"method.teacher.workdir": ("a", "b"), "seed": (1, 0)}
+    told = as_begun(given, changes)
+    assert told == {"method": {"teacher": {"workdir": "a", "mean": (0.3,)}}, "seed": 0}
+    assert [said_change(change) for change in changes.items()] == [
+        "config.method.teacher.workdir='b' is not read: the run has begun with 'a'",
+        "config.seed: 1 -> 0",
+    ]
     kept = (tmp_path / "config.json").read_text()
     run(tmp_path, total_steps=1, **config)  # trains nothing
     assert (tmp_path / "config.json").read_text() == kept
