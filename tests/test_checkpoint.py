@@ -202,6 +202,31 @@ def test_a_run_that_dies_in_evaluations_takes_no_step_again_and_keeps_the_best(
     assert "best        8, by eval/score: 10\n" in capsys.readouterr().out
 
 
+def test_a_name_of_keep_best_that_is_new_at_a_resume_is_tried_before_any_step(
+    tmp_path, monkeypatch
+):
+    def scored(name):
+        return lambda *_: lambda params, step: {name: float(step)}
+
+    monkeypatch.setitem(eval.EVALUATORS, "one", scored("one"))
+    monkeypatch.setitem(eval.EVALUATORS, "other", scored("other"))
+
+    def evaluated(total_steps, name, *evaluators):
+        given = {"evaluators": {key: {} for key in evaluators}, "keep_best": name}
+        rows = run(tmp_path, total_steps=total_steps, **given)
+        kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+        return [r["step"] for r in rows if name in r], kept
+
+    evaluated(2, "", "one")
+    # Known of step 2, where none is due any more.
+    assert evaluated(4, "eval/one", "one") == ([0, 2, 4], {"2", "4"})
+    with pytest.raises(UserError, match="keep_best='eval/typo' is not among .*/one"):
+        evaluated(6, "eval/typo", "one")
+    assert not (tmp_path / "checkpoints" / "6").exists()
+    # One more evaluator may give it.
+    assert evaluated(6, "eval/other", "one", "other") == ([4, 6], {"2", "4", "6"})
+
+
 def test_workdir_holds_what_a_user_expects(tmp_path, capsys):
     evaluators = {"knn": {"k": 5}, "reconstruct": {"num_images": 2}}
     rows = run(tmp_path, evaluators=evaluators)

@@ -82,6 +82,14 @@ WRONG = [
     ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be positive"),
     ({"max_nonfinite_steps": 0}, "max_nonfinite_steps=0 must be positive"),
     ({"eval_every_steps": -1}, "eval_every_steps=-1 must not be negative"),
+    (
+        {"keep_every_steps": 3},
+        "keep_every_steps=3 is no multiple of checkpoint_every_steps=2: .*change one",
+    ),
+    (
+        {"keep_best": "eval/score", "eval_every_steps": 1},
+        "eval_every_steps=1 is no multiple of checkpoint_every_steps=2: .*change one",
+    ),
     ({"data__mean": 0.3}, "config.data.mean=0.3 is not a tuple of numbers"),
     (
         {"model__position_grid": (7,)},

@@ -172,10 +172,13 @@ def _train(
     workdir: str,
 ) -> None:
     """From `step` on to the end, or to the step at which all agree to stop."""
-    if job.evaluates(step):
-        found = of_first(report.evaluation(step))
-        if not found or job.options.keep_best not in ("", *found):
-            found = _evaluated(job, state, step, checkpoints, report)
+    due = job.evaluates(step)
+    found = of_first(report.evaluation(step if due else None))
+    # Not due, but a name that no evaluation gives is to be found before the next steps.
+    unknown = job.options.keep_best not in ("", *found)
+    if due and not found or unknown:
+        found = _evaluated(job, state, step, checkpoints, report)
+    if due or unknown:
         checkpoints.evaluated(step, found)
     if step >= job.total_steps:
         report.say(f"nothing to train: step {step} is the last")

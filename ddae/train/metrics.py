@@ -86,12 +86,14 @@ class Report:
         """All rows of metrics.jsonl so far."""
         return read_metrics(self.path)
 
-    def evaluation(self, step: int) -> dict[str, float]:
-        """What the log has of the evaluation of `step` already; {} for nothing."""
+    def evaluation(self, step: int | None) -> dict[str, float]:
+        """What the log has of the evaluation of `step` already, or of the last one that
+        there was; {} for nothing."""
         found = {}
         for row in self.rows():
-            if row["step"] == step:
-                found |= {k: v for k, v in row.items() if k.startswith("eval/")}
+            values = {k: v for k, v in row.items() if k.startswith("eval/")}
+            if values and step in (None, row["step"]):
+                found = values
         return {k: float("nan") if v is None else v for k, v in found.items()}
 
     def close(self) -> None:

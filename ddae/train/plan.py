@@ -56,7 +56,8 @@ class RunSettings:
 
     max_nonfinite_steps: how many in a row are skipped before the run stops.
     keep_checkpoints: how many of the newest stay; of the others every
-    keep_every_steps-th, and the one whose evaluation `keep_best` is largest.
+    keep_every_steps-th, and the one whose evaluation `keep_best` is largest: multiples
+    of checkpoint_every_steps, as eval_every_steps is with keep_best.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
     steps_per_dispatch: how many steps a device is given at once, for steps of a few
     milliseconds: best a divisor of the *_every_steps, for logs, saves and evaluations
@@ -109,6 +110,16 @@ class RunSettings:
         if not 0 <= self.seed < 2**32:  # jax takes 32 bits of it
             raise ValueError(f"seed={self.seed} is not from 0 to 2**32 - 1")
         parse_profile(self.profile)
+        kept = {"keep_every_steps": "checkpoints"}
+        if self.keep_best:
+            kept["eval_every_steps"] = "what keep_best compares"
+        for name, what in kept.items():
+            if getattr(self, name) % self.checkpoint_every_steps:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is no multiple of"
+                    f" checkpoint_every_steps={self.checkpoint_every_steps}: {what} at"
+                    " other steps would not be there; change one of the two"
+                )
 
     def steps(self, steps_per_epoch: int) -> int:
         """The length of the run in optimiser steps."""
