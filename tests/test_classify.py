@@ -334,6 +334,10 @@ def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys
         ),
         ({"classifier__num_classes": 12}, "num_classes=12, but the data has 10"),
         ({"classifier__num_classes": 1}, "num_classes=1"),
+        (
+            {"classifier__num_classes": 9, "evaluators": {}},
+            "config.classifier.num_classes=9, but the data has 10 classes; give at lea",
+        ),
         ({"classifier__tap": 3}, "classifier.tap=3"),
         ({"classifier__pool": "max"}, "pool='max'"),
         ({"classifier__rates": (1.0, 3.0)}, "want a frozen encoder"),

@@ -2,6 +2,7 @@ import io
 import itertools
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ddae.data.images import ImageSource
 from ddae.data.order import Order
 from ddae.eval.evaluator import over
 from ddae.settings import UserError
+from ddae.train import loop
 
 ALL = slice(None)
 # TensorFlow's own Python, not ours, warns while it traces a function.
@@ -150,6 +152,15 @@ def test_a_name_that_is_no_text_is_a_name(tmp_path):
     source = folder_source(tmp_path, (8, 8, 3))
     assert len(next(source.batches(np.arange(1), 1))["image"]) == 1
     assert source.records.key(0).endswith("b\\xfcld.png")
+
+
+def test_a_class_whose_name_is_no_text_is_a_class(tmp_path):
+    names = tuple(os.fsdecode(name) for name in (b"b\xfcld", "b\xfcld".encode()))
+    train = types.SimpleNamespace(class_names=names)
+    job = types.SimpleNamespace(config={}, splits=types.SimpleNamespace(train=train))
+    loop._write_config(job, str(tmp_path))
+    written = (tmp_path / "classes.txt").read_text("utf-8")
+    assert written == "b\\udcfcld\nb\xfcld\n"
 
 
 def test_images_beside_classes_are_a_class_of_their_own_and_said(tmp_path, capsys):

@@ -303,6 +303,11 @@ def test_folders_of_the_held_out_set_keep_the_numbers_of_the_training_set(tmp_pa
     splits = data.from_config(config, (8, 8, 1))
     (batch,) = splits.held_out.batches(np.arange(2), 2)
     assert batch["label"].tolist() == [0, 2]
+    for same in ("train", "train/", "./train"):  # and kNN says nothing of it
+        both = data.from_config(
+            config | {"data": config["data"] | {"eval_split": same}}, (8, 8, 1)
+        )
+        assert both.train.identity == both.held_out.identity
     (tmp_path / "test" / "c").rename(tmp_path / "test" / "d")
     with pytest.raises(UserError, match="a folder 'd', which the training set has not"):
         data.from_config(config, (8, 8, 1))

@@ -1,6 +1,7 @@
 """Scenes with a label for every pixel: reading, order, joint augmentation, dirt."""
 
 import itertools
+import os
 import re
 
 import numpy as np
@@ -293,6 +294,12 @@ def break_labels(root):
     Image.fromarray(values).save(path)
 
 
+def twin(root):
+    for folder in ("images", "annotations"):
+        path = root / folder / "training" / "scene_002.png"
+        Image.open(path).convert("L").save(path.with_suffix(".jpg"))
+
+
 def break_pair(root):
     (root / "annotations" / "training" / "scene_003.png").unlink()
 
@@ -316,6 +323,7 @@ BROKEN = {
     break_held_out_sizes: r"validation/scene_002.png.*its labels are 8 x 9",
     break_labels: r"annotations/training/scene_003.png: label 6 at row 7, column 5 is"
     r" above config.data.scenes.num_classes=5",
+    twin: r"images/training has both scene_002.jpg and scene_002.png; keep one",
     break_pair: r"images/training/scene_003.png has no labels in .*annotations",
     break_other_pair: r"annotations/validation/scene_000.png has no image in",
     break_colours: r"scene_003.png: labels are RGB, not one whole number each",
@@ -345,6 +353,18 @@ def test_wrong_input_is_named_and_exits_with_2(fault, tmp_path, capfd, monkeypat
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert code == 2, said
     assert said.startswith("error: ") and re.search(BROKEN[fault], said), said
+
+
+def test_scenes_whose_names_are_no_text_are_read(tmp_path, capfd):
+    root = small_set(tmp_path)
+    for folder in ("images", "annotations"):
+        for file in list((root / folder / "training").iterdir()):
+            number = os.fsencode(file.stem)[-1:]
+            file.rename(os.fsdecode(os.fsencode(file.parent) + b"/\xfc%b.png" % number))
+    splits = splits_of(root, on_error="skip")
+    (root / "images/training" / os.fsdecode(b"\xfc3.png")).write_bytes(b"no image")
+    take(splits, Order(4, 4, seed=0), 0, ALL, 1)
+    assert "images/training/\\udcfc3.png with " in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("fault", [break_sizes, break_labels, break_bytes])

@@ -1,6 +1,7 @@
 """Where images come from. A new source is a file and a row in SOURCES."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -155,7 +156,10 @@ def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Spli
         raise UserError(
             f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"
         )
-    train, held_out = SOURCES[kind](data, image_shape)
+    # train/ is train: the same images, and not to be compared as others.
+    names = {"train_split": data.train_split, "eval_split": data.eval_split}
+    names = {key: os.path.normpath(name) for key, name in names.items() if name}
+    train, held_out = SOURCES[kind](dataclasses.replace(data, **names), image_shape)
     for key, on in (
         ("augment.on_device", data.augment.on_device),
         ("on_device", data.on_device),

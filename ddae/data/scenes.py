@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -34,13 +34,12 @@ from ddae.data.scene_augment import (
     resized,
     resized_labels,
 )
+from ddae.data.scene_files import Files, by_stem, files_at
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
     from ddae.data import Batch, DataSettings, Identity, Rows
 
-RELEASE = "ADEChallengeData2016"
-IMAGES = (".jpg", ".jpeg", ".png")
 AHEAD = 2
 """Batches made ahead of the one that is taken."""
 
@@ -54,85 +53,6 @@ UNREADABLE = (
     zlib.error,
 )
 """What Pillow and zipfile raise for damaged files."""
-
-
-class Files(Protocol):
-    """A tree of files: a folder, or a zip that is never unpacked."""
-
-    def names(self, folder: str) -> list[str]:
-        """Of the files directly in `folder`, in alphabetical order."""
-        ...
-
-    def open(self, path: str) -> IO[bytes]: ...
-
-    def where(self, path: str) -> str:
-        """What a user would look for."""
-        ...
-
-
-class FolderFiles:
-    """`Files` below `root`."""
-
-    def __init__(self, root: str):
-        self.root = root
-
-    def names(self, folder: str) -> list[str]:
-        path = self.where(folder)
-        return sorted(os.listdir(path)) if os.path.isdir(path) else []
-
-    def open(self, path: str) -> IO[bytes]:
-        return open(self.where(path), "rb")
-
-    def where(self, path: str) -> str:
-        return os.path.join(self.root, *path.split("/"))
-
-
-class ZipFiles:
-    """`Files` of a zip, below the folder that holds images/; read in place."""
-
-    def __init__(self, path: str):
-        self.path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a zip that can be read: {error}") from error
-        parts = (n.partition("images/") for n in self._zip.namelist())
-        roots = {head for head, found, _ in parts if found and "__MACOSX" not in head}
-        self.root = min(roots, key=len, default="")
-        self._names = collections.defaultdict(list)
-        for name in self._zip.namelist():
-            folder, _, file = name.removeprefix(self.root).rpartition("/")
-            if file and name.startswith(self.root):
-                self._names[folder].append(file)
-
-    def names(self, folder: str) -> list[str]:
-        return sorted(self._names.get(folder, []))
-
-    def open(self, path: str) -> IO[bytes]:
-        return self._zip.open(self.root + path)
-
-    def where(self, path: str) -> str:
-        return f"{self.path}:{self.root}{path}"
-
-
-def files_at(place: str) -> Files:
-    """The set at `place`: its folder, its zip, or a folder that holds one of these."""
-    if not place:
-        raise UserError(
-            "config.data.dir is empty; give the folder that holds images/ and"
-            " annotations/, or its zip, with --config.data.dir=..."
-        )
-    for folder in (place, os.path.join(place, RELEASE)):
-        if os.path.isdir(os.path.join(folder, "images")):
-            return FolderFiles(folder)
-    for path in (place, os.path.join(place, f"{RELEASE}.zip")):
-        if os.path.isfile(path):
-            return ZipFiles(path)
-    raise UserError(
-        f"no images/ in {place}, nor {RELEASE} or {RELEASE}.zip; expected"
-        f" {os.path.join(place, 'images', 'training', '*.jpg')} and"
-        f" {os.path.join(place, 'annotations', 'training', '*.png')}"
-    )
 
 
 class SceneSource:
@@ -168,7 +88,7 @@ class SceneSource:
             "name": "scenes",
             "split": split,
             "examples": len(self.pairs),
-            "fingerprint": zlib.crc32(names.encode()),
+            "fingerprint": zlib.crc32(os.fsencode(names)),
         }
         self.bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -292,6 +212,7 @@ class SceneSource:
 
     def _condemn(self, index: int, error: RecordError) -> None:
         line = f"{self.key(index)}: {error}"
+        line = line.encode(errors="backslashreplace").decode()  # a name may be no text
         if self.data.on_error == "raise":
             raise UserError(
                 f"{line}; mend or remove it, or pass over such records with"
@@ -345,10 +266,7 @@ def scene_sources(
 def _pairs(files: Files, split: str) -> list[tuple[str, str]]:
     """(image, labels) of each scene, in alphabetical order."""
     folders = (f"images/{split}", f"annotations/{split}")
-    images, labels = (
-        {os.path.splitext(n)[0]: n for n in files.names(folder) if _is_image(n)}
-        for folder in folders
-    )
+    images, labels = (by_stem(files, folder) for folder in folders)
     if not images and not labels:
         raise UserError(
             f"no images under {files.where(folders[0])}; expected"
@@ -370,10 +288,6 @@ def _pairs(files: Files, split: str) -> list[tuple[str, str]]:
         (f"{folders[0]}/{images[stem]}", f"{folders[1]}/{labels[stem]}")
         for stem in sorted(images)
     ]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGES) and not name.startswith(".")
 
 
 def _class_names(files: Files, num_classes: int) -> tuple[str, ...]:

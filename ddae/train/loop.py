@@ -375,4 +375,6 @@ def _write_config(job: Job, workdir: str) -> None:
         folder = epath.Path(workdir)
         (folder / "config.json").write_text(json.dumps(job.config, indent=2))
         if names := job.splits.train.class_names:
-            (folder / "classes.txt").write_text("".join(f"{n}\n" for n in names))
+            text = "".join(f"{n}\n" for n in names)
+            data = text.encode(errors="backslashreplace")  # a name may be no text
+            (folder / "classes.txt").write_bytes(data)

@@ -173,6 +173,13 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     keep_compiled(options.compile_cache)
     splits = data.from_config(config, task.image_shape)
     order = Order(len(splits.train), options.batch_size, options.seed)
+    for name in sections:
+        known = config[name].get("num_classes", splits.train.num_classes)
+        if known < splits.train.num_classes and options.total_steps != 0:
+            raise UserError(
+                f"config.{name}.num_classes={known}, but the data has"
+                f" {splits.train.num_classes} classes; give at least as many"
+            )
     total_steps = options.steps(order.steps_per_epoch)
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
