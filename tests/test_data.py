@@ -143,6 +143,12 @@ def test_links_that_lead_back_and_folders_that_are_closed_are_named(
     (tmp_path / "train/a/all").symlink_to("..")
     with pytest.raises(UserError, match="a/all links back to .*train, which holds it"):
         FolderRecords(root, "train")
+    (tmp_path / "train/a/all").unlink()
+    (tmp_path / "elsewhere/d").symlink_to(tmp_path / "train/a")  # and so two a round
+    assert "c/d/0.jpg" in FolderRecords(root, "train").files
+    (tmp_path / "train/a/e").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="(a/e/d|c/d/e) links back to .*, which holds"):
+        FolderRecords(root, "train")
 
 
 def test_a_name_that_is_no_text_is_a_name(tmp_path):

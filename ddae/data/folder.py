@@ -121,13 +121,15 @@ def _unread(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _check_link(folder: str) -> None:
-    """Raises `UserError` for a link back to a folder that it lies in."""
+def _check_link(folder: str, root: str) -> None:
+    """Raises `UserError` for a link back to a folder on the way down to it, which may
+    lead through other links."""
     if os.path.islink(folder):
-        target = os.path.realpath(folder)
-        here = os.path.realpath(os.path.dirname(folder))
-        if os.path.commonpath([target, here]) == target:
-            raise UserError(f"{folder} links back to {target}, which holds it")
+        target, way = os.path.realpath(folder), os.path.dirname(folder)
+        while len(way) >= len(root):
+            if os.path.commonpath([target, os.path.realpath(way)]) == target:
+                raise UserError(f"{folder} links back to {target}, which holds it")
+            way = os.path.dirname(way)
 
 
 def _scan(root: str) -> list[str]:
@@ -144,7 +146,7 @@ def _scan(root: str) -> list[str]:
         for folder, inner, names in os.walk(root, onerror=_unread, followlinks=True):
             inner[:] = [name for name in inner if not name.startswith(".")]
             for name in inner:
-                _check_link(os.path.join(folder, name))
+                _check_link(os.path.join(folder, name), root)
             below = os.path.relpath(folder, root)
             files += [
                 os.path.normpath(os.path.join(below, name))
