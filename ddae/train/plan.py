@@ -56,8 +56,8 @@ class RunSettings:
 
     max_nonfinite_steps: how many in a row are skipped before the run stops.
     keep_checkpoints: how many of the newest stay; of the others every
-    keep_every_steps-th, and the one whose evaluation `keep_best` is largest: multiples
-    of checkpoint_every_steps, as eval_every_steps is with keep_best.
+    keep_every_steps-th, and the one whose evaluation `keep_best` is largest; only what
+    is saved, every checkpoint_every_steps, is kept.
     watchdog_seconds: a run that has done nothing for so long ends; 0 waits for ever.
     steps_per_dispatch: how many steps a device is given at once, for steps of a few
     milliseconds: best a divisor of the *_every_steps, for logs, saves and evaluations
@@ -110,22 +110,25 @@ class RunSettings:
         if not 0 <= self.seed < 2**32:  # jax takes 32 bits of it
             raise ValueError(f"seed={self.seed} is not from 0 to 2**32 - 1")
         parse_profile(self.profile)
-        kept = {"keep_every_steps": "checkpoints"}
-        if self.keep_best:
-            kept["eval_every_steps"] = "what keep_best compares"
-        for name, what in kept.items():
-            if getattr(self, name) % self.checkpoint_every_steps:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is no multiple of"
-                    f" checkpoint_every_steps={self.checkpoint_every_steps}: {what} at"
-                    " other steps would not be there; change one of the two"
-                )
 
     def steps(self, steps_per_epoch: int) -> int:
         """The length of the run in optimiser steps."""
         if self.total_steps is not None:
             return self.total_steps
         return max(1, round(self.epochs * steps_per_epoch))
+
+    def not_kept(self) -> list[str]:
+        """A warning for what is to be kept at steps that are not saved."""
+        every = self.checkpoint_every_steps
+        asked = {"keep_every_steps": "checkpoints"}
+        if self.keep_best:
+            asked["eval_every_steps"] = "the best by keep_best"
+        return [
+            f"warning: {name}={getattr(self, name)} is no multiple of"
+            f" checkpoint_every_steps={every}: of other steps {what} cannot be kept"
+            for name, what in asked.items()
+            if getattr(self, name) % every
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +262,8 @@ def overview(job: Job) -> str:
         f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
         f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
     ]
+    if job.total_steps > job.options.checkpoint_every_steps:
+        lines += job.options.not_kept()
     if job.total_steps and jax.tree.leaves(job.shapes.ema_params):
         lines.append(_average(job))
     return "\n".join(lines)
