@@ -376,6 +376,7 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     [
         (np.full((3, 8, 8, 1), 200), "images of int64, from 200 to 200; give uint8"),
         (np.full((3, 8, 8, 1), 200.0, np.float32), "images of float32, from 200.0 to"),
+        (np.zeros((3, 8, 8), np.uint8), r"of \(8, 8\), .*; save images\[..., None\]"),
         (np.zeros((0, 8, 8, 1), np.uint8), "npz train: there is no image in it"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import re
 import subprocess
 import sys
 
@@ -308,7 +309,12 @@ def test_folders_of_the_held_out_set_keep_the_numbers_of_the_training_set(tmp_pa
             config | {"data": config["data"] | {"eval_split": same}}, (8, 8, 1)
         )
         assert both.train.identity == both.held_out.identity
-    (tmp_path / "test" / "c").rename(tmp_path / "test" / "d")
+    (tmp_path / "train" / "b").rename(tmp_path / "train" / "caf\xe9")
+    (tmp_path / "test" / "c").rename(tmp_path / "test" / "cafe\u0301")
+    says = re.escape(r"; it has 'caf\xe9', and this is 'cafe\u0301': rename one")
+    with pytest.raises(UserError, match=says):
+        data.from_config(config, (8, 8, 1))
+    (tmp_path / "test" / "cafe\u0301").rename(tmp_path / "test" / "d")
     with pytest.raises(UserError, match="a folder 'd', which the training set has not"):
         data.from_config(config, (8, 8, 1))
 

@@ -179,6 +179,8 @@ def test_missing_copies_and_unknown_sets_are_named(tmp_path, caplog):
         splits(tmp_path)
     with pytest.raises(UserError, match="TFDS knows no set 'imagnet2012'"):
         tfds.load_builder("imagnet2012", str(tmp_path))
+    with pytest.raises(UserError, match="^TFDS has no 'imagenet2012:9.9.9': .* 9.9.9,"):
+        tfds.load_builder("imagenet2012:9.9.9", str(tmp_path))
     assert not caplog.records, "what TFDS warns of is the error"
 
 
@@ -191,6 +193,30 @@ def test_prepare_wants_both_archives_and_leaves_nothing_half_done(tmp_path, caps
     assert prepare.main([*command, f"--manual_dir={tmp_path / 'tars'}"]) == 2
     assert "ILSVRC2012_img_val.tar; give its folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_prepare_names_what_it_cannot_make(tmp_path, capsys):
+    images = {f"{SYNSETS[0]}_{i}.JPEG": encoded(photograph(i)) for i in range(2)}
+    imagenet_tars(tmp_path / "tars", {SYNSETS[0]: images}, [encoded(photograph(2))])
+    command = [f"--manual_dir={tmp_path / 'tars'}", f"--data_dir={tmp_path / 'out'}"]
+    assert prepare.main(["imagenet2012:5.0.0", *command]) == 2
+    assert "is too old for this version of TFDS" in capsys.readouterr().err
+    archive = tmp_path / "tars" / "ILSVRC2012_img_train.tar"
+    whole = archive.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no tar" * 999):
+        archive.write_bytes(content)
+        assert prepare.main(["imagenet2012", *command]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("error: ILSVRC2012_img_train.tar or ILSVRC2012_img_val")
+        assert said.endswith("; fetch it again")
+
+
+def test_a_finished_copy_is_counted_in_whatever_format_it_is(clean, capsys):
+    command = ["imagenet2012", f"--data_dir={clean['tfrecord']}"]
+    assert prepare.main(command) == 0
+    assert "train: 24 records" in capsys.readouterr().out
+    assert prepare.main([*command, "--file_format=array_record"]) == 2
+    assert "a finished copy in tfrecord, not array_record" in capsys.readouterr().err
 
 
 def test_prepare_leaves_a_folder_alone_that_another_run_prepares(tmp_path, capsys):

@@ -141,6 +141,11 @@ def _npz(
         raise UserError(
             f"{path} is not an archive of images and labels: {error}"
         ) from error
+    if images.ndim == 3:
+        raise UserError(
+            f"{path} holds images of {images.shape[1:]}, without channels; save"
+            " images[..., None]"
+        )
     if images.shape[1:] != image_shape:
         raise UserError(
             f"{path} holds images of {images.shape[1:]}, not {image_shape}; set"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import sys
+import unicodedata
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ class FolderRecords:
                 f"{root} has a folder {unknown[0]!r}, which the training set has not"
                 " (without held-out images of its classes: eval_split=train);"
                 f" its classes are {classes[0]!r} to {classes[-1]!r}"
+                f"{other_spelling(unknown[0], classes)}"
             )
         self.num_classes, self.classes = len(classes), classes
         self.class_names = () if classes == ("",) else classes
@@ -159,6 +161,14 @@ def _scan(root: str) -> list[str]:
         raise UserError(f"no images under {root}; {said or expected}")
     warn_unread(f"under {root}", said)
     return sorted(found)
+
+
+def other_spelling(name: str, classes: tuple[str, ...]) -> str:
+    """Says which of `classes` looks the same as `name`: e with an accent is one
+    character or two."""
+    looks = unicodedata.normalize("NFC", name)
+    same = [c for c in classes if unicodedata.normalize("NFC", c) == looks]
+    return f"; it has {same[0]!a}, and this is {name!a}: rename one" if same else ""
 
 
 def ending(file: str) -> str:

@@ -14,7 +14,8 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,23 +36,33 @@ how many images the whole of each has."""
 
 
 def prepare(
-    name: str, data_dir: str, manual_dir: str | None, file_format: str
+    name: str, data_dir: str, manual_dir: str | None, file_format: str | None
 ) -> dict[str, int]:
     """Prepares the set and counts its records; {split: records}.
 
-    Raises `UserError` for an unknown set, missing archives, a run that is at work on
-    the same folder, or a copy whose counts do not hold.
+    file_format: None keeps that of a finished copy, and else is array_record. Raises
+    `UserError` for an unknown set, missing or broken archives, a run that is at work on
+    the same folder, a finished copy in the other format, or one whose counts do not
+    hold.
     """
     import tensorflow_datasets as tfds
 
-    builder = load_builder(name, data_dir, file_format)
+    builder = load_builder(name, data_dir)
     expected = MANUAL.get(builder.name, {})
-    if not is_prepared(builder):
+    if is_prepared(builder):
+        found = builder.info.file_format.value
+        if file_format not in (None, found):
+            raise UserError(
+                f"{builder.data_dir} has a finished copy in {found}, not {file_format};"
+                " leave out --file_format, or take another --data_dir"
+            )
+    else:
+        builder = load_builder(name, data_dir, file_format or "array_record")
         for archive, _ in expected.values():
             path = os.path.join(manual_dir or "MANUAL_DIR", archive)
             if not os.path.isfile(path):
                 raise UserError(f"no file {path}; give its folder with --manual_dir")
-        with _alone(builder), errors_alone():
+        with _alone(builder), errors_alone(), _broken_named(expected, manual_dir):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
             )
@@ -69,6 +80,27 @@ def prepare(
         note = "" if count == whole else f" of {whole} that the whole set has"
         print(f"  {split}: {count} records{note}")
     return counts
+
+
+@contextlib.contextmanager
+def _broken_named(
+    expected: Mapping[str, tuple[str, int]], manual_dir: str | None
+) -> Iterator[None]:
+    """Raises `UserError` for an archive that is cut off, and a version that this TFDS
+    no longer makes."""
+    try:
+        yield
+    except tarfile.TarError as error:
+        names = " or ".join(archive for archive, _ in expected.values())
+        said = str(error).partition("\n")[0].rstrip(":")
+        raise UserError(
+            f"{names or 'an archive'} in {manual_dir} is cut off, or no tar file"
+            f" ({said}); fetch it again"
+        ) from error
+    except ValueError as error:
+        if "too old" not in str(error):
+            raise
+        raise UserError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -97,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="default: ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", help="where archives that you fetched lie")
     parser.add_argument(
-        "--file_format", choices=["array_record", "tfrecord"], default="array_record"
+        "--file_format",
+        choices=["array_record", "tfrecord"],
+        help="default: array_record, or that of a finished copy",
     )
     return commands.run(_prepare, parser, argv)
 

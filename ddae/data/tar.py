@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
 from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
-from ddae.data.folder import EXTENSIONS, ending, unread, warn_unread
+from ddae.data.folder import EXTENSIONS, ending, other_spelling, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
@@ -71,6 +71,7 @@ class TarRecords:
             raise UserError(
                 f"{root} {split} has a class {unknown[0]!r}, which the training set has"
                 f" not; its classes are {classes[0]!r} to {classes[-1]!r}"
+                f"{other_spelling(unknown[0], classes)}"
             )
         self.num_classes, self.classes = len(classes), classes
         self.class_names = () if classes == ("",) else classes

@@ -189,9 +189,11 @@ def load_builder(name: str, data_dir: str, file_format: str | None = None) -> An
     try:
         return tfds.builder(name, data_dir=data_dir or None, **kept)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise UserError(
-            f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}"
-        ) from error
+        said = str(error).strip().partition("\n")[0] or "is it NAME:1.0.0?"
+        raise UserError(f"TFDS knows no set {name!r}: {said}") from error
+    except AssertionError as error:  # its way to refuse a version
+        said = str(error).rpartition('": ')[2]
+        raise UserError(f"TFDS has no {name!r}: {said}") from error
 
 
 def is_prepared(builder: Any) -> bool:
