@@ -124,9 +124,68 @@ def test_a_damaged_step_is_named_and_the_one_before_it_used(
     said = capsys.readouterr().err
     (line,) = (line for line in said.splitlines() if line.startswith("damaged"))
     assert re.search(f"checkpoints/{says}", line), line
+    assert "again in" not in said
     assert (copy / "damaged_checkpoints" / "2").is_dir()
     with Checkpoints(str(copy)) as checkpoints:
         assert_same(checkpoints.restore(targets(states[2])), states[2])
+
+
+class Pauses:
+    """Of no length; before the last of them `mend` is called."""
+
+    def __init__(self, mend):
+        self._mend = mend
+
+    def __iter__(self):
+        yield 0.0
+        self._mend()
+        yield 0.0
+
+
+@pytest.mark.parametrize("passes", [True, False], ids=["passes", "stays"])
+@pytest.mark.parametrize("name", ["meta/metadata", "params/_METADATA"])
+def test_a_step_is_read_again_where_the_storage_fails(
+    saved, name, passes, tmp_path, monkeypatch, capsys
+):
+    """Linux gives EIO for the memory of a process at 0, where nothing lies."""
+    workdir, states = saved
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "2" / name
+    content = path.read_bytes()
+
+    def put(there):
+        path.unlink()
+        path.write_bytes(content) if there else path.symlink_to("/proc/self/mem")
+
+    put(False)
+    monkeypatch.setattr(stored, "PAUSES", Pauses(lambda: put(passes)))
+    with Checkpoints(str(tmp_path / "run")) as checkpoints:
+        step = 2 if passes else 1
+        assert_same(checkpoints.restore(targets(states[1])), states[step])
+        assert checkpoints.latest() == step
+    said = capsys.readouterr().err
+    tries = said.count("Input/output error; again in 0 s\n")
+    assert tries == (1 if passes else 2)
+    assert ("damaged checkpoint: " in said) != passes
+    assert (tmp_path / "run" / "damaged_checkpoints").exists() != passes
+
+
+@pytest.mark.parametrize(
+    "error, found",
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (ValueError("Error reading: Input/output error [os_error_code='5']"), True),
+        (ValueError("NOT_FOUND: No such file [os_error_code='2']"), False),
+        (ValueError("UNAVAILABLE: HTTP response code: 503"), True),
+        (ValueError("DATA_LOSS: Error decoding manifest"), False),
+    ],
+)
+def test_errors_of_the_storage_are_none_of_a_file(error, found):
+    assert stored.of_storage(error) == found
+    outer = RuntimeError("reading has failed")
+    outer.__cause__ = error
+    assert stored.of_storage(outer) == found
 
 
 @pytest.mark.parametrize("gone", ["meta/metadata", "params/_METADATA"])

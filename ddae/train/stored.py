@@ -235,12 +235,45 @@ def move_away(folder: epath.Path, name: str) -> None:
     print(f"moved {folder / name} to {target}", file=sys.stderr, flush=True)
 
 
+PAUSES = (2.0, 8.0)
+"""Seconds before another look where the storage, and no file of it, fails."""
+
+
+def patiently(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives. A network's file system or a bucket may fail for a moment: its
+    error is raised after the last of `PAUSES`, that of a file at once."""
+    for seconds in PAUSES:
+        try:
+            return read()
+        except Exception as error:  # Orbax raises what it meets
+            if not of_storage(error):
+                raise
+            said = f"{where} cannot be read: {first_line(error)}"
+            print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
+            time.sleep(seconds)
+    return read()
+
+
+def of_storage(error: BaseException | None) -> bool:
+    """Whether an error is the system's or a bucket's, and no missing file's; of
+    TensorStore's and TensorFlow's there is only the text."""
+    of_file = FileNotFoundError | IsADirectoryError | NotADirectoryError
+    passing = "os_error_code='(?!2')|UNAVAILABLE|HTTP response code:? (429|5..)"
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, of_file):
+            return True
+        if re.search(passing, str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
     """What is written beside the arrays of `step`; `DamagedError` naming it."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     where = f"{folder}/{step}/meta"
     try:
-        meta = manager.restore(step, args=args)["meta"]
+        meta = patiently(where, lambda: manager.restore(step, args=args)["meta"])
     except Exception as error:  # Orbax raises what it meets
         raise DamagedError(f"{where}: {first_line(error)}") from error
     crc = meta.pop("crc", None)
@@ -255,7 +288,7 @@ def item_metadata_of(
     """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
     where = f"{folder}/{step}/{item}"
     try:
-        found = manager.item_metadata(step)[item]
+        found = patiently(where, lambda: manager.item_metadata(step)[item])
     except Exception as error:  # as above
         raise DamagedError(f"{where}: {first_line(error)}") from error
     if not shapes_of(found):  # Orbax gives None where the file is not there
@@ -270,9 +303,11 @@ def read_items(
 
     Raises `DamagedError` naming the file, `UserError` for items of another structure.
     """
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    each = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    args = ocp.args.Composite(**each)
+    where = f"{folder}/{step}"
     try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        restored = patiently(where, lambda: manager.restore(step, args=args))
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
         if isinstance(error, ValueError) and "structure" in str(error):
