@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from ddae.settings import UserError
-from ddae.train.storage import StorageError
+from ddae.storage import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -20,6 +20,7 @@ from test_checkpoint import assert_same, targets
 from test_step import trainer
 
 from ddae.settings import UserError
+from ddae.storage import AGAIN, StorageError
 from ddae.train import loop, stored
 from ddae.train.checkpoint import CheckpointError, Checkpoints
 from ddae.train.cluster import run_to_end
@@ -28,7 +29,6 @@ from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
-from ddae.train.storage import AGAIN, StorageError
 
 # After an error Orbax leaves coroutines behind that nobody awaits.
 pytestmark = pytest.mark.filterwarnings(

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 ROOMS = {
     "settings": 0,
+    "storage": 0,
     "commands": 0,
     "patches": 1,
     "masking": 1,

@@ -16,9 +16,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import NOT_SET, UserError, changed
+from ddae.storage import StorageError
 from ddae.train.digest import digests, nonfinite
 from ddae.train.state import NonFiniteError, TrainState
-from ddae.train.storage import StorageError
 from ddae.train.stored import (
     Alone,
     DamagedError,

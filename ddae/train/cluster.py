@@ -21,9 +21,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import UserError
+from ddae.storage import StorageError
 from ddae.train.signals import Signals
 from ddae.train.state import NonFiniteError
-from ddae.train.storage import StorageError
 from ddae.train.stored import of_all
 
 HEARTBEAT_SECONDS = 30

@@ -16,6 +16,7 @@ from etils import epath
 from ddae.eval import OF_HEADS
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
+from ddae.storage import unusable
 from ddae.tasks.task import Batch
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
@@ -42,7 +43,6 @@ from ddae.train.signals import Signals
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
-from ddae.train.storage import unusable
 from ddae.train.stored import together
 
 STOP, FAILED = 1, 2

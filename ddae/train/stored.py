@@ -19,10 +19,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from ddae.settings import UserError
+from ddae.storage import AGAIN, StorageError, unusable
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
-from ddae.train.storage import AGAIN, StorageError, unusable
 
 Tree = Any
 
