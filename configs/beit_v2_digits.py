@@ -6,8 +6,8 @@ python train.py --config=configs/beit_v2_digits.py \\
 The last of three commands; examples/beit_v2_digits.sh has all. About two minutes on
 two CPU cores. `:dds` adds deep dynamic supervision at taps.
 
-Expected: kNN 21.1 % untrained, 56.4 % pretrained (docs/runs.md); on other processors the
-three runs ended at 52.8 to 56.4: sums in another order choose other codes.
+Expected: kNN 21.1 % untrained, 56.4 % pretrained (docs/runs.md); on other processors
+the three runs ended at 52.8 to 56.4, as sums in another order choose other codes.
 """
 
 from configs import common

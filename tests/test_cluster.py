@@ -378,10 +378,11 @@ def test_ctrl_c_asks_once_and_a_second_ends(capfd):
 
 # In a terminal of its own, which becomes the one that it hears of.
 IN_TERMINAL = """\
-import fcntl, sys, termios, time
+import fcntl, signal, sys, termios, time
 
 from ddae.train.signals import Signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever began the tests
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signals = Signals()
 with signals.listening():

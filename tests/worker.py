@@ -160,6 +160,7 @@ def interleaved(shape, devices, **options):
 
 
 def main(config, workdir, fault="", coordinator=None, count=None, process=None):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where nohup began the tests
     if "SHARDED" in os.environ:
         sharding.MIN_SHARDED = int(os.environ["SHARDED"])
     if "INTERLEAVE" in os.environ:
