@@ -82,15 +82,7 @@ def import_weights(
         for leaf in ("scale", "bias"):
             if f"{last}/input_norm/{leaf}" in found:
                 found[f"encoder/norm/{leaf}"] = found.pop(f"{last}/input_norm/{leaf}")
-    pooler = [name for name in found if name.startswith("heads/classifier/norm/")]
-    if pooler and "heads/classifier/linear/kernel" not in found:
-        print(
-            "the norm of its pooled mean is left out, as no classifier follows; the"
-            " encoder has no last norm",
-            file=sys.stderr,
-        )
-        for name in pooler:
-            del found[name]
+    _leave_out_pooler(found)
     if "encoder/norm_embedding/scale" in found:  # CLIP's patches have no bias
         width = found["encoder/cls_token"].shape[-1]
         found.setdefault("encoder/patch_embedding/bias", np.zeros(width, np.float32))
@@ -117,6 +109,19 @@ def import_weights(
             )
     _check(found, config, rows, hints)
     return nested(found), config
+
+
+def _leave_out_pooler(found: Weights) -> None:
+    """Removes a norm of the pooled mean that no classifier follows."""
+    pooler = [name for name in found if name.startswith("heads/classifier/norm/")]
+    if pooler and "heads/classifier/linear/kernel" not in found:
+        print(
+            "the norm of its pooled mean is left out, as no classifier follows; the"
+            " encoder has no last norm",
+            file=sys.stderr,
+        )
+        for name in pooler:
+            del found[name]
 
 
 def _count(weights: Weights, prefix: str) -> int:
@@ -148,21 +153,10 @@ def _config(
     shared = found.get("encoder/relative_bias/table")
     own = found.get("encoder/block_00/relative_bias/table")
     table = shared if shared is not None else own
-    if hints.image_size:
-        if any(x % patch for x in pair(hints.image_size)):
-            raise UserError(
-                f"image_size={hints.image_size} is not whole patches of {patch}"
-            )
-        grid = tuple(x // patch for x in pair(hints.image_size))
-    elif positions is not None:
-        grid = (round((positions.shape[-2] - 1) ** 0.5),) * 2
-    elif table is not None:
-        grid = ((round((len(table) - 3) ** 0.5) + 1) // 2,) * 2
-    else:
-        raise UserError("the arrays do not tell the size of images; give --image_size")
+    grid = _grid_by(hints.image_size, patch, positions, table)
     kind = "none"
     if positions is not None:
-        fixed = fixed_positions(width, (grid[0], grid[1]))
+        fixed = fixed_positions(width, grid)
         kind = "sincos" if _same(positions, fixed) else "learned"
     scale = found.get("encoder/block_00/scale_attention")
     model = {
@@ -190,6 +184,27 @@ def _config(
         "optimizer": {},
     }
     return config | _task(found, depth, decoder_depth, hints, model)
+
+
+def _grid_by(
+    image_size: int | tuple[int, int] | None,
+    patch: int,
+    positions: np.ndarray | None,
+    table: np.ndarray | None,
+) -> tuple[int, int]:
+    """The grid of images of that size, else the square one that the arrays are of."""
+    if image_size:
+        height, width = pair(image_size)
+        if height % patch or width % patch:
+            raise UserError(f"image_size={image_size} is not whole patches of {patch}")
+        return height // patch, width // patch
+    if positions is not None:
+        side = round((positions.shape[-2] - 1) ** 0.5)
+    elif table is not None:
+        side = (round((len(table) - 3) ** 0.5) + 1) // 2
+    else:
+        raise UserError("the arrays do not tell the size of images; give --image_size")
+    return side, side
 
 
 def _size(width: int, depth: int, num_heads: int | None) -> str:

@@ -189,15 +189,7 @@ def load_pretrained(
                 f" set config.model.position_grid={known} to have them resized to"
                 f" {new.grid}"
             )
-    weights = stored["encoder"]
-    if begun:
-        known = old.position_grid or old.grid
-        fixed = resize_positions(sincos(old.spec.width, known), known, old.grid)
-        weights["positions"] = np.pad(fixed, ((1, 0), (0, 0)))[None]  # zeros for cls
-    if (old.relative_bias, new.relative_bias) == ("shared", "block"):
-        shared = weights.pop("relative_bias")
-        blocks = [name for name in weights if name.startswith("block_")]
-        weights |= {name: weights[name] | {"relative_bias": shared} for name in blocks}
+    weights = _as_here(stored["encoder"], old, new)
     try:
         tree, loaded = load_into(
             {"encoder": params["encoder"]},
@@ -221,6 +213,21 @@ def load_pretrained(
             others.append(f"pretrained with data.{key} {one}, this run has {two}")
     rest = {name: x for name, x in stored.items() if name not in ENCODERS}
     return Pretrained(encoder, rest, theirs, loaded, init.workdir, "; ".join(others))
+
+
+def _as_here(weights: dict[str, Any], old: Encoder, new: Encoder) -> dict[str, Any]:
+    """Weights of `old` with what `new` learns of it: fixed positions, zeros for cls,
+    and in each block the bias that all shared."""
+    weights = dict(weights)
+    if (old.positions, new.positions) == ("sincos", "learned"):
+        known = old.position_grid or old.grid
+        fixed = resize_positions(sincos(old.spec.width, known), known, old.grid)
+        weights["positions"] = np.pad(fixed, ((1, 0), (0, 0)))[None]
+    if (old.relative_bias, new.relative_bias) == ("shared", "block"):
+        shared = weights.pop("relative_bias")
+        blocks = [name for name in weights if name.startswith("block_")]
+        weights |= {name: weights[name] | {"relative_bias": shared} for name in blocks}
+    return weights
 
 
 def _without_norm(

@@ -176,13 +176,8 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     keep_compiled(options.compile_cache)
     splits = data.from_config(config, task.image_shape)
     order = Order(len(splits.train), options.batch_size, options.seed)
-    for name in sections:
-        known = config[name].get("num_classes", splits.train.num_classes)
-        if known < splits.train.num_classes and options.total_steps != 0:
-            raise UserError(
-                f"config.{name}.num_classes={known}, but the data has"
-                f" {splits.train.num_classes} classes; give at least as many"
-            )
+    if options.total_steps != 0:
+        _check_classes(config, sections, splits.train.num_classes)
     total_steps = options.steps(order.steps_per_epoch)
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
@@ -218,6 +213,19 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         shapes=shapes,
         shardings=state_sharding(shapes, mesh),
     )
+
+
+def _check_classes(
+    config: Mapping[str, Any], sections: tuple[str, ...], number: int
+) -> None:
+    """Raises `UserError` where fewer are to be told apart than the data has."""
+    for name in sections:
+        known = config[name].get("num_classes", number)
+        if known < number:
+            raise UserError(
+                f"config.{name}.num_classes={known}, but the data has {number} classes;"
+                " give at least as many"
+            )
 
 
 def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
