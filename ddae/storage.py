@@ -41,3 +41,17 @@ def unusable(said: str, error: Exception) -> UserError | StorageError:
     if passing:
         return StorageError(f"{said}: {reason}{AGAIN}")
     return UserError(f"{said}: {reason}")
+
+
+def of_storage(error: BaseException | None) -> bool:
+    """Whether an error is the system's or a bucket's, and no missing file's; of
+    TensorStore's and TensorFlow's there is only the text."""
+    of_file = FileNotFoundError | IsADirectoryError | NotADirectoryError
+    passing = "os_error_code='(?!2')|UNAVAILABLE|HTTP response code:? (429|5..)"
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, of_file):
+            return True
+        if re.search(passing, str(error)):
+            return True
+        error = error.__cause__
+    return False

@@ -20,7 +20,7 @@ from test_checkpoint import assert_same, targets
 from test_step import trainer
 
 from ddae.settings import UserError
-from ddae.storage import AGAIN, StorageError
+from ddae.storage import AGAIN, StorageError, of_storage
 from ddae.train import loop, stored
 from ddae.train.checkpoint import CheckpointError, Checkpoints
 from ddae.train.cluster import run_to_end
@@ -182,10 +182,10 @@ def test_a_step_is_read_again_where_the_storage_fails(
     ],
 )
 def test_errors_of_the_storage_are_none_of_a_file(error, found):
-    assert stored.of_storage(error) == found
+    assert of_storage(error) == found
     outer = RuntimeError("reading has failed")
     outer.__cause__ = error
-    assert stored.of_storage(outer) == found
+    assert of_storage(outer) == found
 
 
 @pytest.mark.parametrize("gone", ["meta/metadata", "params/_METADATA"])

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from ddae.settings import UserError
-from ddae.storage import AGAIN, StorageError, unusable
+from ddae.storage import AGAIN, StorageError, of_storage, unusable
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
@@ -252,20 +252,6 @@ def patiently(where: str, read: Callable[[], Any]) -> Any:
             print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
             time.sleep(seconds)
     return read()
-
-
-def of_storage(error: BaseException | None) -> bool:
-    """Whether an error is the system's or a bucket's, and no missing file's; of
-    TensorStore's and TensorFlow's there is only the text."""
-    of_file = FileNotFoundError | IsADirectoryError | NotADirectoryError
-    passing = "os_error_code='(?!2')|UNAVAILABLE|HTTP response code:? (429|5..)"
-    while error is not None:
-        if isinstance(error, OSError) and not isinstance(error, of_file):
-            return True
-        if re.search(passing, str(error)):
-            return True
-        error = error.__cause__
-    return False
 
 
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
