@@ -26,6 +26,7 @@ from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.loading import load_params
+from ddae.train.partial import load_frozen
 
 RGB = {"image_size": 16, "model__channels": 3, "model__patch_size": 4}
 STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -84,6 +85,16 @@ def timm_beit(classes=5, width=32, patch=4, side=4, heads=2):
     return found
 
 
+def dinov2():
+    """Names and shapes of DINOv2's own file, and but for the mask token of timm's."""
+    found, random = timm_vit(0, "cls"), np.random.default_rng(2)
+    scales = [f"blocks.{i}.ls{n}.gamma" for i in range(2) for n in (1, 2)]
+    for name in (*scales, "mask_token"):
+        shape = (1, 32) if name == "mask_token" else (32,)
+        found[name] = random.normal(0, 0.1, shape).astype(np.float32)
+    return found
+
+
 def files(weights, folder, name="theirs.safetensors"):
     path = str(folder / name)
     write_weights(path, weights)
@@ -112,6 +123,47 @@ def test_timm_round_trip(weights, tmp_path, capsys):
         np.testing.assert_array_equal(again[name], value, err_msg=name)
     images = np.zeros((2, 16, 16, 3), np.float32)
     assert ddae.load_encoder(workdir)(images).patches.shape == (2, 16, 32)
+
+
+@pytest.mark.parametrize("command", [timm, official])
+def test_dinov2_comes_in_and_goes_out_as_a_beit(tmp_path, command):
+    """Which has no bias of keys: softmax does not see it."""
+    path, workdir = files(dinov2(), tmp_path), str(tmp_path / "ours")
+    assert command.main(["import", path, f"--workdir={workdir}"]) == 0
+    params, config = load_params(workdir)
+    assert config["model"]["layer_scale"] > 0
+    for i in range(2):
+        block = params["encoder"][f"block_{i:02d}"]
+        for ours, theirs in (("attention", "ls1"), ("mlp", "ls2")):
+            scale = dinov2()[f"blocks.{i}.{theirs}.gamma"]
+            np.testing.assert_array_equal(block[f"scale_{ours}"], scale)
+    out, back = str(tmp_path / "out.safetensors"), str(tmp_path / "back")
+    assert timm.main(["export", workdir, out]) == 0
+    assert timm.main(["import", out, f"--workdir={back}"]) == 0
+    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    before, after = (ddae.load_encoder(w)(images).patches for w in (workdir, back))
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_a_frozen_teacher_of_another_grid_has_its_positions_resized(tmp_path):
+    """DINOv2 has learned at 518 pixels, whom it teaches learn at 224."""
+    path, workdir = files(dinov2(), tmp_path), str(tmp_path / "ours")
+    assert official.main(["import", path, f"--workdir={workdir}"]) == 0
+    model = {"size": "Two", "patch_size": 4, "positions": "learned", "layer_scale": 0.1}
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    teacher = {"workdir": workdir, "model": model, **imagenet}
+    config = tiny_config(
+        **RGB | {"image_size": 24}, method={"name": "mvp", "teacher": teacher}
+    )
+    config["data"] |= imagenet
+    task = tasks.from_config(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    found, (line,) = load_frozen(task.frozen(), config, shapes)
+    assert line.endswith(", /encoder/positions resized")
+    images = np.random.default_rng(0).random((2, 24, 24, 3), np.float32)
+    expected = ddae.load_encoder(workdir, image_size=24)(images).patches
+    seen = task.frozen()["teacher"].apply(found["teacher"], images)
+    np.testing.assert_allclose(seen, expected, atol=1e-5)
 
 
 def test_a_fine_tune_begins_with_imported_weights(tmp_path):
@@ -815,6 +867,7 @@ def test_images_of_every_family_are_standardised_as_they_were_there():
         "vit": half,
         "vit_mae": imagenet,
         "beit": half,
+        "dinov2": imagenet,
     }
     # OpenAI's, to four digits.
     assert clip == ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))

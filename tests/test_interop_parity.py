@@ -39,6 +39,8 @@ def models():
         BeitModel,
         CLIPVisionConfig,
         CLIPVisionModel,
+        Dinov2Config,
+        Dinov2Model,
         ViTConfig,
         ViTForImageClassification,
         ViTMAEConfig,
@@ -104,6 +106,9 @@ def models():
         "clip": lambda: CLIPVisionModel(
             CLIPVisionConfig(**{k: v for k, v in SIZE.items() if "prob" not in k})
         ),
+        "dinov2": lambda: Dinov2Model(
+            Dinov2Config(layer_norm_eps=1e-6, **SIZE | {"patch_size": 14})
+        ),
     }
 
 
@@ -119,7 +124,10 @@ NAMES = [
     "beit_alone",
     "beit_pooled",
     "clip",
+    "dinov2",
 ]
+IN_ALONE = ("beit_pooled", "clip", "dinov2")
+"""Those that go out as another class, or not at all."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -257,7 +265,7 @@ def test_their_images_are_ours(tmp_path, crop):
     assert apart.max() < 2.5 and apart.mean() < 0.3  # of 255
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("beit_pooled", "clip")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in IN_ALONE])
 def test_round_trip(random_models, tmp_path, name, recwarn):
     model, folder = random_models[name]
     workdir, *_ = brought_in(name, folder, tmp_path)
@@ -290,23 +298,24 @@ def test_round_trip(random_models, tmp_path, name, recwarn):
         np.testing.assert_allclose(a, b, atol=2e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["vit_alone", "mae", "beit_alone"])
+@pytest.mark.parametrize("name", ["vit_alone", "mae", "beit_alone", "dinov2"])
 def test_at_another_size(random_models, tmp_path, name):
     import torch
 
     model, folder = random_models[name]
     workdir, _, config, _ = brought_in(name, folder, tmp_path)
-    images = np.random.default_rng(1).random((1, 320, 320, 3)).astype(np.float32)
+    size = 336 if name == "dinov2" else 320
+    images = np.random.default_rng(1).random((1, size, size, 3)).astype(np.float32)
     data = config["data"]
     pixels = standardised(images, data["mean"], data["std"])
     options = {"interpolate_pos_encoding": True}
     if name == "mae":
         model.config.mask_ratio = model.vit.config.mask_ratio = 0.0
         options["noise"] = torch.tensor(np.arange(400.0)[None])
-    if name == "beit_alone":
+    if name in ("beit_alone", "dinov2"):
         options = {}
     expected = hidden(model, pixels, **options)
-    ours = ddae.load_encoder(workdir, image_size=320)(images)
+    ours = ddae.load_encoder(workdir, image_size=size)(images)
     tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
     np.testing.assert_allclose(tokens, expected, atol=TOLERANCE, rtol=TOLERANCE)
 

@@ -1,8 +1,8 @@
 """Hugging Face folders: python -m ddae.interop.huggingface export WORKDIR FOLDER
 
 Or import FOLDER --workdir=DIR. A folder is config.json and model.safetensors: ViT,
-ViTMAE (with its decoder), BEiT, DINO (a ViT), and, to import only, the vision tower of
-CLIP. Exit codes: 0; 2 wrong arguments or weights, nothing written.
+ViTMAE (with its decoder), BEiT, DINO (a ViT), and, to import only, DINOv2 and the
+vision tower of CLIP. Exit codes: 0; 2 wrong arguments or weights, nothing written.
 """
 
 import json
@@ -19,13 +19,25 @@ from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
-STANDARDISED = {"vit": HALF, "vit_mae": IMAGENET, "beit": HALF, "clip": CLIP}
+STANDARDISED = {
+    "vit": HALF,
+    "vit_mae": IMAGENET,
+    "beit": HALF,
+    "clip": CLIP,
+    "dinov2": IMAGENET,
+}
 """How their images are standardised where no preprocessor_config.json says it."""
 
 GELUS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """Ours, by the names of transformers."""
 
-PREFIXES = {"vit": "vit.", "vit_mae": "vit.", "beit": "beit.", "clip": "vision_model."}
+PREFIXES = {
+    "vit": "vit.",
+    "vit_mae": "vit.",
+    "beit": "beit.",
+    "clip": "vision_model.",
+    "dinov2": "dinov2.",
+}
 
 
 def export(workdir: str, folder: str, head: str | None) -> None:

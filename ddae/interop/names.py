@@ -27,6 +27,14 @@ HF_BLOCK: Modules = (
 )
 HF_QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
 
+DINOV2_BLOCK: Modules = (
+    ("norm_attention", "norm1"),
+    ("attention/out", "attention.output.dense"),
+    ("norm_mlp", "norm2"),
+    ("mlp/up", "mlp.fc1"),
+    ("mlp/down", "mlp.fc2"),
+)
+
 TIMM_BLOCK: Modules = (
     ("norm_attention", "norm1"),
     ("attention/out", "attn.proj"),
@@ -84,6 +92,13 @@ _HF_BEIT = Stack(
     key_bias=False,
     scales=("lambda_1", "lambda_2"),
     bias="attention.attention.relative_position_bias.relative_position_bias_table",
+)
+_HF_DINOV2 = Stack(
+    "encoder/block_",
+    "dinov2.encoder.layer.",
+    DINOV2_BLOCK,
+    HF_QKV,
+    scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
 )
 _TIMM = Stack("encoder/block_", "blocks.", TIMM_BLOCK, ("attn.qkv",))
 _TIMM_BEIT = dataclasses.replace(
@@ -169,8 +184,16 @@ DIALECTS: dict[str, Dialect] = {
             "vision_model.embeddings.position_ids",  # 0, 1, 2, ..., of older files
         ),
     ),
+    "hf_dinov2": Dialect(
+        stacks=(_HF_DINOV2,),
+        patch="dinov2.embeddings.patch_embeddings.projection",
+        modules=(("encoder/norm", "dinov2.layernorm"),),
+        arrays=(("encoder/cls_token", "dinov2.embeddings.cls_token"),),
+        positions="dinov2.embeddings.position_embeddings",
+        left=("dinov2.embeddings.mask_token",),
+    ),
     "timm_vit": Dialect(
-        stacks=(_TIMM,),
+        stacks=(dataclasses.replace(_TIMM, scales=("ls1.gamma", "ls2.gamma")),),
         patch="patch_embed.proj",
         modules=(
             ("encoder/norm", "norm"),
@@ -179,6 +202,7 @@ DIALECTS: dict[str, Dialect] = {
         ),
         arrays=(("encoder/cls_token", "cls_token"),),
         positions="pos_embed",
+        left=("mask_token",),  # DINOv2's
     ),
     "timm_beit": Dialect(
         stacks=(_TIMM_BEIT,),

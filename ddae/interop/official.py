@@ -2,7 +2,7 @@
 
 Or export WORKDIR OUT.pth, which wants torch. MAE's (facebookresearch/mae: pretrained
 with or without the decoder, fine-tuned) and BEiT's (microsoft/unilm: BEiT and BEiT-v2,
-pretrained or fine-tuned); to import, DINO's too, whose names are timm's.
+pretrained or fine-tuned); to import, DINO's and DINOv2's too, whose names are timm's.
 Exit codes: 0; 2 wrong arguments or weights, nothing written.
 """
 

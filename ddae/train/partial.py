@@ -282,8 +282,9 @@ def load_frozen(
 ) -> tuple[dict[str, Any], list[str]]:
     """(params["frozen"] from the workdirs of `networks`, a line on each).
 
-    Raises `UserError` where a network has no workdir, is not what that run trained, or
-    where not all of its weights are there.
+    Learned positions and relative biases are resized to another grid. Raises
+    `UserError` where a network has no workdir, is not what that run trained, or where
+    not all of its weights are there.
     """
     found, lines = {}, []
     for name, network in networks.items():
@@ -306,10 +307,15 @@ def load_frozen(
                 params["frozen"][name],
                 stored,
                 may_leave=("^/heads/", "^/frozen/", "/mask_token$"),
+                resize=_resizer(encoder_from_config(theirs).grid, network.encoder.grid),
             )
         except UserError as error:
             raise UserError(f"{name} of {workdir}: {error}") from error
-        lines.append(f"{name} of {workdir}, frozen: {len(loaded.matched)} arrays")
+        resized = [f", {path} resized" for path in loaded.resized[:1]]
+        lines.append(
+            f"{name} of {workdir}, frozen: {len(loaded.matched)} arrays"
+            + "".join(resized)
+        )
     return found, lines
 
 
