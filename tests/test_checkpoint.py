@@ -392,6 +392,12 @@ def test_params_alone_with_their_config(tmp_path):
     params, config = load_params(str(tmp_path))
     assert config["data"]["mean"] == [0.3] and config["model"]["size"] == "Two"
     assert set(params) == {"encoder", "heads"}
+    teacher, _ = load_params(str(tmp_path), average=True)
+    assert set(teacher) == {"encoder"}
+    theirs, own = LEAVES(teacher), LEAVES(params["encoder"])
+    for one, other in zip(theirs, own, strict=True):
+        assert one.shape == other.shape
+    assert any((x != y).any() for x, y in zip(theirs, own, strict=True))
     with pytest.raises(UserError, match="no checkpoint in"):
         load_params(str(tmp_path / "nothing"))
 
@@ -438,6 +444,8 @@ def test_load_encoder_gives_features_of_the_run(tmp_path, digit_images):
     params, config = load_params(str(tmp_path))
     config["method"]["name"] = "of_a_user"
     write_workdir(str(tmp_path / "own"), params, config)
+    with pytest.raises(UserError, match="own keeps no moving average"):
+        load_params(str(tmp_path / "own"), average=True)
     own = ddae.load_encoder(str(tmp_path / "own"))
     np.testing.assert_array_equal(own(digit_images).patches, features.patches)
 

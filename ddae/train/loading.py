@@ -57,16 +57,17 @@ def reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
             raise UserError(f"damaged checkpoint: {error}") from error
 
 
-def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
+def load_params(workdir: str, average: bool = False) -> tuple[Tree, dict[str, Any]]:
     """(params as NumPy arrays, the run's config) of a workdir's newest checkpoint, or
     of the one that WORKDIR/checkpoints/STEP names.
 
-    Of a classifier that keeps a moving average, that: it is what was evaluated. Raises
-    `UserError` where there is no checkpoint, or where it is damaged.
+    average: the moving average, which DDAE's and data2vec's teacher is: its "encoder"
+    alone. Of a classifier that keeps one always that: it is what was evaluated. Raises
+    `UserError` where there is no checkpoint or average, or where it is damaged.
     """
     with reading(workdir) as (manager, folder, step):
         meta = read_meta(manager, folder, step)
-        averaged = bool(meta["config"].get("classifier", {}).get("average"))
+        averaged = average or meta["config"].get("classifier", {}).get("average")
         item = "training" if averaged else "params"
         target = jax.tree.map(
             lambda x: np.empty(x.shape, x.dtype),
@@ -76,6 +77,8 @@ def load_params(workdir: str) -> tuple[Tree, dict[str, Any]]:
         restored = read_items(manager, folder, step, {item: target})[item]
         expected = meta.get("digests", {}).get(item, {})
         verify(f"{folder}/{step}/{item}", restored, expected)
+    if averaged and not restored["ema_params"]:
+        raise UserError(f"{workdir} keeps no moving average: nothing in it has one")
     return restored["ema_params"] if averaged else restored, meta["config"]
 
 
