@@ -59,6 +59,20 @@ def test_fsdp_gathers_parameters_and_nothing_of_the_batch():
     assert all(shape[:1] != (batch,) or shape in shapes for shape in summed)
 
 
+@pytest.mark.parametrize("relative_bias", ["shared", "block"])
+def test_of_a_relative_bias_devices_sum_the_gradient_of_its_table(relative_bias):
+    """[entries, heads], and not that of the bias, [heads, tokens, tokens]."""
+    config = tiny_config(model__relative_bias=relative_bias, mesh__fsdp=1)
+    config["method"] = {"name": "simmim"}
+    work = measure.make_work(config, 16)
+    found = scaling.collectives(work.lower().compile().as_text())
+    shapes = [shape for op in found for _, shape in op[1]]
+    assert not any(shape[-2:] == (17, 17) for shape in shapes), shapes
+    heads = 2
+    tables = [shape for shape in shapes if sorted(shape)[-2:] == [heads, 7 * 7 + 3]]
+    assert len(tables) == {"shared": 1, "block": 2}[relative_bias], shapes
+
+
 def test_nothing_of_masks_or_distance_maps_leaves_its_device():
     for fsdp in (1, DEVICES):
         _, found = found_in_step(fsdp=fsdp)

@@ -93,6 +93,19 @@ def test_one_and_four_devices_agree_data_parallel_and_fsdp(digit_images):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+def test_devices_agree_on_a_relative_bias(digit_images):
+    """Each has its own within a step."""
+    own = {"method": {"name": "simmim"}, "model__relative_bias": "shared"}
+    alone, state = losses_of(digit_images, **own)
+    table = state.params["encoder"]["relative_bias"]["table"]
+    assert (table != 0).all() and len(set(alone)) == 4
+    found, state = losses_of(digit_images, devices=4, fsdp=2, **own)
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    np.testing.assert_allclose(
+        state.params["encoder"]["relative_bias"]["table"], table, atol=1e-5
+    )
+
+
 @pytest.mark.slow
 def test_fsdp_in_half_precision_is_the_same_but_for_what_it_sums(digit_images):
     """Once a norm's scale has moved from 1 it multiplies kernels that were rounded to

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from ddae.models.gelu import ACTIVATIONS, Activation
@@ -98,7 +99,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, normed: Normed, bias: Float[Array, "1 heads t t"] | None = None
+        self, normed: Normed, bias: Float[Array, "s heads t t"] | None = None
     ) -> Float[Array, "b t d"]:
         b, t, d = normed.tokens.shape
         heads = (self.num_heads, d // self.num_heads)
@@ -117,20 +118,32 @@ class Attention(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """BEiT's bias of attention, by offset on the grid; three more entries for cls."""
+    """BEiT's bias of attention, by offset on the grid; three more entries for cls.
+
+    Within a train step, which names its mesh, s is the number of devices, and each has
+    a bias of its own, the same for all: of its gradient they sum the table's, which of
+    512 pixels is 264 times smaller than the bias's.
+    """
 
     num_heads: int
     grid: Grid
     dtype: Any
 
     @nn.compact
-    def __call__(self) -> Float[Array, "1 heads t t"]:
+    def __call__(self) -> Float[Array, "s heads t t"]:
         h, w = self.grid
         entries = (2 * h - 1) * (2 * w - 1) + 3
         zeros = nn.initializers.zeros
         table = self.param("table", zeros, (entries, self.num_heads))
-        bias = table[relative_index(self.grid)]  # whose gradient is summed as it is
-        return bias.astype(self.dtype).transpose(2, 0, 1)[None]
+        mesh = jax.sharding.get_abstract_mesh()
+        tables = table[None]
+        if set(mesh.axis_types) == {AxisType.Auto}:
+            tables = jax.lax.with_sharding_constraint(
+                jnp.broadcast_to(table, (mesh.size, *table.shape)),
+                PartitionSpec(mesh.axis_names),
+            )
+        bias = tables[:, relative_index(self.grid)]  # whose gradient is summed as it is
+        return bias.astype(self.dtype).transpose(0, 3, 1, 2)
 
 
 class Mlp(nn.Module):
@@ -169,7 +182,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        bias: Float[Array, "1 heads t t"] | None = None,
+        bias: Float[Array, "s heads t t"] | None = None,
         keys: Key[Array, " b"] | None = None,
         drop_path: float | Float[Array, ""] = 0.0,
     ) -> Float[Array, "b t d"]:
@@ -217,7 +230,7 @@ def through_blocks(
     settings: Mapping[str, Any],
     layers: range,
     x: Float[Array, "b t d"],
-    bias: Float[Array, "1 heads t t"] | None = None,
+    bias: Float[Array, "s heads t t"] | None = None,
     keys: Key[Array, " b"] | None = None,
     drop_path: Sequence[float] = (),
     taps: Sequence[int] = (),

@@ -28,20 +28,21 @@ def flash(
     k: Float[Array, "b t heads k"],
     v: Float[Array, "b t heads k"],
     tokens: int | None = None,
-    bias: Float[Array, "1 heads _ _"] | None = None,
+    bias: Float[Array, "_ heads _ _"] | None = None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "b t heads k"]:
     """softmax(q k' / sqrt(width) + bias) v by cuDNN's flash attention, on a GPU; by
     jax's own elsewhere, for tests.
 
     tokens: how many of t are looked at. jax takes the gradient of an even t alone, so
-    an odd number of tokens comes with one more. bias: of these tokens.
+    an odd number of tokens comes with one more. bias: of these tokens; of several,
+    which are the same, the first.
     """
     t = q.shape[1]
     tokens = t if tokens is None else tokens
     more = t - tokens
     if bias is not None:
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, 0)))
+        bias = jnp.pad(bias[:1], ((0, 0), (0, 0), (0, more), (0, 0)))
         unseen = ((0, 0), (0, 0), (0, 0), (0, more))
         bias = jnp.pad(bias, unseen, constant_values=-1e9)
     if bias is not None or not more:
@@ -62,9 +63,11 @@ def attend(
     q: Float[Array, "b t heads k"],
     k: Float[Array, "b t heads k"],
     v: Float[Array, "b t heads k"],
-    bias: Float[Array, "1 heads t t"] | None = None,
+    bias: Float[Array, "s heads t t"] | None = None,
 ) -> Float[Array, "b t heads k"]:
     """softmax(q k' / sqrt(width) + bias) v, the softmax in float32.
+
+    bias: one for each of s equal parts of the batch, or the first for all.
 
     Heads go before tokens, in memory too: on a CPU a third less time than
     `jax.nn.dot_product_attention`, which leaves them where they are.
@@ -73,7 +76,8 @@ def attend(
     scores = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q.shape[-1])
     if bias is not None:
-        scores = scores + bias
+        each, left = divmod(len(scores), len(bias))
+        scores = scores + (bias[:1] if left else jnp.repeat(bias, each, axis=0))
     shares = jax.nn.softmax(scores).astype(v.dtype)
     return jnp.einsum("bhqt,bhtk->bhqk", shares, v).swapaxes(1, 2)
 

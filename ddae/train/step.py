@@ -79,7 +79,8 @@ def make_step(
             ema_params = gathered(state.ema_params, mesh, task.dtype_of)
             if augment.on_device:
                 batch = _cropped(batch, stream(rngs, "augment"), augment)
-            value, *rest = task.loss(params, ema_params, batch, progress, rngs)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
         (metrics, observed), grads = _gradient(loss, trained, rows, accumulate, mesh)
