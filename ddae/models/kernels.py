@@ -76,8 +76,10 @@ def attend(
     scores = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q.shape[-1])
     if bias is not None:
-        each, left = divmod(len(scores), len(bias))
-        scores = scores + (bias[:1] if left else jnp.repeat(bias, each, axis=0))
+        if len(scores) % len(bias):
+            bias = bias[:1]
+        parts = scores.reshape(len(bias), -1, *scores.shape[1:])
+        scores = (parts + bias[:, None]).reshape(scores.shape)
     shares = jax.nn.softmax(scores).astype(v.dtype)
     return jnp.einsum("bhqt,bhtk->bhqk", shares, v).swapaxes(1, 2)
 
