@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import measure
 import optax
 
-from ddae.difficulty import difficulty_weights, nearest_visible_distance
+from ddae.difficulty import nearest_visible_distance
 from ddae.masking import gather_patches
 from ddae.train import speed
 
@@ -126,7 +126,8 @@ def weights_of(difficulty, mask, grid, t):
     """Of the hidden patches under one Term, as the loss takes them."""
     distance = nearest_visible_distance(mask, grid, difficulty.metric)
     beta = difficulty.beta(t, difficulty.depth)
-    return difficulty_weights(gather_patches(distance, mask.ids_masked), beta)
+    distance = gather_patches(distance, mask.ids_masked)
+    return difficulty.law(distance, beta, jnp.ones_like(distance))
 
 
 def seconds_of(function, first, given, rounds=10):

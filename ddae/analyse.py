@@ -26,7 +26,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from ddae import commands
 from ddae.difficulty import (
     DISTANCE_BINS,
-    difficulty_weights,
     effective_sample_size,
     nearest_visible_distance,
 )
@@ -184,7 +183,8 @@ def sample_sizes(task: Pretrain) -> dict[str, Any]:
     """Effective sample size of the weights, mean over masks; {} without difficulty.
 
     {"beta": [(beta, ess)], "taps": {depth u: [(t, ess)]}}, of the method's own masks
-    and the metric of its first weighted Term.
+    and the metric and law of its first weighted Term; {} too where the law reads
+    losses, which nobody has here.
     """
     method = task.method
     known = {
@@ -196,23 +196,25 @@ def sample_sizes(task: Pretrain) -> dict[str, Any]:
         return {}
     grid = method.encoder.grid
     mask = method.masking.draw(jax.random.split(jax.random.key(0), MASKS), grid)
-    metric = next(iter(known.values())).metric
-    distance = nearest_visible_distance(mask, grid, metric)
+    first = next(iter(known.values()))
+    distance = nearest_visible_distance(mask, grid, first.metric)
     distance = gather_patches(distance, mask.ids_masked)
+    errors = jnp.full_like(distance, jnp.nan)
     share = jax.jit(
-        lambda beta: effective_sample_size(difficulty_weights(distance, beta)).mean()
+        lambda beta: effective_sample_size(first.law(distance, beta, errors)).mean()
     )
     times = np.linspace(0.0, 1.0, 21)
-    return {
-        "beta": [(float(b), float(share(b))) for b in BETAS],
-        "taps": {
-            str(depth): [
-                (float(t), float(share(difficulty.beta(t, difficulty.depth))))
-                for t in times
-            ]
-            for depth, difficulty in sorted(known.items())
-        },
+    taps = {
+        str(depth): [
+            (float(t), float(share(difficulty.beta(t, difficulty.depth))))
+            for t in times
+        ]
+        for depth, difficulty in sorted(known.items())
     }
+    if not np.isfinite(list(taps.values())).all():
+        return {}
+    curve = [(float(b), float(share(b))) for b in BETAS]
+    return {"beta": [point for point in curve if np.isfinite(point[1])], "taps": taps}
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ddae import losses
-from ddae.difficulty import METRICS, BetaSchedule, Metric
+from ddae.difficulty import METRICS, BetaSchedule, Law, Metric, power_law
 from ddae.masking import Masking
 from ddae.models.heads import Head
 from ddae.models.vit import Encoder, Layout
@@ -161,6 +161,7 @@ def _teacher_view(method: Method, features: FeatureSettings) -> TeacherView:
 
 def with_dds(
     method: Method,
+    law: Law = power_law,
     *,
     taps: tuple[int, ...] | None = None,
     beta: BetaSchedule = BetaSchedule(),
@@ -173,7 +174,7 @@ def with_dds(
     (`default_taps` where None), with a head of its own for a tap before the last and
     `tap_weight` times its weight, and every Term gets a `Difficulty`. A tap that the
     method supervises itself stays as it is there. beta = 0 at the last tap alone equals
-    the method itself.
+    the method itself. `law` is no setting: a method of one's own gives it.
     """
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is not one of {METRICS}")
@@ -191,7 +192,7 @@ def with_dds(
     heads = dict(method.heads)
     terms = []
     for tap in taps:
-        difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric)
+        difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric, law=law)
         for term in method.terms:
             if tap == depth:  # or earlier, of a method that has taps already
                 own = dataclasses.replace(difficulty, depth=max(term.taps) / depth)

@@ -6,6 +6,7 @@ network. The metric, the power law and the schedule are our choices.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -20,6 +21,12 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Phase = Literal["constant", "linear", "cosine", "steps"]
 """How the exponent goes from its start to its end."""
+
+Law = Callable[
+    [Float[Array, "b m"], Float[Array, ""], Float[Array, "b m"]], Float[Array, "b m"]
+]
+"""(distances, what the schedule says now, losses with no gradient) of masked patches ->
+their weights, of mean 1 an image."""
 
 DISTANCE_BINS: tuple[tuple[str, float, float], ...] = (
     ("d1", 0.5, 1.5),
@@ -79,6 +86,15 @@ def difficulty_weights(
     e = jnp.exp(z - z.max(axis=-1, keepdims=True))
     # Not a softmax times m: at beta = 0 this is 1 to the bit.
     return e * (m / e.sum(axis=-1, keepdims=True))
+
+
+def power_law(
+    distance: Float[Array, "b m"],
+    beta: Float[Array, ""] | float,
+    errors: Float[Array, "b m"],
+) -> Float[Array, "b m"]:
+    """`difficulty_weights`: the `Law` of every method here, whatever the losses are."""
+    return difficulty_weights(distance, beta)
 
 
 def effective_sample_size(weights: Float[Array, "b m"]) -> Float[Array, " b"]:

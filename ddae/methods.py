@@ -13,7 +13,7 @@ from ddae.dds import (
     with_dds,
     with_features,
 )
-from ddae.difficulty import BetaSchedule, Metric
+from ddae.difficulty import BetaSchedule, Law, Metric, power_law
 from ddae.masking import Masking
 from ddae.models.build import DTYPES
 from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
@@ -101,6 +101,7 @@ def mae(
 
 def ddae(
     encoder: Encoder,
+    law: Law = power_law,
     *,
     mask: Masking = Masking(),
     decoder: Decoder = Decoder(depth=2),
@@ -129,7 +130,7 @@ def ddae(
     if features.weight:
         method = with_features(method, features)
     method = with_dds(
-        method, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight
+        method, law, taps=taps, beta=beta, metric=metric, tap_weight=tap_weight
     )
     return dataclasses.replace(method, momentum=momentum)
 

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from ddae.difficulty import (
     DISTANCE_BINS,
     BetaSchedule,
+    Law,
     Metric,
-    difficulty_weights,
     effective_sample_size,
     nearest_visible_distance,
+    power_law,
 )
 from ddae.losses import weighted_mean
 from ddae.masking import Mask, gather_patches
@@ -32,11 +33,13 @@ Metrics = dict[str, tuple[Scalar, Scalar]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """Deep dynamic supervision of one Term: the exponent at its relative depth."""
+    """Deep dynamic supervision of one Term: the exponent at its relative depth, and
+    what weights it makes of distances."""
 
     beta: BetaSchedule
     depth: float
     metric: Metric = "euclidean"
+    law: Law = power_law
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,9 @@ def evaluate_terms(
         weights = None
         if term.difficulty is not None:
             beta = term.difficulty.beta(progress, term.difficulty.depth)
-            weights = difficulty_weights(distances[term.difficulty.metric], beta)
+            weights = term.difficulty.law(
+                distances[term.difficulty.metric], beta, jax.lax.stop_gradient(errors)
+            )
             metrics[f"beta/{term.name}"] = _scalar(beta)
         scored, counted = None, 1.0
         if context.seen is not None and term.target.teacher_layers:

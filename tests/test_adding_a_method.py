@@ -9,6 +9,8 @@ import pytest
 from test_configs import fake_data, shrink
 from test_methods import AT_ZERO, loss_of
 
+from configs import common
+from ddae import analyse, tasks
 from ddae.dds import with_dds
 from ddae.methods import METHODS
 from ddae.train import loop
@@ -19,12 +21,12 @@ DOC = pathlib.Path(__file__).parents[1] / "docs" / "adding_a_method.md"
 
 @pytest.fixture
 def walked(monkeypatch):
-    """What the three pieces of code define."""
+    """What the four pieces of code define."""
     monkeypatch.setattr("ddae.methods.METHODS", METHODS)
     before = dict(METHODS)
     found = {}
     pieces = re.findall(r"```python\n(.+?)```", DOC.read_text(), re.S)
-    assert len(pieces) == 3
+    assert len(pieces) == 4
     for piece in pieces:
         exec(compile(piece, str(DOC), "exec"), found)
     yield found
@@ -41,6 +43,7 @@ def test_the_walk_adds_a_method_that_trains(walked, tmp_path, monkeypatch):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     (row,) = [row for row in rows if "train/loss" in row]
     assert row["train/loss/colour/block01"] > 0 and row["train/ess/colour/block02"] > 0
+    assert analyse.main([str(tmp_path), "--num_images=8"]) == 0
 
 
 def test_it_keeps_the_promises_of_every_method(walked):
@@ -55,3 +58,15 @@ def test_it_keeps_the_promises_of_every_method(walked):
     (term,) = method.terms
     head = params["heads"][term.head]["colour"]
     assert jax.tree.map(np.shape, head) == {"kernel": (32, 1), "bias": (1,)}
+
+
+def test_a_law_of_ones_own_has_ddaes_settings(walked):
+    config = shrink(common.cifar10(None, plug_in=False))
+    own = {"name": "ddae_exponential", "metric": "manhattan"}
+    config["method"] = common.ddae().to_dict() | own
+    terms = tasks.from_config(config).method.terms
+    assert {term.difficulty.law for term in terms} == {walked["exponential"]}
+    assert {term.difficulty.metric for term in terms} == {"manhattan"}
+    weights = walked["exponential"](np.array([[1.0, 2.0, 4.0]]), -1.0, None)
+    expected = np.exp(-np.array([[1.0, 2.0, 4.0]]))
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Attention distance and CKA against brute force, and the page of an analysis."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from tiny import tiny_config
 from ddae import tasks
 from ddae.analyse import figures, loss_by_distance, main, open_run, sample_sizes
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
+from ddae.methods import ddae
 from ddae.models.attention import attention_probabilities
 from ddae.models.blocks import Mlp
 from ddae.models.linear import Normed
@@ -117,6 +119,20 @@ def test_sample_sizes_are_one_where_beta_is_nought():
     assert curve[0.0] < 1.0 and curve[1.0] < 1.0
     assert dict(found["beta"])[0.0] == pytest.approx(1.0)
     assert sample_sizes(tasks.from_config(tiny_config(method={"name": "mae"}))) == {}
+
+
+def test_sample_sizes_are_those_of_the_methods_own_law():
+    def of(law):
+        task = tasks.from_config(tiny_config())
+        method = ddae(task.method.encoder, law)
+        return sample_sizes(dataclasses.replace(task, method=method))
+
+    # A threshold that the schedule moves, under which there may be no patch.
+    found = of(lambda d, beta, errors: (d <= beta + 2.5).astype(jnp.float32))
+    shares = [share for _, share in found["taps"]["1.0"]]
+    assert shares == sorted(shares) and 0 < shares[0] < 0.9 < shares[-1] <= 1
+    assert min(beta for beta, _ in found["beta"]) == -1.5
+    assert of(lambda d, beta, errors: d * errors) == {}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from ddae import flops, losses, tasks
+from ddae import flops, losses, settings, tasks
 from ddae.dds import (
     FeatureSettings,
     Method,
@@ -618,6 +618,50 @@ def test_the_loss_that_is_said_is_the_total_and_of_each_bin_the_plain_one(
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(total, 2.0 * loss + 3.0 * errors.mean(), rtol=1e-5)
     np.testing.assert_array_equal(metrics["loss"], (total, 1.0))
+
+
+def test_a_law_reads_distances_the_exponent_and_losses_and_no_gradient_goes_through_it(
+    keys, digit_images
+):
+    mask = random_mask(keys, (4, 4), 12)
+    context = context_of(mask, digit_images[:8])
+    made = jax.random.normal(jax.random.key(1), (8, 12, 4))
+
+    def law(distance, beta, errors):
+        weights = distance * errors**beta
+        return weights / weights.mean(axis=-1, keepdims=True)
+
+    own = Difficulty(beta=constant_beta(1.5), depth=1.0, metric="manhattan", law=law)
+    terms = (pixel_term(difficulty=own),)
+
+    def total(made):
+        predictions = {"head": {"pixels": made}}
+        return evaluate_terms(terms, predictions, context, jnp.float32(0.5))
+
+    (found, metrics), gradient = jax.value_and_grad(total, has_aux=True)(made)
+    distance = nearest_visible_distance(mask, (4, 4), "manhattan")
+    distance = gather_patches(distance, mask.ids_masked)
+    target = gather_patches(terms[0].target(context), mask.ids_masked)
+    weights = law(distance, 1.5, losses.mse(made, target))
+    expected, alone = jax.value_and_grad(
+        lambda made: (weights * losses.mse(made, target)).mean()
+    )(made)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, alone, rtol=1e-4, atol=1e-8)
+    ess, count = metrics["ess/pixels"]
+    np.testing.assert_allclose(ess / count, effective_sample_size(weights).mean())
+
+
+def test_a_law_goes_onto_all_terms_and_is_no_setting():
+    def law(distance, beta, errors):
+        return jnp.ones_like(distance)
+
+    base = mae(ENCODER, decoder=DECODER)
+    deep, own = with_dds(base, law, taps=(2, 4)), ddae(ENCODER, law, decoder=DECODER)
+    for method in (deep, own):
+        assert {term.difficulty.law for term in method.terms} == {law}
+    for target in (with_dds, ddae):
+        assert "law" not in settings.filled(target, {})
 
 
 def test_accuracy_is_the_share_of_tokens_that_are_named_in_per_cent(keys):
