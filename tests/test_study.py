@@ -109,9 +109,15 @@ def test_the_study_that_the_page_shows_builds(monkeypatch, tmp_path):
         "mae, seed 0",
         "ddae,short, seed 0",
         "mae,cost-of-ddae, seed 0",
+        "mae, seed 0, finetuned",
+        "ddae,short, seed 0, finetuned",
         "mae, seed 1",
         "mae,cost-of-ddae, seed 1",
+        "mae, seed 1, finetuned",
     ]
+    after = config_of(study, runs_of(study)[3], "runs", {})
+    assert after["init"]["workdir"] == "runs/runs/mae/seed0"
+    tasks.from_config(after)
     for run in runs_of(study)[:3]:
         config = config_of(study, run, "runs", {})
         tasks.from_config(config)
@@ -127,7 +133,7 @@ def test_most_telling_first(study_file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "x y"}, "no folder's name"),
+        ({"name": "x y"}, "no folder's name; take letters, digits and any of"),
         ({"config": ""}, "wants a config, or both"),
         ({"repeats": "a"}, "wants a config, or both"),
         ({"colour": 1}, "colour"),

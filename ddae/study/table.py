@@ -137,7 +137,10 @@ def _check(study: Study) -> None:
         raise UserError(f"{study.name}: row names must be there, and differ")
     for row in study.rows:
         if not re.fullmatch(r"[\w.+=,-]+", row.name):
-            raise UserError(f"{study.name}: row name {row.name!r} is no folder's name")
+            raise UserError(
+                f"{study.name}: row name {row.name!r} is no folder's name;"
+                " take letters, digits and any of _ . + = , -"
+            )
         if bool(row.repeats) != bool(row.at_cost_of) or bool(row.repeats) == bool(
             row.config
         ):
