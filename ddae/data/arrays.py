@@ -131,7 +131,8 @@ def _npz(
     path = os.path.join(data.dir, f"{name}.npz")
     if not os.path.isfile(path):
         raise UserError(
-            f"no file {path}; expected arrays named images and labels in it"
+            f"no file {path}; config.data.train_split and eval_split name the files, of"
+            " arrays images and labels"
         )
     try:
         with np.load(path, allow_pickle=False) as file:
