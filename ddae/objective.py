@@ -107,6 +107,7 @@ def evaluate_terms(
         if weights is not None and term.difficulty is not None:
             # Among the patches that count, whose weights have the mean 1 / counted.
             ess = effective_sample_size(weights) / counted
+            ess = jnp.where(weights.any(axis=-1), ess, 0.0)
             metrics[f"ess/{term.name}"] = _mean(ess)
             metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1) * counted)
         loss = weighted_mean(errors, weights)
@@ -161,7 +162,9 @@ def _scored(mask: Mask, seen: Mask) -> Float[Array, "b m"]:
 
 
 def _mean_one(weights: Float[Array, "b m"]) -> Float[Array, "b m"]:
-    return weights / weights.mean(axis=-1, keepdims=True)
+    """0 where all are: a law may leave out every patch that the teacher saw."""
+    mean = weights.mean(axis=-1, keepdims=True)
+    return weights / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
 
 
 def _by_distance(

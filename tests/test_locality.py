@@ -127,8 +127,12 @@ def test_sample_sizes_are_those_of_the_methods_own_law():
         method = ddae(task.method.encoder, law)
         return sample_sizes(dataclasses.replace(task, method=method))
 
+    def below(distance, beta, errors):
+        weights = (distance <= beta + 2.5).astype(jnp.float32)
+        return weights / weights.mean(axis=-1, keepdims=True)
+
     # A threshold that the schedule moves, under which there may be no patch.
-    found = of(lambda d, beta, errors: (d <= beta + 2.5).astype(jnp.float32))
+    found = of(below)
     shares = [share for _, share in found["taps"]["1.0"]]
     assert shares == sorted(shares) and 0 < shares[0] < 0.9 < shares[-1] <= 1
     assert min(beta for beta, _ in found["beta"]) == -1.5

@@ -652,6 +652,35 @@ def test_a_law_reads_distances_the_exponent_and_losses_and_no_gradient_goes_thro
     np.testing.assert_allclose(ess / count, effective_sample_size(weights).mean())
 
 
+def test_an_image_of_whose_patches_the_law_takes_none_has_no_loss(keys):
+    mask = random_mask(keys, (4, 4), 12)
+    seen = part_of(mask, keys, 1)
+    features, made = jax.random.normal(jax.random.key(1), (2, 8, 12, 6))
+    teacher = {4: Features(prefix=features[:, :1], patches=features[:, :1])}
+    context = context_of(mask, jnp.zeros((8, 8, 8, 1)), teacher=teacher, seen=seen)
+
+    def near(distance, beta, errors):
+        weights = (distance <= beta).astype(jnp.float32)
+        return weights / weights.mean(axis=-1, keepdims=True)
+
+    term = pixel_term(
+        target=TeacherLayer(teacher_layers=(4,)),
+        difficulty=Difficulty(beta=constant_beta(1.0), depth=1.0, law=near),
+    )
+
+    def total(made):
+        predictions = {"head": {"pixels": made}}
+        return evaluate_terms((term,), predictions, context, jnp.float32(0.5))
+
+    gradient, metrics = jax.grad(total, has_aux=True)(made)
+    distance = gather_patches(nearest_visible_distance(mask, (4, 4)), mask.ids_masked)
+    hidden = gather_patches(seen.is_masked.astype(jnp.int32), mask.ids_masked)
+    taken = ((distance <= 1.0) & (hidden == 0)).any(axis=1)
+    assert 0 < taken.sum() < 8
+    np.testing.assert_array_equal((gradient != 0).any(axis=(1, 2)), taken)
+    assert np.isfinite(jax.tree.leaves(metrics)).all()
+
+
 def test_a_law_goes_onto_all_terms_and_is_no_setting():
     def law(distance, beta, errors):
         return jnp.ones_like(distance)
