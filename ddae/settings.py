@@ -45,6 +45,8 @@ def build(
     `where` is the dotted path of the section with a trailing dot, for messages. Raises
     `UserError` for an unknown or missing key.
     """
+    if not isinstance(section, Mapping):
+        raise UserError(f"config.{where[:-1]}={section!r} is not a section of keys")
     parameters = _settings_of(target)
     check_keys(section, list(parameters), where)
     for name, parameter in parameters.items():
@@ -94,12 +96,13 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         for option in _options(annotation):
             if _is_settings(option):
                 return build(option, value, f"{where}.")
-        return dict(value)
+        value = dict(value)
     if isinstance(value, list | tuple):
         value = tuple(value)
     if not fits(value, annotation):
         raise UserError(f"config.{where}={value!r} is not {_named(annotation)}")
-    return value
+    # jax tells 1 from 1.0: it takes no whole number for a probability.
+    return float(value) if annotation is float else value
 
 
 class NotSet:
@@ -135,7 +138,7 @@ SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a plain value is of its annotation, so far as that is of numbers, text,
-    tuples of them, or None; true for any other."""
+    tuples of them, None, or settings; true for any other."""
     if _is_union(annotation):
         return any(fits(value, option) for option in typing.get_args(annotation))
     if annotation in (None, types.NoneType):
@@ -154,7 +157,7 @@ def fits(value: Any, annotation: Any) -> bool:
         if len(kinds) == 2 and kinds[1] is Ellipsis:
             return all(fits(x, kinds[0]) for x in value)
         return len(value) == len(kinds) and all(map(fits, value, kinds))
-    return True
+    return isinstance(value, annotation) if _is_settings(annotation) else True
 
 
 def _named(annotation: Any) -> str:
@@ -162,6 +165,8 @@ def _named(annotation: Any) -> str:
         return " or ".join(map(_named, typing.get_args(annotation)))
     if annotation in SCALARS:
         return SCALARS[annotation][1]
+    if _is_settings(annotation):
+        return "a section of keys"
     kinds = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and kinds:
         number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "

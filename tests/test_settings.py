@@ -15,6 +15,7 @@ class Outer:
     name: str
     inner: Inner = Inner()
     sizes: tuple[int, ...] | None = None
+    rate: float = 0.5
 
 
 def test_builds_nested_dataclasses_and_tuples():
@@ -28,11 +29,21 @@ def test_builds_nested_dataclasses_and_tuples():
         ({"name": "a", "inner": {"widht": 2}}, "config.x.inner.widht .*'width'"),
         ({"name": "a", "other": 2}, "config.x.other .* known"),
         ({}, "config.x.name is missing"),
+        ({"name": "a", "inner": None}, "config.x.inner=None is not a section of keys"),
+        ({"name": "a", "inner": 1}, "config.x.inner=1 is not a section of keys"),
+        ({"name": "a", "rate": {}}, "config.x.rate={} is not a finite number"),
+        (True, "config.x=True is not a section of keys"),
     ],
 )
 def test_a_key_that_nobody_reads_is_an_error(section, says):
     with pytest.raises(UserError, match=says):
         build(Outer, section, "x.")
+
+
+def test_a_whole_number_given_for_a_float_is_one():
+    """jax takes no whole number for a probability: config.mixing.erasing=1."""
+    built = build(Outer, {"name": "a", "rate": 1}, "x.")
+    assert (built.rate, type(built.rate)) == (1.0, float)
 
 
 def test_a_section_filled_is_what_build_takes():

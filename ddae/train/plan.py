@@ -164,6 +164,8 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     for name in sections:
         if name not in config:
             raise UserError(f"config.{name} is missing")
+        if not isinstance(config[name], Mapping):
+            raise UserError(f"config.{name}={config[name]!r} is not a section of keys")
     plain = {key: value for key, value in config.items() if key not in sections}
     options = settings.build(RunSettings, plain, "")
     task = tasks.from_config(config)
