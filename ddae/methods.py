@@ -156,6 +156,8 @@ def maskfeat(
     bins: int = 9,
 ) -> Method:
     """MaskFeat (Wei et al. 2022): histograms of oriented gradients, one Linear, L2."""
+    if bins < 1:
+        raise ValueError(f"bins={bins} is not 1 or more")
     if encoder.patch_size % 2:
         raise ValueError(f"HOG wants an even patch size, not {encoder.patch_size}")
     return _masked_linear(

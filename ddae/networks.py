@@ -48,7 +48,7 @@ class EncoderSettings:
 
     def network(self, student: Encoder) -> FrozenNetwork:
         """On the student's images. Raises `ValueError` for another grid of patches."""
-        encoder = _beside(student, self.model)
+        encoder = _beside(student, self)
 
         def apply(params: Params, image: Float[Array, "b h w c"]) -> Any:
             return encoder_output(encoder, params, self.mean, self.std, image).patches
@@ -81,9 +81,14 @@ class TokenizerSettings:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
+    def __post_init__(self):
+        for name in ("codes", "code_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not 1 or more")
+
     def network(self, student: Encoder) -> FrozenNetwork:
         """On the student's images. Raises `ValueError` for another grid of patches."""
-        encoder = _beside(student, self.model)
+        encoder = _beside(student, self)
         quantiser = Quantiser(self.codes, self.code_dim)
 
         def apply(params: Params, image: Float[Array, "b h w c"]) -> Any:
@@ -125,9 +130,9 @@ def encoder_output(
     ]
 
 
-def _beside(student: Encoder, model: ModelSettings) -> Encoder:
+def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> Encoder:
     h, w = student.grid
-    p = student.patch_size
+    p, model = student.patch_size, settings.model
     encoder = make_encoder(model, (h * p, w * p), student.dtype)
     if encoder.grid != student.grid or encoder.channels != student.channels:
         raise ValueError(
@@ -135,6 +140,13 @@ def _beside(student: Encoder, model: ModelSettings) -> Encoder:
             f" {model.channels} channels does not go with patches of {p} and"
             f" {student.channels}"
         )
+    for name in ("mean", "std"):
+        values = getattr(settings, name)
+        if len(values) not in (1, model.channels):  # one is that of every channel
+            raise ValueError(
+                f"a frozen network's {name} has {len(values)} entries for"
+                f" {model.channels} channels"
+            )
     return encoder
 
 

@@ -20,7 +20,7 @@ from ddae.methods import METHODS, beit, beit_v2, simmim
 from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.models.vit import VIT_SPECS
-from ddae.networks import EncoderSettings
+from ddae.networks import EncoderSettings, TokenizerSettings
 from ddae.objective import head_taps
 from ddae.settings import UserError
 from ddae.targets import hog
@@ -34,6 +34,7 @@ from make_method_goldens import ENCODER, images_of, make, values  # noqa: E402
 
 NAMES = sorted(METHODS)
 QUICK = ("simmim", "beit_v2")
+OWN = ModelSettings(size="Two", patch_size=2, channels=1)
 AT_ZERO = {"taps": (2,), "beta": constant_beta(0.0)}
 
 
@@ -306,6 +307,12 @@ def test_k_means_finds_clusters():
         (lambda: make("mvp", bad_patch=True), "does not go with patches of 2"),
         (lambda: METHODS["data2vec"](ENCODER, mean_of=3), "mean_of=3"),
         (lambda: METHODS["maskfeat"](ENCODER.clone(patch_size=1)), "even patch size"),
+        (lambda: METHODS["maskfeat"](ENCODER, bins=0), "bins=0 is not 1 or more"),
+        (lambda: TokenizerSettings(codes=0), "codes=0 is not 1 or more"),
+        (
+            lambda: TokenizerSettings(model=OWN, mean=(0.5,) * 3).network(ENCODER),
+            "mean has 3 entries for 1 channels",
+        ),
         (lambda: with_dds(simmim(ENCODER), taps=(1,)), "end at the last block"),
     ],
 )

@@ -265,6 +265,7 @@ def test_poly_is_a_line_with_a_warmup():
         ({"segmenter__taps": (1, 2, 2, 3)}, "not among the blocks 1 to 2"),
         ({"segmenter__taps": (1, 2)}, "not four blocks"),
         ({"segmenter__head": "fpn"}, "head='fpn' is not upernet or linear"),
+        ({"segmenter__pool_scales": ()}, r"pool_scales=\(\) are none"),
         ({"segmenter__dropout": 1.0}, r"dropout=1.0 is not in \[0, 1\)"),
         ({"segmenter__chanels": 8}, "did you mean 'channels'"),
     ],

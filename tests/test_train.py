@@ -78,7 +78,7 @@ WRONG = [
     ({"evaluators": {"knn": {"k": 5000}}}, "knn.k=5000"),
     ({"data__std": (0.0,)}, "config.data: std=.* must be positive"),
     ({"total_steps": -1}, "total_steps=-1 must not be negative"),
-    ({"epochs": 0}, "epochs=0 must be positive"),
+    ({"epochs": 0}, "epochs=0.0 must be positive"),
     ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be positive"),
     ({"max_nonfinite_steps": 0}, "max_nonfinite_steps=0 must be positive"),
     ({"eval_every_steps": -1}, "eval_every_steps=-1 must not be negative"),
@@ -126,6 +126,13 @@ WRONG = [
         {"data__on_device": True, "data__augment": {"flip": True}},
         "set config.data.augment.on_device=True too",
     ),
+    ({"image_size": 0}, "config.image_size=0 is not 1 pixel or more"),
+    ({"image_size": (-8, 8)}, r"config.image_size=\(-8, 8\) is not 1 pixel or more"),
+    ({"model__channels": 0}, "config.model.channels=0 is not 1 or more"),
+    ({"evaluators": None}, "config.evaluators=None is not a section of keys"),
+    ({"method__dds": True}, "config.method.dds=True is not a section of keys"),
+    ({"data__augment": None}, "config.data.augment=None is not a section of keys"),
+    ({"optimizer__base_lr": {}}, "config.optimizer.base_lr={} is not a finite number"),
 ]
 
 

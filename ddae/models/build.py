@@ -59,6 +59,8 @@ class ModelSettings:
                     f"config.model.{name}={getattr(self, name)!r} is not one of"
                     f" {list(known)}"
                 )
+        if self.channels < 1:
+            raise UserError(f"config.model.channels={self.channels} is not 1 or more")
         if self.position_grid and min(self.position_grid) < 1:
             raise UserError(
                 f"config.model.position_grid={self.position_grid} is no grid of patches"
@@ -77,6 +79,8 @@ def make_encoder(
     height, width = (
         (image_size, image_size) if isinstance(image_size, int) else image_size
     )
+    if min(height, width) < 1:
+        raise UserError(f"config.image_size={image_size} is not 1 pixel or more")
     p = model.patch_size
     if p < 1 or height % p or width % p:
         near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []

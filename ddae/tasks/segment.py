@@ -55,6 +55,8 @@ class SegmenterSettings:
             raise ValueError(f"taps={self.taps} are not four blocks")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
+        if not self.pool_scales:
+            raise ValueError("pool_scales=() are none; give at least one")
         if min(self.channels, *self.pool_scales) < 1 or self.auxiliary_channels < 0:
             raise ValueError("channels and pool_scales must be positive")
 
