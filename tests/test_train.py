@@ -132,6 +132,7 @@ WRONG = [
     ({"evaluators": None}, "config.evaluators=None is not a section of keys"),
     ({"method__dds": True}, "config.method.dds=True is not a section of keys"),
     ({"data__augment": None}, "config.data.augment=None is not a section of keys"),
+    ({"optimizer__frozen": None}, "config.optimizer.frozen=None is not a tuple"),
     ({"optimizer__base_lr": {}}, "config.optimizer.base_lr={} is not a finite number"),
 ]
 

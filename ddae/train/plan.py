@@ -168,8 +168,9 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
             raise UserError(f"config.{name}={config[name]!r} is not a section of keys")
     plain = {key: value for key, value in config.items() if key not in sections}
     options = settings.build(RunSettings, plain, "")
-    task = tasks.from_config(config)
+    # First: the task looks whether its encoder is frozen.
     chosen = settings.build(OptimizerSettings, config["optimizer"], "optimizer.")
+    task = tasks.from_config(config)
     mesh = make_mesh(
         settings.build(MeshSettings, config["mesh"], "mesh."),
         options.batch_size,
