@@ -126,6 +126,7 @@ WRONG = [
         {"data__on_device": True, "data__augment": {"flip": True}},
         "set config.data.augment.on_device=True too",
     ),
+    ({"image_size": (8, 7)}, r"patch_size=2 does .*\(8, 7\); use \(8, 6\) or \(8, 8\)"),
     ({"image_size": 0}, "config.image_size=0 is not 1 pixel or more"),
     ({"image_size": (-8, 8)}, r"config.image_size=\(-8, 8\) is not 1 pixel or more"),
     ({"model__channels": 0}, "config.model.channels=0 is not 1 or more"),

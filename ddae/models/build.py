@@ -1,6 +1,7 @@
 """An encoder from its settings."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -69,6 +70,17 @@ class ModelSettings:
             raise UserError(f"config.model.drop_path={self.drop_path} is not in [0, 1)")
 
 
+def _sizes_near(image_size: int | tuple[int, int], patch_size: int) -> list[str]:
+    """Those that patches divide, next to each side; none where there is no patch."""
+    if patch_size < 1:
+        return []
+    sides = (image_size,) if isinstance(image_size, int) else image_size
+    p = patch_size
+    near = [sorted({max(p, side // p * p), -(-side // p) * p}) for side in sides]
+    found = itertools.product(*near)
+    return [str(x[0] if isinstance(image_size, int) else x) for x in found]
+
+
 def make_encoder(
     model: ModelSettings,
     image_size: int | tuple[int, int],
@@ -83,8 +95,7 @@ def make_encoder(
         raise UserError(f"config.image_size={image_size} is not 1 pixel or more")
     p = model.patch_size
     if p < 1 or height % p or width % p:
-        near = sorted({max(p, height // p * p), -(-height // p) * p}) if p > 0 else []
-        mend = " or ".join(map(str, near)) or "a positive patch size"
+        mend = " or ".join(_sizes_near(image_size, p)) or "a positive patch size"
         raise UserError(
             f"config.model.patch_size={p} does not divide config.image_size="
             f"{image_size}; use {mend}"
