@@ -133,8 +133,7 @@ def encoder_output(
 def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> Encoder:
     h, w = student.grid
     p, model = student.patch_size, settings.model
-    encoder = make_encoder(model, (h * p, w * p), student.dtype)
-    if encoder.grid != student.grid or encoder.channels != student.channels:
+    if (model.patch_size, model.channels) != (p, student.channels):
         raise ValueError(
             f"a frozen network with patches of {model.patch_size} pixels and"
             f" {model.channels} channels does not go with patches of {p} and"
@@ -147,7 +146,7 @@ def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> 
                 f"a frozen network's {name} has {len(values)} entries for"
                 f" {model.channels} channels"
             )
-    return encoder
+    return make_encoder(model, (h * p, w * p), student.dtype)
 
 
 def _one_image(encoder: Encoder) -> Float[Array, "1 h w c"]:

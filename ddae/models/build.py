@@ -56,18 +56,17 @@ class ModelSettings:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UserError(
-                    f"config.model.{name}={getattr(self, name)!r} is not one of"
-                    f" {list(known)}"
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {list(known)}"
                 )
         if self.channels < 1:
-            raise UserError(f"config.model.channels={self.channels} is not 1 or more")
+            raise ValueError(f"channels={self.channels} is not 1 or more")
         if self.position_grid and min(self.position_grid) < 1:
-            raise UserError(
-                f"config.model.position_grid={self.position_grid} is no grid of patches"
+            raise ValueError(
+                f"position_grid={self.position_grid} is no grid of patches"
             )
         if not 0.0 <= self.drop_path < 1.0:
-            raise UserError(f"config.model.drop_path={self.drop_path} is not in [0, 1)")
+            raise ValueError(f"drop_path={self.drop_path} is not in [0, 1)")
 
 
 def _sizes_near(image_size: int | tuple[int, int], patch_size: int) -> list[str]:
