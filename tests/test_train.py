@@ -120,6 +120,10 @@ WRONG = [
         {"evaluators": {"reconstruct": {"num_images": 0}}},
         "reconstruct.num_images=0 must be positive",
     ),
+    (
+        {"evaluators": {"knn": {"k": 1, "num_train": -1}}},
+        "config.evaluators.knn.num_train=-1 must not be negative",
+    ),
     ({"profile": "9:3"}, "config.profile='9:3' is not FIRST:LAST"),
     ({"steps_per_dispatch": 0}, "steps_per_dispatch=0 must be positive"),
     (

@@ -42,6 +42,12 @@ def from_config(
             raise UserError(
                 f"config.evaluators.{name} is not one of {sorted(EVALUATORS)}"
             )
+        for key, value in section.items() if isinstance(section, Mapping) else ():
+            # -1 of a slice would be all images but one.
+            if key.startswith("num_") and isinstance(value, int) and value < 0:
+                raise UserError(
+                    f"config.evaluators.{name}.{key}={value} must not be negative"
+                )
         evaluators[name] = settings.build(
             EVALUATORS[name], section, f"evaluators.{name}.", task, splits, on_devices
         )
