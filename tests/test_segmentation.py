@@ -16,6 +16,7 @@ from ddae.eval.sliding import resized_part
 from ddae.models.positions import resize_positions, sincos
 from ddae.models.segmenter import (
     BatchNorm2d,
+    Rescale,
     absorb,
     average_pool,
     drop_channels,
@@ -71,6 +72,30 @@ def test_resize_is_bilinear_by_pixel_centres(old, new):
         jnp.asarray(padded), jnp.array(old), jnp.array(new), (new[0] + 3, new[1] + 1)
     )
     np.testing.assert_allclose(cut[: new[0], : new[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_maximum_has_its_gradient_where_xla_rounds_twice():
+    """x + scale y is one operation in one place and two in another: no value that is
+    computed again need equal the maximum."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y = (jax.random.normal(key, (2, 4, 4, 16)) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (16, 16))
+    neck = Rescale(8, 16, jnp.float32)
+
+    def loss(x, y, scale):
+        found, _ = neck.apply({}, x + (y @ kernel) * scale, True)
+        return (found**2).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
+    found, of_scale = gradient(x, y, jnp.full(16, 0.1))
+    product = np.asarray(y @ kernel)
+    sums = np.asarray(x) + 0.1 * product
+    maxima = sums.reshape(2, 2, 2, 2, 2, 16).max(axis=(2, 4), keepdims=True)
+    near = np.abs(sums.reshape(2, 2, 2, 2, 2, 16) - maxima) < 1e-5
+    expected = 2 * sums * near.reshape(sums.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    total = (expected * product).sum(axis=(0, 1, 2))
+    np.testing.assert_allclose(of_scale, total, rtol=1e-4, atol=1e-3)
 
 
 def test_whole_channels_of_an_example_are_dropped():

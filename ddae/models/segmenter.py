@@ -166,10 +166,9 @@ class Rescale(nn.Module):
                 x = Deconv(self.dtype, name="deconv_again")(x)
             return x, observed
         side = self.stride // self.patch_size
-        b, h, w, d = x.shape
-        h, w = h // side, w // side
-        x = x[:, : h * side, : w * side].reshape(b, h, side, w, side, d)
-        return x.max(axis=(2, 4)), observed
+        # No x.max(): its gradient divides by the number of values that equal the
+        # maximum, and is NaN where XLA computes x twice and rounds it differently.
+        return nn.max_pool(x, (side, side), strides=(side, side)), observed
 
 
 class UPerHead(nn.Module):
