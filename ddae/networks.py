@@ -1,7 +1,6 @@
 """Frozen networks whose answers are targets: a tokenizer, or somebody's encoder."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,19 +17,42 @@ Params = Any
 class FrozenNetwork:
     """A network that a method asks and never trains; `workdir` holds its weights.
 
-    init, apply: of parameters as they lie in that workdir, on images in [0, 1];
-    apply gives ids [b, n] or features [b, n, width]. encoder, quantiser: what it is
-    made of; mean, std: how its images are standardised.
+    mean, std: how its images are standardised. quantiser: of a tokenizer, whose answers
+    are ids of its codes; without one they are the encoder's last patches.
     """
 
     workdir: str
-    width: int
-    init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[[Params, Float[Array, "b h w c"]], Any]
     encoder: Encoder
     mean: tuple[float, ...]
     std: tuple[float, ...]
     quantiser: Quantiser | None = None
+
+    @property
+    def width(self) -> int:
+        """How many values an answer has, or how many ids there are."""
+        return self.quantiser.codes if self.quantiser else self.encoder.spec.width
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters, as they lie in the workdir."""
+        image = jnp.zeros((1, *self.encoder.image_shape))
+        features, variables = self.encoder.init_with_output(key, image)
+        params = {"encoder": variables["params"]}
+        if self.quantiser is not None:
+            head = self.quantiser.init(key, features[self.encoder.spec.depth])
+            params["heads"] = {"quantiser": head["params"]}
+        return params
+
+    def apply(self, params: Params, image: Float[Array, "b h w c"]) -> Any:
+        """Ids [b, n] or features [b, n, width] of images in [0, 1]."""
+        standardised = (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        found: Any = self.encoder.apply({"params": params["encoder"]}, standardised)
+        features = found[self.encoder.spec.depth]
+        if self.quantiser is None:
+            return features.patches
+        answered: Any = self.quantiser.apply(
+            {"params": params["heads"]["quantiser"]}, features
+        )
+        return answered[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,22 +71,7 @@ class EncoderSettings:
     def network(self, student: Encoder) -> FrozenNetwork:
         """On the student's images. Raises `ValueError` for another grid of patches."""
         encoder = _beside(student, self)
-
-        def apply(params: Params, image: Float[Array, "b h w c"]) -> Any:
-            return encoder_output(encoder, params, self.mean, self.std, image).patches
-
-        def init(key: Key[Array, ""]) -> Params:
-            return {"encoder": encoder.init(key, _one_image(encoder))["params"]}
-
-        return FrozenNetwork(
-            workdir=self.workdir,
-            width=encoder.spec.width,
-            init=init,
-            apply=apply,
-            encoder=encoder,
-            mean=self.mean,
-            std=self.std,
-        )
+        return FrozenNetwork(self.workdir, encoder, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,54 +97,17 @@ class TokenizerSettings:
         """On the student's images. Raises `ValueError` for another grid of patches."""
         encoder = _beside(student, self)
         quantiser = Quantiser(self.codes, self.code_dim)
-
-        def apply(params: Params, image: Float[Array, "b h w c"]) -> Any:
-            features = encoder_output(encoder, params, self.mean, self.std, image)
-            variables = {"params": params["heads"]["quantiser"]}
-            return quantiser.apply(variables, features)[1]
-
-        def init(key: Key[Array, ""]) -> Params:
-            features, variables = encoder.init_with_output(key, _one_image(encoder))
-            head = quantiser.init(key, features[encoder.spec.depth])
-            return {
-                "encoder": variables["params"],
-                "heads": {"quantiser": head["params"]},
-            }
-
-        return FrozenNetwork(
-            workdir=self.workdir,
-            width=self.codes,
-            init=init,
-            apply=apply,
-            encoder=encoder,
-            mean=self.mean,
-            std=self.std,
-            quantiser=quantiser,
-        )
-
-
-def encoder_output(
-    encoder: Encoder,
-    params: Params,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    image: Float[Array, "b h w c"],
-) -> Any:
-    """The last `Features` of an image in [0, 1], standardised by `mean` and `std`."""
-    standardised = (image - jnp.asarray(mean)) / jnp.asarray(std)
-    return encoder.apply({"params": params["encoder"]}, standardised)[
-        encoder.spec.depth
-    ]
+        return FrozenNetwork(self.workdir, encoder, self.mean, self.std, quantiser)
 
 
 def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> Encoder:
-    h, w = student.grid
-    p, model = student.patch_size, settings.model
-    if (model.patch_size, model.channels) != (p, student.channels):
+    """The encoder of `settings` on the student's images."""
+    model = settings.model
+    if (model.patch_size, model.channels) != (student.patch_size, student.channels):
         raise ValueError(
             f"a frozen network with patches of {model.patch_size} pixels and"
-            f" {model.channels} channels does not go with patches of {p} and"
-            f" {student.channels}"
+            f" {model.channels} channels does not go with patches of"
+            f" {student.patch_size} and {student.channels}"
         )
     for name in ("mean", "std"):
         values = getattr(settings, name)
@@ -146,10 +116,4 @@ def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> 
                 f"a frozen network's {name} has {len(values)} entries for"
                 f" {model.channels} channels"
             )
-    return make_encoder(model, (h * p, w * p), student.dtype)
-
-
-def _one_image(encoder: Encoder) -> Float[Array, "1 h w c"]:
-    h, w = encoder.grid
-    p = encoder.patch_size
-    return jnp.zeros((1, h * p, w * p, encoder.channels))
+    return make_encoder(model, student.image_shape[:2], student.dtype)

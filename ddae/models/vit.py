@@ -86,6 +86,12 @@ class Encoder(nn.Module):
     kernel: Kernel = "auto"
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images that it takes."""
+        h, w = self.grid
+        return h * self.patch_size, w * self.patch_size, self.channels
+
+    @property
     def activation(self) -> Activation:
         """What is between the Linear layers of a block's MLP."""
         return "sigmoid" if self.style == "clip" else self.gelu
