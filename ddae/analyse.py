@@ -102,7 +102,7 @@ def analyse(
     found: dict[str, Any] = {"workdir": workdir, "images": len(indices)}
     distances = read(on_devices(make_distances(task)), params)
     found["attention_distance"] = distances.mean(axis=0).tolist()
-    grid = task.method.encoder.grid
+    grid = task.encoder.grid
     found["uniform_distance"] = float(patch_distances(grid).mean())
     own = read(on_devices(_all_layers(task)), params)
     found["cka"] = {"student": cka_matrix(own, own)}
@@ -116,7 +116,7 @@ def analyse(
                 f"{beside} takes images of {other_task.image_shape}, {workdir} of"
                 f" {task.image_shape}; they cannot see the same ones"
             )
-        if other_task.method.encoder.grid != grid:
+        if other_task.encoder.grid != grid:
             raise UserError(f"{beside} has another grid of patches than {workdir}")
         other = read(on_devices(_all_layers(other_task)), other_params)
         found["cka"]["beside"] = cka_matrix(own, other)
@@ -131,7 +131,7 @@ def analyse(
 def _all_layers(task: Pretrain):
     """(params, images) -> patches of every block, [b, depth, n, d]; the last one after
     the final norm, where the encoder has one."""
-    encoder = task.method.encoder
+    encoder = task.encoder
     taps = tuple(range(1, encoder.spec.depth + 1))
 
     def layers(params: Any, images: Array) -> Float[Array, "b depth n d"]:
@@ -194,7 +194,7 @@ def sample_sizes(task: Pretrain) -> dict[str, Any]:
     }
     if not known:
         return {}
-    grid = method.encoder.grid
+    grid = task.encoder.grid
     mask = method.masking.draw(jax.random.split(jax.random.key(0), MASKS), grid)
     first = next(iter(known.values()))
     distance = nearest_visible_distance(mask, grid, first.metric)

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from ddae.data import Splits
 from ddae.eval.evaluator import OnDevices, over, sample
 from ddae.models.attention import attention_probabilities
-from ddae.models.vit import Encoder
 from ddae.patches import Grid
 from ddae.settings import UserError
 from ddae.tasks import Task
@@ -46,7 +45,7 @@ def make_locality(
 
 def make_distances(task: Pretrain):
     """(params, images) -> mean attention distance [b, depth, heads], in patches."""
-    encoder: Encoder = task.method.encoder
+    encoder = task.encoder
 
     def distances(params: Mapping[str, Any], images: Array) -> Array:
         standardised = task.standardise(unit_range(images))

@@ -62,12 +62,6 @@ def encoder_from_config(config: Mapping[str, Any], final_norm: bool = True) -> E
     )
 
 
-def image_shape(encoder: Encoder) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that the encoder takes."""
-    h, w = encoder.grid
-    return h * encoder.patch_size, w * encoder.patch_size, encoder.channels
-
-
 def features_of(
     encoder: Encoder,
     standardise: Standardisation,

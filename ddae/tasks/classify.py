@@ -18,8 +18,6 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
-    features_of,
-    image_shape,
     standardisation_from_config,
     stream,
     unit_range,
@@ -116,13 +114,6 @@ class Classify(Task):
     def num_classes(self) -> int:
         return next(iter(self.heads.values())).num_classes
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return image_shape(self.encoder)
-
-    def dtype_of(self, path: str) -> Any:
-        return self.encoder.dtype
-
     def meaning(self) -> Mapping[str, Any]:
         (pool,) = {head.pool for head in self.heads.values()}
         return {"classifier.tap": self.tap, "classifier.pool": pool}
@@ -216,8 +207,7 @@ class Classify(Task):
     def encode(
         self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
     ) -> Features:
-        tap = tap or self.tap
-        return features_of(self.encoder, self.standardise, params, images, tap)
+        return super().encode(params, images, tap or self.tap)
 
     def _features(
         self,

@@ -32,8 +32,6 @@ from ddae.targets import Pixels, TargetContext
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
-    features_of,
-    image_shape,
     standardisation_from_config,
     stream,
     unit_range,
@@ -79,14 +77,14 @@ class Pretrain(Task):
         return cls(method, standardisation_from_config(config, encoder.channels))
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return image_shape(self.method.encoder)
+    def encoder(self) -> Encoder:
+        return self.method.encoder
 
     def dtype_of(self, path: str) -> Any:
         """Of a head's block what the head says, where it says something."""
         room, key, *_ = path.split("/")
         head = self.method.heads.get(key) if room == "heads" else None
-        return getattr(head, "dtype", self.method.encoder.dtype)
+        return getattr(head, "dtype", self.encoder.dtype)
 
     def meaning(self) -> Mapping[str, Any]:
         """Of decoders their heads of attention, of pixels whether each patch's are
@@ -106,8 +104,8 @@ class Pretrain(Task):
         key_encoder, key_heads, key_mask = jax.random.split(rng, 3)
         key_small = jax.random.fold_in(rng, 1)
         image = jnp.zeros((1, *self.image_shape))
-        mask = method.masking.draw(key_mask[None], method.encoder.grid)
-        features, variables = method.encoder.init_with_output(
+        mask = method.masking.draw(key_mask[None], self.encoder.grid)
+        features, variables = self.encoder.init_with_output(
             key_encoder, image, mask, method.layout, self._all_taps()
         )
         heads = {}
@@ -145,9 +143,9 @@ class Pretrain(Task):
         rngs: Key[Array, " b"],
     ) -> tuple[Scalar, Metrics, Params]:
         """Draws the masks, once, and evaluates the method's Terms."""
-        mask = self.method.masking.draw(stream(rngs, "mask"), self.method.encoder.grid)
+        mask = self.method.masking.draw(stream(rngs, "mask"), self.encoder.grid)
         context = self._context(params, ema_params, batch["image"], mask, rngs)
-        keys = stream(rngs, "drop_path") if self.method.encoder.drop_path else None
+        keys = stream(rngs, "drop_path") if self.encoder.drop_path else None
         features = self._features(params, context.standardised, mask, keys)
 
         def of(head: str) -> Any:
@@ -185,12 +183,11 @@ class Pretrain(Task):
         mask: Mask,
         keys: Key[Array, " b"] | None,
     ) -> Any:
-        method = self.method
-        return method.encoder.apply(
+        return self.encoder.apply(
             {"params": params["encoder"]},
             standardised,
             mask,
-            method.layout,
+            self.method.layout,
             self._all_taps(),
             keys,
         )
@@ -215,7 +212,7 @@ class Pretrain(Task):
         Patches predicted standardised are given back the true mean and deviation of
         the patch. Raises `ValueError` where the method predicts no pixels.
         """
-        method, encoder = self.method, self.method.encoder
+        method, encoder = self.method, self.encoder
         terms = [term for term in method.terms if isinstance(term.target, Pixels)]
         if not terms:
             raise ValueError("the method predicts no pixels, so nothing can be drawn")
@@ -241,11 +238,6 @@ class Pretrain(Task):
             ),
         )
 
-    def encode(
-        self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
-    ) -> Features:
-        return features_of(self.method.encoder, self.standardise, params, images, tap)
-
     def _all_taps(self) -> tuple[int, ...]:
         return tuple(sorted({tap for term in self.method.terms for tap in term.taps}))
 
@@ -259,7 +251,7 @@ class Pretrain(Task):
     ) -> TargetContext:
         image = unit_range(images)
         standardised = self.standardise(image)
-        encoder, layers = self.method.encoder, teacher_layers(self.method.terms)
+        encoder, layers = self.encoder, teacher_layers(self.method.terms)
         teacher: Any = {}
         seen = None
         if layers:

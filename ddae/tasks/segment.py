@@ -17,8 +17,6 @@ from ddae.settings import UserError
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
-    features_of,
-    image_shape,
     standardisation_from_config,
     stream,
     unit_range,
@@ -63,7 +61,10 @@ class SegmenterSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Segment(Task):
-    """Cross-entropy of every pixel that has a label."""
+    """Cross-entropy of every pixel that has a label.
+
+    `image_shape` is that of a training crop, and of a window of the evaluation.
+    """
 
     encoder: Encoder
     taps: tuple[int, ...]
@@ -116,14 +117,6 @@ class Segment(Task):
     @property
     def num_classes(self) -> int:
         return self.head.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """That of a crop, and of a window of the evaluation."""
-        return image_shape(self.encoder)
-
-    def dtype_of(self, path: str) -> Any:
-        return self.encoder.dtype
 
     def meaning(self) -> Mapping[str, Any]:
         if isinstance(self.head, LinearSegmenter):
@@ -187,11 +180,6 @@ class Segment(Task):
         features = self._features(params, self.standardise(unit_range(images)), None)
         found: Any = self.head.apply({"params": params["heads"]["segmenter"]}, features)
         return found[0]["segmenter"]
-
-    def encode(
-        self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
-    ) -> Features:
-        return features_of(self.encoder, self.standardise, params, images, tap)
 
     def _features(
         self,

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Key, Shaped
 
-from ddae.models.vit import Features
+from ddae.models.vit import Encoder, Features
 from ddae.networks import FrozenNetwork
 from ddae.objective import Metrics, Scalar
+from ddae.tasks.backbone import Standardisation, features_of
 
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
@@ -18,18 +19,21 @@ Batch = Mapping[str, Array]
 class Task(Protocol):
     """A differentiable loss over parameters; pure functions of what they are given.
 
-    What has a body here is what most tasks do.
+    What has a body here is what most tasks do. encoder, standardise: of its images.
     """
+
+    encoder: Encoder
+    standardise: Standardisation
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the images that it takes."""
-        ...
+        return self.encoder.image_shape
 
     def dtype_of(self, path: str) -> Any:
         """What the transformer block whose weights are at "encoder/block_00/..." or
         another `path` computes in."""
-        return jnp.float32
+        return self.encoder.dtype
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Fresh parameters: nested dicts of float32 arrays."""
@@ -90,4 +94,4 @@ class Task(Protocol):
         tap: int = 0,
     ) -> Features:
         """Features of block `tap`, 0 for the last, never masked."""
-        ...
+        return features_of(self.encoder, self.standardise, params, images, tap)

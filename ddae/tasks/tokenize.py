@@ -17,14 +17,12 @@ from ddae.models.tokenizer import (
     sums_of,
     unit,
 )
-from ddae.models.vit import Encoder, Features
+from ddae.models.vit import Encoder
 from ddae.networks import EncoderSettings, FrozenNetwork
 from ddae.objective import Metrics, Scalar
 from ddae.tasks.backbone import (
     Standardisation,
     encoder_from_config,
-    features_of,
-    image_shape,
     standardisation_from_config,
     unit_range,
 )
@@ -81,13 +79,6 @@ class Tokenize(Task):
             raise settings.UserError(f"config.tokenizer.teacher: {error}") from error
         standardise = standardisation_from_config(config, encoder.channels)
         return cls(encoder, chosen, teacher, standardise)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return image_shape(self.encoder)
-
-    def dtype_of(self, path: str) -> Any:
-        return self.encoder.dtype
 
     @property
     def _quantiser(self) -> Quantiser:
@@ -173,11 +164,6 @@ class Tokenize(Task):
         _, ids = self._latents(params, images)
         codes = params["heads"]["quantiser"]["codebook"]["codes"][ids]
         return {"ids": ids, "cosine": self._cosine(params, images, codes)}
-
-    def encode(
-        self, params: Params, images: Shaped[Array, "b h w c"], tap: int = 0
-    ) -> Features:
-        return features_of(self.encoder, self.standardise, params, images, tap)
 
     def _latents(
         self, params: Params, images: Shaped[Array, "b h w c"]

@@ -15,7 +15,6 @@ from ddae.tasks.backbone import (
     features_of,
     standardisation_from_config,
 )
-from ddae.tasks.backbone import image_shape as network_shape
 from ddae.train.loading import load_params
 from ddae.train.partial import InitSettings, load_pretrained
 
@@ -38,7 +37,7 @@ def read_encoder(
     def encode(params: Any, images: Any, tap: int) -> Features:
         return features_of(network, standardise, params, images, tap or usual)
 
-    return params, encode, network_shape(network)
+    return params, encode, network.image_shape
 
 
 def load_encoder(
@@ -120,7 +119,7 @@ def _at_another_size(
     model = {**config["model"], "position_grid": known}
     config = {**config, "image_size": image_size, "model": model}
     network = own.clone(grid=encoder_from_config(config).grid, position_grid=known)
-    image = jax.ShapeDtypeStruct((1, *network_shape(network)), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     found = load_pretrained(InitSettings(workdir=workdir), config, {"encoder": shapes})
     assert found is not None

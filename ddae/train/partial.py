@@ -16,9 +16,7 @@ from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.networks import FrozenNetwork
 from ddae.patches import Grid
 from ddae.settings import UserError
-from ddae.tasks.backbone import (
-    encoder_from_config,
-)
+from ddae.tasks.backbone import encoder_from_config
 from ddae.train.loading import load_params
 from ddae.train.optimizer import path_name
 from ddae.train.stored import shapes_of
