@@ -17,7 +17,7 @@ from ddae import data, eval, tasks
 from ddae.data.arrays import ArraySource
 from ddae.eval.accuracy import make_accuracy, topk
 from ddae.interop.convert import write_workdir
-from ddae.models.heads import BatchNorm
+from ddae.models.heads import BatchNorm, absorb
 from ddae.models.positions import (
     relative_index,
     resize_positions,
@@ -257,7 +257,7 @@ def test_batch_norm_is_of_the_whole_batch_and_its_running_values_follow():
     y, observed = module.apply({"params": params}, x, True)
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
     np.testing.assert_allclose(y, expected, atol=1e-4)
-    running = BatchNorm.running(params, observed)
+    running = absorb({"batch_norm": params}, observed)["batch_norm"]
     np.testing.assert_allclose(running["mean"], 0.1 * x.mean(0), rtol=1e-5)
     unbiased = 0.9 + 0.1 * x.var(0, ddof=1)
     np.testing.assert_allclose(running["variance"], unbiased, rtol=1e-5)
@@ -778,8 +778,11 @@ def test_batch_norms_epsilon_is_maes_and_parts_of_a_batch_are_averaged():
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
     # As two micro-batches of a step add up.
     twice = jax.tree.map(lambda a: a + a, observed)
-    for name, value in BatchNorm.running(params, observed).items():
-        np.testing.assert_allclose(BatchNorm.running(params, twice)[name], value)
+    once, both = (
+        absorb({"batch_norm": params}, seen)["batch_norm"] for seen in (observed, twice)
+    )
+    for name, value in once.items():
+        np.testing.assert_allclose(both[name], value)
 
 
 def test_positions_are_resized_with_pytorchs_cubic():
@@ -831,7 +834,9 @@ def test_a_sweeps_loss_is_the_sum_of_its_heads_on_the_batchs_own_statistics(
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     np.testing.assert_array_equal(metrics["loss"], (total, 1.0))
     moved = task.absorb(params, observed)["heads"]["lr_3"]["batch_norm"]["mean"]
-    np.testing.assert_allclose(moved, 0.1 * observed["lr_3"]["mean"], rtol=1e-5)
+    np.testing.assert_allclose(
+        moved, 0.1 * observed["lr_3"]["batch_norm"]["mean"], rtol=1e-5
+    )
 
 
 def test_a_batch_mixes_by_a_key_that_erases_nothing(digit_images, monkeypatch):

@@ -13,12 +13,12 @@ from conftest import tiny_config
 from configs import segment_ade20k
 from ddae import tasks
 from ddae.eval.sliding import resized_part
+from ddae.models.heads import absorb
 from ddae.models.positions import resize_positions, sincos
 from ddae.models.segmenter import (
-    BatchNorm2d,
     Rescale,
-    absorb,
     average_pool,
+    batch_norm,
     drop_channels,
     resize,
 )
@@ -115,7 +115,7 @@ def test_batch_norm_sees_the_whole_batch(devices):
     x = np.random.default_rng(0).normal(3.0, 2.0, (8, 4, 5, 6)).astype(np.float32)
     x[:2] += 5.0  # the examples of one device differ from the others'
     mesh = make_mesh(MeshSettings(), 8, 1, jax.devices()[:devices])
-    norm = BatchNorm2d(jnp.float32)
+    norm = batch_norm(jnp.float32)
     params = {
         "scale": np.linspace(1, 2, 6, dtype=np.float32),
         "bias": np.linspace(-1, 1, 6, dtype=np.float32),
@@ -131,7 +131,7 @@ def test_batch_norm_sees_the_whole_batch(devices):
     np.testing.assert_allclose(
         np.asarray(found).reshape(-1, 6), expected, rtol=1e-4, atol=1e-5
     )
-    tree = absorb({"a": {"batch_norm": params}}, {"a": {"batch_norm": observed}})
+    tree = absorb({"a": {"batch_norm": params}}, {"a": observed})
     running = tree["a"]["batch_norm"]
     np.testing.assert_allclose(running["mean"], 0.1 * flat.mean(0), rtol=1e-5)
     np.testing.assert_allclose(

@@ -176,7 +176,7 @@ def test_every_tensor_of_the_head_counts(torch):
 
 
 def test_running_statistics_follow_as_in_torch(torch):
-    from ddae.models.segmenter import absorb
+    from ddae.models.heads import absorb
 
     decode, _ = upernet(torch, training=True)
     params = decode_params(decode)

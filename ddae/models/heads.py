@@ -26,6 +26,9 @@ from ddae.patches import Grid
 
 Predictions = dict[str, Float[Array, "b m _"]]
 
+Observed = dict[str, Any]
+"""What batch norms saw of a batch, at their paths; {} outside training."""
+
 
 class Head(Protocol):
     """A Flax module called as head(features at its taps, mask) -> Predictions.
@@ -193,9 +196,7 @@ class Classifier(nn.Module):
     """Pool -> norm -> Linear: class scores of an image, float32.
 
     norm: "layer" (fine-tuning, where the encoder has no norm of its own), "batch"
-    (probes: MAE's BatchNorm without affine, eps 1e-6), or "none". The batch's own mean
-    and variance normalise in training, running ones elsewhere; `batch_norm` of the
-    parameters keeps those, and they change by averaging alone. kernel_deviation: of
+    (probes: MAE's BatchNorm without affine, eps 1e-6), or "none". kernel_deviation: of
     the initial normal weights.
     """
 
@@ -209,19 +210,19 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(
         self, features: Features, training: bool = False
-    ) -> tuple[Float[Array, "b k"], dict[str, Array]]:
-        """(logits, statistics of this batch: {} unless `norm` is "batch")."""
+    ) -> tuple[Float[Array, "b k"], Observed]:
+        """(logits, what `absorb` takes: {} unless `norm` is "batch")."""
         if self.pool == "mean":
             x = features.patches.mean(axis=1)
         elif self.pool == "cls":
             x = features.prefix[:, 0]
         else:
             x = AttentivePool(self.num_heads, self.dtype, name="attention")(features)
-        observed = {}
+        observed: Observed = {}
         if self.norm == "layer":
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         elif self.norm == "batch":
-            x, observed = BatchNorm(name="batch_norm")(x, training)
+            x, observed = BatchNorm(name=BATCH_NORM)(x, training)
         init = nn.initializers.normal(self.kernel_deviation)
         linear = nn.Dense(self.num_classes, kernel_init=init, name="linear")
         return linear(x.astype(jnp.float32)), observed
@@ -246,34 +247,57 @@ class AttentivePool(nn.Module):
         return Dense(d, dtype=self.dtype, name="out")(pooled.reshape(b, d))
 
 
-class BatchNorm(nn.Module):
-    """Normalisation over the whole batch, wherever its rows lie; no scale, no shift."""
+BATCH_NORM = "batch_norm"
+"""What every batch norm is called by the module that has it."""
 
-    momentum: float = 0.9
+MOMENTUM = 0.9
+"""Of the running statistics of batch norms."""
+
+
+class BatchNorm(nn.Module):
+    """Normalisation of each channel over the whole batch, wherever its rows lie.
+
+    The batch's own mean and variance normalise in training, running ones elsewhere:
+    parameters that only `absorb` changes. affine: with scale and shift.
+    """
+
+    affine: bool = False
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b d"], training: bool
-    ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
-        """(x normalised, float32; statistics for `running`)."""
+        self, x: Float[Array, "b *places d"], training: bool
+    ) -> tuple[Float[Array, "b *places d"], Observed]:
         x = x.astype(jnp.float32)
         d = x.shape[-1:]
         mean = self.param("mean", nn.initializers.zeros, d)
         variance = self.param("variance", nn.initializers.ones, d)
         observed = {}
         if training:
-            mean, variance = x.mean(axis=0), x.var(axis=0)
-            unbiased = variance * (len(x) / max(1, len(x) - 1))
-            observed = {"mean": mean, "variance": unbiased, "count": jnp.ones(())}
-        return (x - mean) * jax.lax.rsqrt(variance + 1e-6), observed
+            axes, rows = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            mean, variance = x.mean(axis=axes), x.var(axis=axes)
+            unbiased = variance * (rows / max(1, rows - 1))
+            seen = {"mean": mean, "variance": unbiased, "count": jnp.ones(())}
+            observed = {BATCH_NORM: seen}
+        x = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, d)
+            x = x * scale + self.param("bias", nn.initializers.zeros, d)
+        return x.astype(self.dtype), observed
 
-    @classmethod
-    def running(
-        cls, params: dict[str, Array], observed: dict[str, Array]
-    ) -> dict[str, Array]:
-        """The running statistics after a batch of which `observed` was seen."""
-        share = 1.0 - cls.momentum
-        return {
-            name: old + share * (observed[name] / observed["count"] - old)
-            for name, old in params.items()
+
+def absorb(params: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
+    """`params` with the running statistics moved towards what was `observed`, of one
+    batch or summed over several."""
+    updated = dict(params)
+    for name, seen in observed.items():
+        if name != BATCH_NORM:
+            updated[name] = absorb(params[name], seen)
+            continue
+        old = params[name]
+        updated[name] = old | {
+            key: old[key] + (1.0 - MOMENTUM) * (seen[key] / seen["count"] - old[key])
+            for key in ("mean", "variance")
         }
+    return updated

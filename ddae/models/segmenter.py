@@ -4,7 +4,6 @@ Shapes: maps are [b, h, w, d] at strides 4, 8, 16, 32; scores come at the resolu
 the finest map used and are resized by whoever compares them with labels.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,13 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddae.models.gelu import gelu
-from ddae.models.heads import BatchNorm
+from ddae.models.heads import BATCH_NORM, BatchNorm, Observed
 from ddae.models.linear import Dense
 from ddae.models.vit import Features
 from ddae.patches import Grid
-
-Observed = dict[str, Any]
-"""Batch statistics at the paths of the norms that saw them; {} outside training."""
 
 Scores = dict[str, Float[Array, "b _ _ k"]]
 
@@ -58,45 +54,9 @@ def _bin_weights(size: int, bins: int) -> Float[np.ndarray, "bins size"]:
     return weights
 
 
-class BatchNorm2d(nn.Module):
-    """Normalisation of each channel over batch and places, with scale and shift.
-
-    The mean is over the global batch, wherever its rows lie. Running statistics are
-    parameters that only `absorb` changes; eps and momentum are PyTorch's.
-    """
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w d"], training: bool
-    ) -> tuple[Float[Array, "b h w d"], Observed]:
-        x = x.astype(jnp.float32)
-        d = x.shape[-1:]
-        mean = self.param("mean", nn.initializers.zeros, d)
-        variance = self.param("variance", nn.initializers.ones, d)
-        scale = self.param("scale", nn.initializers.ones, d)
-        bias = self.param("bias", nn.initializers.zeros, d)
-        observed = {}
-        if training:
-            places = x.size // x.shape[-1]
-            mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-            unbiased = variance * (places / max(1, places - 1))
-            observed = {"mean": mean, "variance": unbiased, "count": jnp.ones(())}
-        x = (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias
-        return x.astype(self.dtype), observed
-
-
-def absorb(params: Mapping[str, Any], observed: Observed) -> dict[str, Any]:
-    """`params` with the running statistics moved towards what was `observed`."""
-    updated = dict(params)
-    for name, seen in observed.items():
-        if name == "batch_norm":
-            old = {key: params[name][key] for key in ("mean", "variance")}
-            updated[name] = {**params[name], **BatchNorm.running(old, seen)}
-        else:
-            updated[name] = absorb(params[name], seen)
-    return updated
+def batch_norm(dtype: Any) -> BatchNorm:
+    """PyTorch's, of its owner in a compact method."""
+    return BatchNorm(affine=True, epsilon=1e-5, dtype=dtype, name=BATCH_NORM)
 
 
 class ConvNorm(nn.Module):
@@ -118,8 +78,8 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        x, seen = BatchNorm2d(self.dtype, name="batch_norm")(conv(x), training)
-        return nn.relu(x), {"batch_norm": seen} if seen else {}
+        x, observed = batch_norm(self.dtype)(conv(x), training)
+        return nn.relu(x), observed
 
 
 class Deconv(nn.Module):
@@ -160,8 +120,7 @@ class Rescale(nn.Module):
             if finer > 1:
                 x = Deconv(self.dtype, name="deconv")(x)
             if finer > 2:
-                x, seen = BatchNorm2d(self.dtype, name="batch_norm")(x, training)
-                observed = {"batch_norm": seen} if seen else {}
+                x, observed = batch_norm(self.dtype)(x, training)
                 x = gelu(x)
                 x = Deconv(self.dtype, name="deconv_again")(x)
             return x, observed
@@ -319,11 +278,8 @@ class LinearSegmenter(nn.Module):
     ) -> tuple[Scores, Observed]:
         """Scores "segmenter", one a patch. keys: unused, as nothing is dropped."""
         x = _as_map(features[-1], self.grid)
-        x, seen = BatchNorm2d(self.dtype, name="batch_norm")(x, training)
-        return (
-            {"segmenter": _scores(self.num_classes, x)},
-            {"batch_norm": seen} if seen else {},
-        )
+        x, observed = batch_norm(self.dtype)(x, training)
+        return {"segmenter": _scores(self.num_classes, x)}, observed
 
 
 def _as_map(tokens: Features, grid: Grid) -> Float[Array, "b h w d"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from ddae import settings
 from ddae.mixing import Mixing, erase, mix
-from ddae.models.heads import BatchNorm, Classifier, Pool
+from ddae.models.heads import Classifier, Pool, absorb
 from ddae.models.vit import Encoder, Features
 from ddae.objective import Metrics, Scalar
 from ddae.settings import UserError
@@ -178,16 +178,7 @@ class Classify(Task):
 
     def absorb(self, params: Params, observed: Params) -> Params:
         """The running statistics of batch norms follow what was seen."""
-        heads = {
-            name: head
-            | (
-                {"batch_norm": BatchNorm.running(head["batch_norm"], observed[name])}
-                if observed[name]
-                else {}
-            )
-            for name, head in params["heads"].items()
-        }
-        return {**params, "heads": heads}
+        return {**params, "heads": absorb(params["heads"], observed)}
 
     def evaluated(self, params: Params, ema_params: Params) -> Params:
         """The moving average, where there is one."""

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ddae import settings
-from ddae.models.segmenter import LinearSegmenter, UperNet, absorb, resize
+from ddae.models.heads import absorb
+from ddae.models.segmenter import LinearSegmenter, UperNet, resize
 from ddae.models.vit import Encoder, Features
 from ddae.objective import Metrics, Scalar
 from ddae.settings import UserError
