@@ -29,6 +29,10 @@ class Mask:
     is_masked: Bool[Array, "b n"]
 
 
+ASPECTS = (0.3, 1 / 0.3)
+"""Height over width of the rectangles of a block mask (BEiT)."""
+
+
 def make_mask(is_masked: Bool[Array, "b n"], num_masked: int) -> Mask:
     """The `Mask` of boolean rows that each have exactly `num_masked` True entries.
 
@@ -109,23 +113,20 @@ def block_mask(
     num_masked: int,
     *,
     min_area: int,
-    max_area: int | None = None,
-    aspects: tuple[float, float] = (0.3, 1 / 0.3),
     attempts: int = 10,
 ) -> Mask:
     """Rectangles hidden until exactly `num_masked` patches are (BEiT's blockwise mask).
 
-    A round draws up to `attempts` rectangles, area U(min_area, min(left, max_area)) and
-    log-uniform aspect (height over width), and takes the first that fits the grid and
-    adds between 1 and `left` new patches. When a round takes none, the count is filled
-    up with single patches at random.
+    A round draws `attempts` rectangles, area U(min_area, left) and log-uniform aspect
+    (height over width) in ASPECTS, and takes the first that fits the grid and adds
+    between 1 and `left` new patches, where `left` are still to be hidden. When a round
+    takes none, the count is filled up with single patches at random.
     """
     h, w = grid
     check_num_masked(num_masked, h * w)
-    limit = num_masked if max_area is None else max_area
 
     def rectangle(key: Key[Array, ""], left: Int[Array, ""]) -> Bool[Array, "h w"]:
-        return _rectangle(key, grid, min_area, jnp.minimum(left, limit), aspects)
+        return _rectangle(key, grid, min_area, left)
 
     def round_(carry):
         hidden, key, _ = carry
@@ -135,7 +136,7 @@ def block_mask(
             jax.random.split(key_round, attempts), left
         )
         added = (blocks & ~hidden).sum(axis=(1, 2))
-        taken = (added > 0) & (added <= jnp.minimum(left, limit))
+        taken = (added > 0) & (added <= left)
         block = blocks[jnp.argmax(taken)] & taken.any()
         return hidden | block, key, taken.any()
 
@@ -158,13 +159,12 @@ def _rectangle(
     grid: Grid,
     min_area: int,
     max_area: Int[Array, ""],
-    aspects: tuple[float, float],
 ) -> Bool[Array, "h w"]:
     """A random rectangle in the grid; all False where the one drawn does not fit."""
     h, w = grid
     key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
     area = min_area + jax.random.uniform(key_area) * (max_area - min_area)
-    low, high = math.log(aspects[0]), math.log(aspects[1])
+    low, high = map(math.log, ASPECTS)
     aspect = jnp.exp(jax.random.uniform(key_aspect, minval=low, maxval=high))
     height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)

@@ -225,7 +225,7 @@ def test_block_masks_of_beits_recipe():
 
 def test_rectangles_have_beits_areas_and_aspects():
     keys, limit = jax.random.split(jax.random.key(1), 10_000), jnp.int32(75)
-    draw = jax.vmap(lambda key: _rectangle(key, (14, 14), 16, limit, (0.3, 1 / 0.3)))
+    draw = jax.vmap(lambda key: _rectangle(key, (14, 14), 16, limit))
     blocks = np.asarray(jax.jit(draw)(keys))
     fits = blocks.any(axis=(1, 2))
     heights = blocks.any(axis=2).sum(axis=1)[fits]
