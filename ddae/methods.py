@@ -269,7 +269,6 @@ def beit_v2(
         early=early,
         outputs={"tokens": tokenizer.codes},
         shared=shared,
-        dtype=encoder.dtype,
     )
     again = dataclasses.replace(
         term, name="tokens/cls", taps=(early, depth), head="cls"

@@ -149,7 +149,6 @@ class ClsAggregate(nn.Module):
     outputs: Mapping[str, int]
     shared: Mapping[str, str]
     num_blocks: int = 2
-    dtype: Any = jnp.float32
 
     def at_tap(self, last: str) -> "ClsAggregate":
         return self
@@ -158,31 +157,22 @@ class ClsAggregate(nn.Module):
     def __call__(self, features: tuple[Features, ...], mask: Mask) -> Predictions:
         early, final = features
         x = jnp.concatenate([final.prefix, early.patches], axis=1)
-        spec, grid = self.encoder.spec, self.encoder.grid
-        bias = None
+        dtype, bias = self.encoder.dtype, None
         if self.encoder.relative_bias == "shared":
-            own = RelativePositionBias(
-                spec.num_heads, grid, self.dtype, name="relative_bias"
-            )
-            bias = own()
-        block = {
-            "spec": spec,
-            "dtype": self.dtype,
-            "layer_scale": self.encoder.layer_scale,
-            "bias_grid": grid if self.encoder.relative_bias == "block" else None,
-            "activation": self.encoder.activation,
-        }
+            heads, grid = self.encoder.spec.num_heads, self.encoder.grid
+            bias = RelativePositionBias(heads, grid, dtype, name="relative_bias")()
         last = self.early + self.num_blocks
+        layers = range(self.early + 1, last + 1)
         x = through_blocks(
-            *(self, block, range(self.early + 1, last + 1), x, bias),
+            *(self, self.encoder.block_settings, layers, x, bias),
             kernel=self.encoder.kernel,
             remat=self.encoder.remat,
             scan=self.encoder.scan,
         )[last]
         x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
-        x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
+        x = LayerNorm(dtype=dtype, name="input_norm")(x)
         return {
-            name: Dense(k, dtype=self.dtype, name=name)(x)
+            name: Dense(k, dtype=dtype, name=name)(x)
             for name, k in self.outputs.items()
         }
 

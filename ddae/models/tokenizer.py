@@ -1,6 +1,5 @@
 """VQ-KD, BEiT-v2's tokenizer (Peng et al. 2022): patches to ids of a codebook."""
 
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,28 +56,30 @@ class Codebook(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Codes -> Linear, positions, blocks, Linear-Tanh-Linear: teacher's features."""
+    """Codes -> Linear, positions, blocks, Linear-Tanh-Linear: teacher's features.
+
+    encoder: the tokenizer's own, for its width, grid and how it computes.
+    """
 
     encoder: Encoder
     depth: int
     outputs: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, codes: Float[Array, "b n c"]) -> Float[Array, "b n k"]:
-        spec = self.encoder.spec
+        spec, dtype = self.encoder.spec, self.encoder.dtype
         h, w = self.encoder.grid
-        x = Dense(spec.width, dtype=self.dtype, name="embedding")(codes)
+        x = Dense(spec.width, dtype=dtype, name="embedding")(codes)
         shape = (1, h * w, spec.width)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
-        x = x + positions.astype(self.dtype)
-        block = {"spec": spec, "dtype": self.dtype, "activation": self.encoder.gelu}
+        x = x + positions.astype(dtype)
+        block = {"spec": spec, "dtype": dtype, "activation": self.encoder.gelu}
         x = through_blocks(
             *(self, block, range(1, self.depth + 1), x), kernel=self.encoder.kernel
         )[self.depth]
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        x = jnp.tanh(Dense(spec.width, dtype=self.dtype, name="up_hidden")(x))
-        return Dense(self.outputs, dtype=self.dtype, name="up")(x)
+        x = LayerNorm(dtype=dtype, name="norm")(x)
+        x = jnp.tanh(Dense(spec.width, dtype=dtype, name="up_hidden")(x))
+        return Dense(self.outputs, dtype=dtype, name="up")(x)
 
 
 def unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:

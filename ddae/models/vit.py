@@ -96,6 +96,17 @@ class Encoder(nn.Module):
         """What is between the Linear layers of a block's MLP."""
         return "sigmoid" if self.style == "clip" else self.gelu
 
+    @property
+    def block_settings(self) -> dict[str, Any]:
+        """What its blocks are, as `through_blocks` takes it."""
+        return {
+            "spec": self.spec,
+            "dtype": self.dtype,
+            "layer_scale": self.layer_scale,
+            "bias_grid": self.grid if self.relative_bias == "block" else None,
+            "activation": self.activation,
+        }
+
     @nn.compact
     def __call__(
         self,
@@ -122,17 +133,10 @@ class Encoder(nn.Module):
                 self.spec.num_heads, self.grid, self.dtype, name="relative_bias"
             )
             bias = shared()
-        block = {
-            "spec": self.spec,
-            "dtype": self.dtype,
-            "layer_scale": self.layer_scale,
-            "bias_grid": self.grid if self.relative_bias == "block" else None,
-            "activation": self.activation,
-        }
         layers = range(1, depth + 1)
         rates = [self.drop_path * (i - 1) / max(1, depth - 1) for i in layers]
         tokens = through_blocks(
-            *(self, block, layers, x, bias, keys, rates, taps),
+            *(self, self.block_settings, layers, x, bias, keys, rates, taps),
             kernel=self.kernel,
             remat=self.remat,
             scan=self.scan,
@@ -197,7 +201,7 @@ def small_init(params: Any, key: Key[Array, ""]) -> Any:
     deviation, those at the end of block i's branches divided by sqrt(2 i)."""
 
     def draw(path: Any, x: Array) -> Array:
-        name = "/".join(str(getattr(part, "key", part)) for part in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not name.endswith("/kernel"):
             return x
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))

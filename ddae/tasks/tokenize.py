@@ -86,12 +86,8 @@ class Tokenize(Task):
 
     @property
     def _decoder(self) -> TokenDecoder:
-        return TokenDecoder(
-            self.encoder,
-            self.settings.decoder_depth,
-            self.teacher.width,
-            self.encoder.dtype,
-        )
+        depth, width = self.settings.decoder_depth, self.teacher.width
+        return TokenDecoder(self.encoder, depth, width)
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """{"encoder", "heads": {"quantiser", "decoder"}, "frozen": {"teacher"}}."""
