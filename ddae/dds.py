@@ -235,7 +235,7 @@ def default_taps(depth: int) -> tuple[int, ...]:
 
 
 def block_name(layer: int) -> str:
-    """As heads and metrics have it: block06."""
+    """Of a layer, in the names of heads and metrics: block06."""
     return f"block{layer:02d}"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddae.data import Splits
+from ddae.dds import block_name
 from ddae.eval.evaluator import OnDevices, over, sample
 from ddae.models.attention import attention_probabilities
 from ddae.patches import Grid
@@ -34,7 +35,7 @@ def make_locality(
         found, _ = over(splits.held_out, indices, distances, params, "locality")
         layers = found.mean(axis=(0, 2))
         values: dict[str, float | np.ndarray] = {
-            f"attention_distance/block{layer:02d}": float(value)
+            f"attention_distance/{block_name(layer)}": float(value)
             for layer, value in enumerate(layers, start=1)
         }
         values["attention_distance"] = float(layers.mean())

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ddae import tasks
+from ddae.dds import block_name
 from ddae.interop.names import (
     DIALECTS,
     Row,
@@ -77,7 +78,7 @@ def import_weights(
         for name in (dialect.positions, dialect.decoder_positions)
     )
     found = from_theirs(own, rows, dialect.left)
-    last = f"heads/block{depth:02d}"
+    last = f"heads/{block_name(depth)}"
     if f"{last}/tokens/kernel" not in found:  # a norm without a classifier of tokens
         for leaf in ("scale", "bias"):
             if f"{last}/input_norm/{leaf}" in found:
@@ -227,7 +228,7 @@ def _task(
     model: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The task that these parameters are of."""
-    last = f"heads/block{depth:02d}"
+    last = f"heads/{block_name(depth)}"
     linear = found.get("heads/classifier/linear/bias")
     if linear is not None:
         mean = "heads/classifier/norm/scale" in found

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from ddae import tasks
+from ddae.dds import block_name
 from ddae.interop.convert import grid_of, pair
 from ddae.interop.names import (
     DIALECTS,
@@ -85,26 +86,30 @@ def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
     """The config, with what its method's decoder is like where it left that out."""
     method = config.get("method", {})
     decoder = method.get("decoder", {})
-    last = f"block{VIT_SPECS[config['model']['size']].depth:02d}"
+    last = last_head(config)
     said = {"depth", "width", "num_heads"} <= decoder.keys()
-    if said or f"heads/{last}/embedding/kernel" not in found:
+    if said or f"{last}/embedding/kernel" not in found:
         return config
     if method["name"] not in METHODS:  # of a module of one's own
         return config
     task: Any = tasks.from_config(config)
-    spec = task.method.heads[last].decoder
+    spec = task.method.heads[last.removeprefix("heads/")].decoder
     known = {"depth": spec.depth, "width": spec.width, "num_heads": spec.num_heads}
     return {**config, "method": {**method, "decoder": {**decoder, **known}}}
+
+
+def last_head(config: Mapping[str, Any]) -> str:
+    """Where the parameters of the head on the last layer lie: heads/block12."""
+    return f"heads/{block_name(VIT_SPECS[config['model']['size']].depth)}"
 
 
 def has_decoder(found: Weights, config: Mapping[str, Any]) -> bool:
     """Whether the last layer's head is a MAE's decoder, of a size that is known."""
     method = config.get("method", {})
-    last = f"heads/block{VIT_SPECS[config['model']['size']].depth:02d}"
     return (
         "num_heads" in method.get("decoder", {})
         and method.get("layout", "visible") == "visible"
-        and f"{last}/pixels/kernel" in found
+        and f"{last_head(config)}/pixels/kernel" in found
     )
 
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from ddae.interop import command
 from ddae.interop.convert import CLIP, HALF, IMAGENET, pair
-from ddae.interop.exported import class_names, export_weights, has_decoder, read_run
+from ddae.interop.exported import (
+    class_names,
+    export_weights,
+    has_decoder,
+    last_head,
+    read_run,
+)
 from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.interop.names import Weights
 from ddae.models.vit import VIT_SPECS
@@ -60,7 +66,7 @@ def export(workdir: str, folder: str, head: str | None) -> None:
             "transformers' BEiT has positions of square images alone; as a ViT goes a"
             " classifier of the cls token: --config.classifier.pool=cls"
         )
-    last = f"heads/block{VIT_SPECS[config['model']['size']].depth:02d}/"
+    last = f"{last_head(config)}/"
 
     def keep(our: str) -> bool:
         if our == "encoder/mask_token":

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ddae.dds import block_name
 from ddae.models.positions import sincos
 from ddae.settings import UserError
 
@@ -262,7 +263,7 @@ def rows_of(dialect: Dialect, depth: int, decoder_depth: int = 0) -> Iterator[Ro
     """Every row of a network of `depth` blocks, whether it has such a part or not."""
 
     def ours(name: str) -> str:
-        return name.replace("LAST", f"block{depth:02d}")
+        return name.replace("LAST", block_name(depth))
 
     def module(our: str, their: str) -> Iterator[Row]:
         yield Row(f"{our}/kernel", (f"{their}.weight",), "linear")

@@ -12,7 +12,7 @@ from typing import Any
 from ddae.interop import command
 from ddae.interop.beside import hints_of, said_of
 from ddae.interop.convert import HALF
-from ddae.interop.exported import export_weights, has_decoder, read_run
+from ddae.interop.exported import export_weights, has_decoder, last_head, read_run
 from ddae.interop.files import (
     new_file,
     read_beside,
@@ -21,7 +21,6 @@ from ddae.interop.files import (
     write_weights,
 )
 from ddae.interop.names import Weights
-from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
 
@@ -51,7 +50,7 @@ def named(
     """
     found, config, classifier = read_run(workdir, head)
     model = config["model"]
-    last = f"heads/block{VIT_SPECS[model['size']].depth:02d}"
+    last = last_head(config)
     name = "timm_vit"
     if model.get("relative_bias", "none") != "none" or model.get("layer_scale"):
         name = "timm_beit"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddae.models.blocks import block_key
 from ddae.models.positions import relative_index
 from ddae.models.vit import Encoder
 
@@ -27,7 +28,7 @@ def attention_probabilities(
     inputs: Any = encoder.apply({"params": params}, images, taps=tuple(range(depth)))
     shared = params.get("relative_bias")
     for layer in range(depth):
-        block = params[f"block_{layer:02d}"]
+        block = params[block_key(layer + 1)]
         tokens = inputs[layer]
         x = jnp.concatenate([tokens.prefix, tokens.patches], axis=1)
         table = block.get("relative_bias", shared)

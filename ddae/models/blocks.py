@@ -257,11 +257,11 @@ def through_blocks(
     def one_by_one(x: Array, part: Sequence[int]) -> Array:
         for layer in part:
             own = _folded(keys, layer) if keys is not None and rates[layer] else None
-            x = make(**settings, name=_name(layer))(x, bias, own, rates[layer])
+            x = make(**settings, name=block_key(layer))(x, bias, own, rates[layer])
         return x
 
     def scanned(x: Array, part: Sequence[int]) -> Array:
-        params = [owner.variables["params"][_name(layer)] for layer in part]
+        params = [owner.variables["params"][block_key(layer)] for layer in part]
         block = Block(**settings, parent=None)
 
         def one(x: Array, inputs: Any) -> tuple[Any, None]:
@@ -297,7 +297,8 @@ def _for_attention(
     return x, {**settings, "kernel": chosen, "tokens": t}
 
 
-def _name(layer: int) -> str:
+def block_key(layer: int) -> str:
+    """Of its parameters: block_00 is layer 1."""
     return f"block_{layer - 1:02d}"
 
 

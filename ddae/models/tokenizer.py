@@ -1,6 +1,5 @@
 """VQ-KD, BEiT-v2's tokenizer (Peng et al. 2022): patches to ids of a codebook."""
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from ddae import settings
-from ddae.dds import Method, with_dds
+from ddae.dds import Method, block_name, with_dds
 from ddae.difficulty import nearest_visible_distance
 from ddae.losses import normalise_features
 from ddae.masking import Mask, gather_patches, part_of
@@ -335,11 +335,11 @@ def _teacher_metrics(
         mean, square = x.mean(axis=1), (x**2).mean(axis=1)
         variance = square.mean(axis=0) - mean.mean(axis=0) ** 2
         deviation = jnp.sqrt(jnp.maximum(variance, 0.0)).mean()
-        metrics[f"teacher_std/block{layer:02d}"] = (deviation, one)
+        metrics[f"teacher_std/{block_name(layer)}"] = (deviation, one)
         if layer in features:
             y = normalise_features(features[layer].patches)
             pooled = _cosine(mean, y.mean(axis=1))
-            metrics[f"teacher_cosine/block{layer:02d}"] = (pooled.mean(), one)
+            metrics[f"teacher_cosine/{block_name(layer)}"] = (pooled.mean(), one)
     return metrics
 
 
