@@ -256,7 +256,7 @@ def through_blocks(
 
     def one_by_one(x: Array, part: Sequence[int]) -> Array:
         for layer in part:
-            own = _folded(keys, layer) if keys is not None and rates[layer] else None
+            own = folded(keys, layer) if keys is not None and rates[layer] else None
             x = make(**settings, name=block_key(layer))(x, bias, own, rates[layer])
         return x
 
@@ -266,7 +266,7 @@ def through_blocks(
 
         def one(x: Array, inputs: Any) -> tuple[Any, None]:
             params, layer, rate = inputs
-            own = None if keys is None else _folded(keys, layer)
+            own = None if keys is None else folded(keys, layer)
             return block.apply({"params": params}, x, bias, own, rate), None
 
         one = jax.checkpoint(one, policy=POLICIES[remat], prevent_cse=False)
@@ -302,5 +302,6 @@ def block_key(layer: int) -> str:
     return f"block_{layer - 1:02d}"
 
 
-def _folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
+def folded(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
+    """Another random key for each example, by a number of what it is for."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

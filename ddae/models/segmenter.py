@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from ddae.models.blocks import folded
 from ddae.models.gelu import gelu
 from ddae.models.heads import BATCH_NORM, BatchNorm, Observed
 from ddae.models.linear import Dense
@@ -256,7 +257,7 @@ class UperNet(nn.Module):
                 self.dtype,
                 name="auxiliary",
             )
-            own = None if keys is None else _folded(keys)
+            own = None if keys is None else folded(keys, 1)
             found = auxiliary(maps[2], training, own)
             scores["auxiliary"], observed["auxiliary"] = found
         return scores, {name: seen for name, seen in observed.items() if seen}
@@ -284,7 +285,3 @@ class LinearSegmenter(nn.Module):
 
 def _as_map(tokens: Features, grid: Grid) -> Float[Array, "b h w d"]:
     return tokens.patches.reshape(-1, *grid, tokens.patches.shape[-1])
-
-
-def _folded(keys: Key[Array, " b"]) -> Key[Array, " b"]:
-    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)

@@ -5,11 +5,11 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from ddae import settings
+from ddae.models.blocks import folded
 from ddae.models.build import DTYPES, ModelSettings, make_encoder
 from ddae.models.vit import Encoder, Features
 from ddae.settings import UserError
@@ -88,6 +88,4 @@ def unit_range(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 def stream(rngs: Key[Array, " b"], name: str) -> Key[Array, " b"]:
     """The named random stream of each example."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(
-        rngs
-    )
+    return folded(rngs, zlib.crc32(name.encode()))
