@@ -1,7 +1,6 @@
 """A method as data, and deep dynamic supervision, which goes onto any of them."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -110,19 +109,21 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
     layers = tuple(range(depth - top + 1, depth + 1))
     if features.target == "middle":
         layers = (max(1, depth // 2),)
-    view = _teacher_view(method, features)
     teacher = TeacherLayer(
-        teacher_layers=layers,
-        same_depth=features.target == "same_depth",
+        teacher_layers=layers, same_depth=features.target == "same_depth"
     )
-    weight = functools.partial(_ramped, ramp=features.ramp, weight=features.weight)
+
+    def weight(t: Any) -> Any:
+        return features.weight * linear_ramp(t, until=features.ramp)
+
     heads = dict(method.heads)
     terms = list(method.terms)
     firsts: dict[str, Term] = {}  # of Terms that share a head
     for term in method.terms:
         firsts.setdefault(term.head, term)
     for term in firsts.values():
-        heads[term.head] = _with_output(heads[term.head], "features", width)
+        head = heads[term.head]
+        heads[term.head] = head.clone(outputs={**head.outputs, "features": width})
         distilled = dataclasses.replace(
             term,
             name=f"features/{term.head}",
@@ -132,6 +133,7 @@ def with_features(method: Method, features: FeatureSettings) -> Method:
             weight=weight,
         )
         terms.append(distilled)
+    view = _teacher_view(method, features)
     return dataclasses.replace(
         method, heads=heads, terms=tuple(terms), teacher_view=view
     )
@@ -239,15 +241,7 @@ def block_name(layer: int) -> str:
     return f"block{layer:02d}"
 
 
-def _ramped(t: Any, *, ramp: float, weight: float) -> Any:
-    return weight * linear_ramp(t, until=ramp)
-
-
 def _scaled(weight: float | Weight, scale: float) -> float | Weight:
     if isinstance(weight, float | int):
         return scale * weight
     return lambda t: scale * weight(t)
-
-
-def _with_output(head: Head, name: str, width: int) -> Head:
-    return head.clone(outputs={**head.outputs, name: width})

@@ -69,15 +69,19 @@ class TargetContext:
 
 
 class Target(Protocol):
-    """A target gives [b, n, k], or ids [b, n]; `teacher_layers` says what it needs.
+    """A target gives [b, n, k], or ids [b, n].
 
-    `at_tap(layer)` is the same question asked of another depth of the network.
+    teacher_layers: of the momentum teacher, that it reads. `at_tap(layer)` is the same
+    question asked of another depth of the network. A target that asks no teacher
+    inherits both.
     """
 
     @property
-    def teacher_layers(self) -> tuple[int, ...]: ...
+    def teacher_layers(self) -> tuple[int, ...]:
+        return ()
 
-    def at_tap(self, layer: int) -> "Target": ...
+    def at_tap(self, layer: int) -> "Target":
+        return self
 
     def __call__(
         self, context: TargetContext
@@ -85,14 +89,10 @@ class Target(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pixels:
+class Pixels(Target):
     """Patches of the standardised image, each standardised again by default (MAE)."""
 
     standardise: bool = True
-    teacher_layers: tuple[int, ...] = ()
-
-    def at_tap(self, layer: int) -> "Pixels":
-        return self
 
     def __call__(self, context: TargetContext) -> Float[Array, "b n k"]:
         patches = patchify(context.standardised, context.patch_size)
@@ -100,7 +100,7 @@ class Pixels:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hog:
+class Hog(Target):
     """Histograms of oriented gradients of the patch (MaskFeat), [b, n, 4 * bins * c].
 
     Of each channel of the standardised image: Sobel gradients with reflected edges;
@@ -111,10 +111,6 @@ class Hog:
     """
 
     bins: int = 9
-    teacher_layers: tuple[int, ...] = ()
-
-    def at_tap(self, layer: int) -> "Hog":
-        return self
 
     def __call__(self, context: TargetContext) -> Float[Array, "b n k"]:
         cells = hog(context.standardised, context.patch_size, self.bins)
@@ -151,15 +147,11 @@ def hog(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frozen:
+class Frozen(Target):
     """What the method's frozen network of this name makes of the patch: the ids of a
     tokenizer (BEiT), or features, LayerNorm without affine (MVP)."""
 
     network: str
-    teacher_layers: tuple[int, ...] = ()
-
-    def at_tap(self, layer: int) -> "Frozen":
-        return self
 
     def __call__(
         self, context: TargetContext
