@@ -110,7 +110,6 @@ class OptimizerSettings:
 class Rule:
     """How one parameter learns: its rate times `scale`."""
 
-    group: Group
     decays: bool
     frozen: bool
     scale: float
@@ -224,7 +223,6 @@ def rules_of(params: Params, settings: OptimizerSettings) -> Params:
         power = depth + 1 - layer_of(name, depth)
         multiple = re.search(r"/lr_([^/]+)/", name)
         return Rule(
-            group=group,
             decays=group.decays and not _matches(settings.no_decay, name),
             frozen=group.frozen or _matches(settings.frozen, name),
             scale=settings.layer_decay**power * float(multiple[1] if multiple else 1),

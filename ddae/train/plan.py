@@ -34,10 +34,6 @@ from ddae.train.speed import keep_compiled, keep_memory, parse_profile
 from ddae.train.state import TrainState, make_init
 from ddae.train.step import OnDevices
 
-SECTIONS = ("data", "model", "optimizer", "mesh", "evaluators")
-"""Read by the rooms that they name; those of `tasks.sections`, `image_size`, `dtype`
-and `task` by the task."""
-
 SLOW = 0.4
 """Share of a run by which its moving average may be behind without a warning."""
 
@@ -47,7 +43,10 @@ READ: dict[str, Callable[..., Any]] = {
     "optimizer": OptimizerSettings,
     "mesh": MeshSettings,
 }
-"""What a section is read into that every task has."""
+"""What each section is read into that every task has, beside the evaluators'."""
+
+SECTIONS = (*READ, "evaluators")
+"""Sections of every task; each has those of `tasks.sections` beside them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,6 @@ class Job:
     data_state: Mapping[str, Any]
     total_steps: int
     optimizer: Optimizer
-    accumulate: int
     signals: Signals
     evaluators: Mapping[str, eval.Evaluator]
     shapes: TrainState
@@ -200,6 +198,8 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     if total_steps:
         check_patterns(shapes.params, chosen)
     on_devices = OnDevices(mesh, signals)
+    # With the step, all that says which example comes next, and how it is cut.
+    data_state = {"seed": order.seed, "batch_size": order.batch_size}
     return Job(
         config=config,
         options=options,
@@ -207,10 +207,9 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         splits=splits,
         mesh=mesh,
         order=order,
-        data_state=_data_state(splits.train, order),
+        data_state={**splits.train.identity, **data_state},
         total_steps=total_steps,
         optimizer=optimizer,
-        accumulate=chosen.accumulate,
         signals=signals,
         evaluators=eval.from_config(config, task, splits, on_devices),
         shapes=shapes,
@@ -246,15 +245,6 @@ def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
             for name, section in config["evaluators"].items()
         }
     return whole
-
-
-def _data_state(train: data.Source, order: Order) -> dict[str, Any]:
-    """With the step, all that says which example comes next, and how it is cut."""
-    return {
-        **train.identity,
-        "seed": order.seed,
-        "batch_size": order.batch_size,
-    }
 
 
 def overview(job: Job) -> str:
