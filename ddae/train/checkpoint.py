@@ -27,6 +27,7 @@ from ddae.train.stored import (
     first_line,
     first_word,
     item_metadata_of,
+    items_of,
     lock,
     move_away,
     newest_of_all,
@@ -34,15 +35,12 @@ from ddae.train.stored import (
     read_items,
     read_meta,
     shapes_of,
-    split,
+    state_of,
     sweep,
     together,
     verify,
     write_few_slices,
 )
-
-Tree = Any
-
 
 SAME = (
     r"(task|image_size|data\.(mean|std))$"
@@ -147,27 +145,23 @@ class Checkpoints:
                 f"{bad[0]} is not finite at step {step}, so the state was not saved in"
                 f" {self.folder}; {self.last_good()}"
             )
-        params, training = split(state)
+        items = items_of(state)
         meta = {
             "step": step,
             "config": dict(config),
             "data": dict(data_state),
-            "digests": {"params": digests(params), "training": digests(training)},
+            "digests": {name: digests(tree) for name, tree in items.items()},
             "best": {
                 "name": self._keep_best,
                 "values": {str(step): value for step, value in self._values.items()},
             },
         }
+        args = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            meta=ocp.args.JsonSave(meta | {"crc": checksum(meta)}),
+        )
         with self._writing(step):
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    training=ocp.args.StandardSave(training),
-                    meta=ocp.args.JsonSave(meta | {"crc": checksum(meta)}),
-                ),
-                force=True,
-            )
+            saved = self._manager.save(step, args=args, force=True)
             if not saved:
                 raise RuntimeError("it holds a later one")
 
@@ -319,19 +313,17 @@ class Checkpoints:
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
-        params, training = split(shapes)
-        targets = {"params": params, "training": training}
+        targets = items_of(shapes)
         with together():
             meta = self._meta(step)
             alone = Alone(self.folder)
             restored = read_items(alone, self.folder, step, targets)
         with together():  # apart: digests of what is cut are taken by all at once
-            for item, expected in meta.get("digests", {}).items():
-                verify(f"{self.folder}/{step}/{item}", restored[item], expected)
+            verify(self.folder, step, restored, meta)
         best = meta.get("best", {})
         if best.get("name") == self._keep_best:  # else they are of something else
             self._values |= {int(at): v for at, v in best["values"].items()}
-        return TrainState(params=restored["params"], **restored["training"])
+        return state_of(restored)
 
 
 def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:

@@ -12,13 +12,15 @@ from ddae.settings import UserError
 from ddae.train.state import TrainState
 from ddae.train.stored import (
     DamagedError,
+    checkpoints_of,
     item_metadata_of,
+    items_of,
     newest_of_all,
     open_manager,
     plain,
     read_items,
     read_meta,
-    split,
+    state_of,
     verify,
 )
 
@@ -39,7 +41,7 @@ def reading(workdir: str) -> Iterator[tuple[Any, epath.Path, int]]:
     """(a manager, its folder, the step) of what `workdir` names, as `run_of` says; a
     `DamagedError` within is the user's."""
     workdir, step = run_of(workdir)
-    folder = epath.Path(workdir).resolve() / "checkpoints"
+    folder = checkpoints_of(workdir)
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {folder}; name the workdir of a run")
     with open_manager(folder) as manager:
@@ -74,12 +76,12 @@ def load_params(workdir: str, average: bool = False) -> tuple[Tree, dict[str, An
             plain(item_metadata_of(manager, folder, step, item)),
             is_leaf=lambda x: hasattr(x, "shape"),
         )
-        restored = read_items(manager, folder, step, {item: target})[item]
-        expected = meta.get("digests", {}).get(item, {})
-        verify(f"{folder}/{step}/{item}", restored, expected)
-    if averaged and not restored["ema_params"]:
+        restored = read_items(manager, folder, step, {item: target})
+        verify(folder, step, restored, meta)
+    found = restored[item]
+    if averaged and not found["ema_params"]:
         raise UserError(f"{workdir} keeps no moving average: nothing in it has one")
-    return restored["ema_params"] if averaged else restored, meta["config"]
+    return found["ema_params"] if averaged else found, meta["config"]
 
 
 def load_state(workdir: str, shapes: TrainState) -> TrainState:
@@ -91,12 +93,9 @@ def load_state(workdir: str, shapes: TrainState) -> TrainState:
     with reading(workdir) as (manager, folder, step):
         meta = read_meta(manager, folder, step)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        params, training = split(target)
-        items = {"params": params, "training": training}
-        restored = read_items(manager, folder, step, items)
-        for item, expected in meta.get("digests", {}).items():
-            verify(f"{folder}/{step}/{item}", restored[item], expected)
-    return TrainState(params=restored["params"], **restored["training"])
+        restored = read_items(manager, folder, step, items_of(target))
+        verify(folder, step, restored, meta)
+    return state_of(restored)
 
 
 def describe(workdir: str) -> dict[str, Any]:

@@ -370,15 +370,31 @@ def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def verify(where: str, tree: Tree, expected: Mapping[str, int]) -> None:
-    """Raises `DamagedError` naming the first array whose checksum is not the `expected`
-    one."""
-    for name, digest in digests(tree).items():
-        if expected and expected.get(name) != digest:
-            raise DamagedError(f"{where}{name}: its checksum differs")
+def verify(
+    folder: epath.Path, step: int, items: Mapping[str, Tree], meta: Mapping[str, Any]
+) -> None:
+    """Raises `DamagedError` naming the first array of `items` whose checksum is not
+    what `meta` says."""
+    for item, expected in meta.get("digests", {}).items():
+        for name, digest in digests(items[item]).items() if item in items else ():
+            if expected.get(name) != digest:
+                raise DamagedError(
+                    f"{folder}/{step}/{item}{name}: its checksum differs"
+                )
 
 
 def split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
-    """(params, all the rest by name): the two items of a checkpoint."""
+    """(params, all the rest by name): what a checkpoint keeps apart."""
     fields = dict(vars(state))
     return fields.pop("params"), fields
+
+
+def items_of(state: TrainState) -> dict[str, Tree]:
+    """The two items of a checkpoint by their names."""
+    params, training = split(state)
+    return {"params": params, "training": training}
+
+
+def state_of(items: Mapping[str, Tree]) -> TrainState:
+    """The inverse of `items_of`."""
+    return TrainState(params=items["params"], **items["training"])
