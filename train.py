@@ -7,14 +7,10 @@ process; docs/gpu.md and docs/tpu.md say how. Exit codes: 0 done; 2 wrong config
 data; 3 the loss stayed non-finite; 75 asked to stop, saved, run me again; 1 a crash.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/.", lock_config=True
@@ -64,8 +60,9 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    from ddae.commands import at_home, in_file, unknown_key
+    from ddae.commands import at_home, in_file, quiet_tensorflow, unknown_key
 
+    quiet_tensorflow()
     try:
         rest = flags.FLAGS(at_home(argv))
         for name in ("config", "workdir"):

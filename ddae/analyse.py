@@ -7,7 +7,6 @@ and, for methods that weigh patches, what share of them the weights leave.
 docs/reading_a_run.md says how to read each. Exit codes: 0; 2 wrong arguments or data.
 """
 
-import ast
 import json
 import os
 import sys
@@ -19,9 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from ddae import commands
 from ddae.difficulty import (
@@ -65,20 +61,12 @@ def open_run(
         if key not in config["data"]:
             raise UserError(f"--data {key}={value}: config.data has no such key")
         is_text = isinstance(config["data"][key], str)
-        config["data"][key] = value if is_text else _plain(value)
+        config["data"][key] = value if is_text else commands.literal(value)
     job = plan(config)
     if not isinstance(job.task, Pretrain):
         raise UserError(f"{workdir} is a run of task {config['task']}, not pretrain")
     state = load_state(workdir, job.shapes)
     return job, job.task, state.params, state.ema_params
-
-
-def _plain(text: str) -> Any:
-    """A number, tuple and so on as Python writes it; any other stays text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def analyse(

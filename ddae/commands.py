@@ -1,6 +1,7 @@
 """What all commands of this package have in common: `python -m ddae.NAME`."""
 
 import argparse
+import ast
 import contextlib
 import errno
 import os
@@ -14,6 +15,15 @@ from ddae.settings import UserError
 from ddae.storage import StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def literal(text: str) -> Any:
+    """A number, a tuple, True, None and so on as Python writes them; any other text as
+    it is."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def parser(name: str, text: str | None) -> argparse.ArgumentParser:
@@ -44,6 +54,7 @@ def run(
     line's); returns the exit code: its own, 0 for None, 2 after one line that says what
     is wrong with what was given, 1 for a full disk or one that may be well again, or
     where nobody reads on, as behind `| head`."""
+    quiet_tensorflow()
     args = made.parse_args(at_home(sys.argv[1:] if argv is None else argv))
     try:
         return function(args) or 0
@@ -54,6 +65,13 @@ def run(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         passing = isinstance(error, StorageError)
         return 1 if passing or getattr(error, "errno", 0) in FULL else 2
+
+
+def quiet_tensorflow() -> None:
+    """Has TensorFlow, which may be imported later, print no notices, and compute alike
+    on every CPU."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextlib.contextmanager

@@ -13,9 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from ddae import commands, data, settings
 from ddae.data.folder import FolderRecords
 from ddae.data.images import ImageSource

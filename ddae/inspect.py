@@ -12,8 +12,6 @@ from typing import Any
 
 from clu import parameter_overview
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from ddae import commands
 from ddae.train.loading import describe, load_params, run_of
 from ddae.train.metrics import read_metrics

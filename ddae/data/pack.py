@@ -17,9 +17,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from ddae import commands
 from ddae.data import DataSettings, from_settings
 from ddae.settings import UserError

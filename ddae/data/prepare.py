@@ -18,9 +18,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from ddae import commands
 from ddae.data.tfds import TfdsRecords, errors_alone, is_prepared, load_builder
 from ddae.settings import UserError

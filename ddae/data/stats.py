@@ -7,7 +7,6 @@ NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... Every image 
 that cannot be decoded are listed. Exit codes: 0; 2 wrong arguments or data.
 """
 
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -16,9 +15,6 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from ddae import commands, data
 from ddae.settings import UserError

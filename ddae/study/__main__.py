@@ -13,9 +13,6 @@ import re
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from ddae import commands
 from ddae.settings import UserError
 from ddae.study.report import write_report

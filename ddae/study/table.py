@@ -1,6 +1,5 @@
 """What a study is: rows of a table, the runs they stand for, and their configs."""
 
-import ast
 import dataclasses
 import importlib.util
 import inspect
@@ -10,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ddae import settings
+from ddae import commands, settings
 from ddae.settings import UserError
 
 
@@ -220,19 +219,11 @@ def _set(config: Any, key: str, value: Any, where: str) -> None:
         raise UserError(f"{where}: the config has no key {key}")
     try:
         if isinstance(value, str) and not isinstance(section[last], str):
-            section[last] = _parsed(value)
+            section[last] = commands.literal(value)
         else:
             section[last] = value
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {key}={value!r}: {error}") from error
-
-
-def _parsed(text: str) -> Any:
-    """A number, a tuple, True, None or text, as it is written in Python."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 def _module(text: str) -> tuple[Any, str | None]:

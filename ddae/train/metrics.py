@@ -15,6 +15,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from ddae.commands import quiet_tensorflow
+from ddae.data.decode import tensorflow
 from ddae.objective import Metrics
 from ddae.train.state import SO_FAR
 
@@ -189,14 +191,13 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 
 def _tensorboard(workdir: str) -> Any:
     """clu's writer, or None with a line saying so where TensorFlow is not installed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     try:
-        import tensorflow as tf
+        tensorflow()
         from clu import metric_writers
     except ModuleNotFoundError as error:
         print(f"no TensorBoard events: {error.name} is not installed", flush=True)
         return None
-    tf.config.set_visible_devices([], "GPU")
     return metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
 
 
