@@ -364,7 +364,7 @@ def test_scenes_whose_names_are_no_text_are_read(tmp_path, capfd):
     splits = splits_of(root, on_error="skip")
     (root / "images/training" / os.fsdecode(b"\xfc3.png")).write_bytes(b"no image")
     take(splits, Order(4, 4, seed=0), 0, ALL, 1)
-    assert "images/training/\\udcfc3.png with " in capfd.readouterr().out
+    assert "images/training/\\udcfc3.png with " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("fault", [break_sizes, break_labels, break_bytes])
@@ -376,7 +376,7 @@ def test_a_bad_scene_may_be_passed_over(fault, tmp_path, capfd):
     (images, _), (again, _) = (take(splits, order, 0, ALL, 2) for _ in range(2))
     np.testing.assert_array_equal(images, again)  # known as bad or not yet
     assert list(splits.train.bad) == [3] and splits.num_bad == 1
-    assert "bad record" in capfd.readouterr().out
+    assert "bad record" in capfd.readouterr().err
     # It may be met in a later batch first, and the one before has its substitute.
     with pytest.raises(UserError, match="more than config.data.max_bad=0"):
         take(splits_of(root, on_error="skip", max_bad=0), order, 0, ALL, 1 + AHEAD)

@@ -23,7 +23,7 @@ from ddae.data.order import Order
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
-    from ddae.data import Batch, DataSettings, Identity, Rows
+    from ddae.data import Batch, DataSettings, Identity, Rows, Source
 
 CHUNK = 64
 """Records that one Python call reads; the rest of their way is C++."""
@@ -280,38 +280,17 @@ class ImageSource:
         news = found.keys() - self.bad.keys()
         if not away or len(found) < len(indices):
             for index, why in found.items():
-                if self.data.on_error == "raise":
-                    raise UserError(
-                        f"{self.key(index)}: {why}; mend or remove it, or pass over"
-                        " such records with on_error=skip (train.py:"
-                        " --config.data.on_error=skip)"
-                    ) from error
-                self._remember(index, why)
-                if len(self.bad) > self.data.max_bad:
-                    raise UserError(
-                        f"{len(self.bad)} bad records, more than config.data.max_bad="
-                        f"{self.data.max_bad}; the last: {self._last_bad()}"
-                    ) from error
+                pass_over(self, self.data, index, why, error)
             if found and len(self.bad) == len(self):
                 raise self._all_bad(np.arange(len(self))) from error
             if news:
                 return
         self._pause(error, indices[0])
 
-    def _remember(self, index: int, why: str) -> None:
-        if index not in self.bad:
-            self.bad[index] = why
-            line = f"bad record {self.key(index)}: {why}"
-            print(line, file=sys.stderr, flush=True)
-
-    def _last_bad(self) -> str:
-        index = next(reversed(self.bad))
-        return f"{self.key(index)}: {self.bad[index]}"
-
     def _all_bad(self, indices: np.ndarray) -> UserError:
         return UserError(
             f"all {len(indices)} images that were to be read of"
-            f" {self.identity['split']} are bad; the last: {self._last_bad()}"
+            f" {self.identity['split']} are bad; the last: {_last_bad(self)}"
         )
 
     def _pause(self, error: Exception, index: int) -> None:
@@ -336,11 +315,41 @@ class ImageSource:
             if why is None:
                 return tried
             if not why.startswith(UNREADABLE):  # the storage may be away for a moment
-                self._remember(tried, why)
+                _note_bad(self, tried, why)
         return index
 
     def _without_bad(self, indices: np.ndarray) -> np.ndarray:
         return indices[~np.isin(indices, list(self.bad))]
+
+
+def pass_over(
+    source: Source, data: DataSettings, index: int, why: str, cause: Exception
+) -> None:
+    """Notes that the record at `index` is bad. Raises `UserError` where the run is to
+    stop: at once, or after too many."""
+    if data.on_error == "raise":
+        raise UserError(
+            f"{source.key(index)}: {why}; mend or remove it, or pass over such records"
+            " with on_error=skip (train.py: --config.data.on_error=skip)"
+        ) from cause
+    _note_bad(source, index, why)
+    if len(source.bad) > data.max_bad:
+        raise UserError(
+            f"{len(source.bad)} bad records, more than config.data.max_bad="
+            f"{data.max_bad}; the last: {_last_bad(source)}"
+        ) from cause
+
+
+def _note_bad(source: Source, index: int, why: str) -> None:
+    if index not in source.bad:
+        source.bad[index] = why
+        line = f"bad record {source.key(index)}: {why}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _last_bad(source: Source) -> str:
+    index = next(reversed(source.bad))
+    return f"{source.key(index)}: {source.bad[index]}"
 
 
 _live: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
 
 from ddae.data.augment import Augment
-from ddae.data.images import RecordError
+from ddae.data.images import RecordError, pass_over
 from ddae.data.order import Order
 from ddae.data.scene_augment import (
     IGNORED,
@@ -98,7 +98,8 @@ class SceneSource:
 
     def key(self, index: int) -> str:
         image, labels = (self.files.where(path) for path in self.pairs[index])
-        return f"{image} with {labels}"
+        text = f"{image} with {labels}"
+        return text.encode(errors="backslashreplace").decode()  # a name may be no text
 
     def train_batches(
         self, order: Order, first_step: int, rows: Rows, augment: Augment
@@ -211,22 +212,9 @@ class SceneSource:
             )
 
     def _condemn(self, index: int, error: RecordError) -> None:
-        line = f"{self.key(index)}: {error}"
-        line = line.encode(errors="backslashreplace").decode()  # a name may be no text
-        if self.data.on_error == "raise":
-            raise UserError(
-                f"{line}; mend or remove it, or pass over such records with"
-                " on_error=skip (train.py: --config.data.on_error=skip)"
-            ) from error
+        why = str(error).encode(errors="backslashreplace").decode()  # it names files
         with self._lock:
-            if index not in self.bad:
-                print(f"bad record {line}", flush=True)
-            self.bad[index] = str(error)
-            if len(self.bad) > self.data.max_bad:
-                raise UserError(
-                    f"{len(self.bad)} bad records, more than config.data.max_bad="
-                    f"{self.data.max_bad}; the last: {line}"
-                ) from error
+            pass_over(self, self.data, index, why, error)
 
     def _centre(self, image: Pixels, labels: Labels) -> tuple[Pixels, Labels]:
         size = self.image_shape[:2]
