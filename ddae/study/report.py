@@ -185,12 +185,11 @@ def _lines(study: Study, records: Records, score: str) -> Any:
                     at = ticks.index(row.x) if words else float(row.x)
                     points.append((at, *mean_and_deviation(values), values))
             if points:
-                at, means, deviations, every = zip(*points, strict=True)
+                at, means, *_ = zip(*points, strict=True)
                 (line,) = axis.plot(at, means, marker="o", label=series)
                 for x, mean, deviation, values in points:
-                    low_high = np.nan_to_num(deviation)
-                    colour = line.get_color()
-                    axis.errorbar(x, mean, yerr=low_high, color=colour, capsize=3)
+                    colour, bar = line.get_color(), np.nan_to_num(deviation)
+                    axis.errorbar(x, mean, yerr=bar, color=colour, capsize=3)
                     axis.plot([x] * len(values), values, ".", color=colour, alpha=0.4)
         if words:
             axis.set_xticks(range(len(ticks)), ticks)

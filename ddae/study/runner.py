@@ -16,7 +16,7 @@ import jax
 
 from ddae import commands, data, eval, settings, tasks
 from ddae.settings import UserError
-from ddae.study.table import Run, Study, config_of, runs_of
+from ddae.study.table import Row, Run, Study, config_of, runs_of
 from ddae.train import loop
 from ddae.train.cluster import PreemptedError
 from ddae.train.loading import load_params
@@ -59,21 +59,21 @@ class Runner:
         """The run's config, with its length where another row's cost gives it."""
         row, steps = run.row, None
         if row.repeats and not run.follow_up:
-            first = [
-                self.result(Run(self.study.row(name), self.study.seeds[0]))
-                for name in (row.repeats, row.at_cost_of)
-            ]
-            own, other = (found or {} for found in first)
+            own, other = (self.result(first) or {} for first in self._measured(row))
             if own and other and not own.get("failed") and not other.get("failed"):
                 steps = round(own["steps"] * other["cost"] / own["cost"])
         return config_of(self.study, run, self.workdir, self.changes, steps)
+
+    def _measured(self, row: Row) -> list[Run]:
+        """The runs whose costs give the length of a row that repeats another."""
+        names = (row.repeats, row.at_cost_of)
+        return [Run(self.study.row(name), self.study.seeds[0]) for name in names]
 
     def ready(self, run: Run) -> bool:
         """Whether all that it builds on is done, and did not fail."""
         wanted = [run.parent] if run.follow_up else []
         if run.row.repeats:
-            names = (run.row.repeats, run.row.at_cost_of)
-            wanted += [Run(self.study.row(n), self.study.seeds[0]) for n in names]
+            wanted += self._measured(run.row)
         found = [self.result(other) for other in wanted]
         return all(result and "failed" not in result for result in found)
 
@@ -100,14 +100,13 @@ class Runner:
                 seen |= {name, run.row.config}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
-        config = known_to(json.loads(json.dumps(self.config(run))), result["config"])
+        config = known_to(self.config(run), result["config"])
         if run.follow_up:  # the study may have been moved since
             config["init"]["workdir"] = result["config"]["init"]["workdir"]
-        if config != result["config"]:
-            key = _difference(config, result["config"])
+        if differs := settings.changed(config, result["config"]):
             raise UserError(
-                f"{self.path(run)} is done with another config.{key} than the study"
-                " says; remove it, or take another --workdir"
+                f"{self.path(run)} is done with another config.{next(iter(differs))}"
+                " than the study says; remove it, or take another --workdir"
             )
 
     def execute(self, run: Run) -> dict[str, Any]:
@@ -282,7 +281,7 @@ def cost_of(workdir: str) -> dict[str, Any]:
     The median step of its log times their number: a compilation, or a pause, counts
     little. On CPUs in CPU-seconds, since other work takes wall-clock; else in seconds.
     """
-    rows = [row for row in read_metrics(f"{workdir}/metrics.jsonl")]
+    rows = read_metrics(f"{workdir}/metrics.jsonl")
     train = [row for row in rows if "train/step_seconds" in row]
     if not train:
         return {"steps": 0, "cost": 0.0, "cost_unit": "s"}
@@ -336,12 +335,3 @@ def known_to(config: Any, older: Any) -> Any:
     if not isinstance(config, dict) or not isinstance(older, dict):
         return config
     return {k: known_to(v, older[k]) for k, v in config.items() if k in older}
-
-
-def _difference(a: Any, b: Any, where: str = "") -> str:
-    """The first dotted key in which two nested dicts differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            if a.get(key) != b.get(key):
-                return _difference(a.get(key), b.get(key), f"{where}.{key}")
-    return where.lstrip(".")
