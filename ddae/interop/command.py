@@ -1,4 +1,4 @@
-"""What the commands of this package have in common."""
+"""The commands import and export, as timm, huggingface and official all have them."""
 
 import argparse
 import typing

@@ -23,6 +23,7 @@ from ddae.interop.names import (
     nested,
     rows_of,
 )
+from ddae.models.build import pair
 from ddae.models.gelu import Gelu
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -63,10 +64,8 @@ def import_weights(
     Raises `UserError` naming an array that is missing, unknown or of another shape.
     """
     dialect = DIALECTS[name]
-    depth, decoder_depth = (
-        *(_count(weights, stack.theirs) for stack in dialect.stacks),
-        0,
-    )[:2]
+    depth, *more = (_count(weights, stack.theirs) for stack in dialect.stacks)
+    decoder_depth = more[0] if more else 0
     if not depth:
         raise UserError(
             f"no blocks named {dialect.stacks[0].theirs}N: not weights of {name}"
@@ -260,11 +259,6 @@ def _task(
         "model": asked | {"channels": model["channels"]},
     }
     return {"task": "pretrain", "method": {"name": "beit", "tokenizer": tokenizer}}
-
-
-def pair(size: Any) -> tuple[int, int]:
-    """(height, width) of an image size that may be one number."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def grid_of(config: Mapping[str, Any]) -> tuple[int, int]:

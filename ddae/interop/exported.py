@@ -9,7 +9,7 @@ from etils import epath
 
 from ddae import tasks
 from ddae.dds import block_name
-from ddae.interop.convert import grid_of, pair
+from ddae.interop.convert import grid_of
 from ddae.interop.names import (
     DIALECTS,
     Weights,
@@ -19,6 +19,7 @@ from ddae.interop.names import (
     to_theirs,
 )
 from ddae.methods import METHODS
+from ddae.models.build import pair
 from ddae.models.positions import resize_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -70,14 +71,14 @@ def read_run(
         own["heads/classifier/linear/kernel"] = kernel
         own["heads/classifier/linear/bias"] -= mean @ kernel
         classifier["norm"] = "none"
-    if (classifier.get("pool"), classifier.get("norm")) == ("cls", "layer"):
+    if (classifier["pool"], classifier["norm"]) == ("cls", "layer"):
         # A norm of the cls token alone is the encoder's last one, read at cls.
         for leaf in ("scale", "bias"):
             own[f"encoder/norm/{leaf}"] = own.pop(f"heads/classifier/norm/{leaf}")
         classifier["norm"] = "none"
     if classifier.get("tap", 0) not in (0, VIT_SPECS[config["model"]["size"]].depth):
         raise UserError("a probe of an inner block has no place in other formats")
-    if classifier.get("pool", "mean") == "attention":
+    if classifier["pool"] == "attention":
         raise UserError("an attentive probe has no place in other formats")
     return own, config, classifier
 
@@ -96,6 +97,14 @@ def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
     spec = task.method.heads[last.removeprefix("heads/")].decoder
     known = {"depth": spec.depth, "width": spec.width, "num_heads": spec.num_heads}
     return {**config, "method": {**method, "decoder": {**decoder, **known}}}
+
+
+def of_beit(config: Mapping[str, Any]) -> bool:
+    """Whether its blocks have parts that a plain ViT's lack, and BEiT's may have."""
+    model = config["model"]
+    return model.get("relative_bias", "none") != "none" or bool(
+        model.get("layer_scale")
+    )
 
 
 def last_head(config: Mapping[str, Any]) -> str:

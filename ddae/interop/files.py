@@ -15,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ddae import commands
+from ddae.interop.names import Weights
 from ddae.settings import UserError
 
-Weights = dict[str, np.ndarray]
+TORCH = (".pth", ".pt", ".bin")
+"""Endings of files that torch.save wrote."""
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -49,7 +51,7 @@ def read_weights(path: str) -> Weights:
             found = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is damaged or no safetensors: {error}") from error
-    elif path.endswith((".pth", ".pt", ".bin")):
+    elif path.endswith(TORCH):
         found = _flat_state(read_torch(path), path)
     else:
         raise UserError(
@@ -130,7 +132,7 @@ def write_torch(path: str, weights: Weights, beside: Mapping[str, str]) -> None:
 def read_beside(path: str) -> dict[str, Any]:
     """What a .safetensors file, or a .pth file of ours, says beside its arrays; {} of
     any other."""
-    if path.endswith((".pth", ".pt", ".bin")):
+    if path.endswith(TORCH):
         found = read_torch(path, _Beside)
         said = found.get("ddae") if isinstance(found, dict) else None
         return said if isinstance(said, dict) else {}

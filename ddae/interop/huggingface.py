@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae.interop import command
-from ddae.interop.convert import CLIP, HALF, IMAGENET, pair
+from ddae.interop.convert import CLIP, HALF, IMAGENET
 from ddae.interop.exported import (
     class_names,
     export_weights,
     has_decoder,
     last_head,
+    of_beit,
     read_run,
 )
 from ddae.interop.files import read_json, read_weights, write_weights
 from ddae.interop.names import Weights
+from ddae.models.build import pair
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 
@@ -124,20 +126,17 @@ def _class(
 ) -> tuple[str, str]:
     """(model_type, architecture)."""
     model = config["model"]
-    plain = model.get("relative_bias", "none") == "none" and not model.get(
-        "layer_scale"
-    )
+    plain = not of_beit(config)
     if model.get("style", "vit") != "vit":
         raise UserError("CLIP's encoder is imported only")
     if classifier:
-        if (classifier.get("pool", "mean"), classifier.get("norm", "layer")) == (
-            "mean",
-            "layer",
-        ):
+        kind = classifier["pool"], classifier["norm"]
+        if kind == ("mean", "layer"):
             return "beit", "BeitForImageClassification"
-        if classifier["pool"] == "cls" and classifier["norm"] == "none":
-            kind, name = ("vit", "ViT") if plain else ("beit", "Beit")
-            return kind, f"{name}ForImageClassification"
+        if kind == ("cls", "none"):
+            if plain:
+                return "vit", "ViTForImageClassification"
+            return "beit", "BeitForImageClassification"
         raise UserError(
             "transformers has no such classifier; fine-tune, or probe the cls token:"
             " --config.classifier.pool=cls"

@@ -13,7 +13,7 @@ from ddae.interop import command
 from ddae.interop.beside import hints_of, said_of
 from ddae.interop.convert import HALF, IMAGENET
 from ddae.interop.files import new_file, read_beside, read_weights, write_torch
-from ddae.interop.timm import named, said_of_gelu
+from ddae.interop.timm import named, names_of_beit, said_of_gelu
 
 
 def export(workdir: str, path: str, head: str | None) -> None:
@@ -31,7 +31,7 @@ def bring_in(args: Any) -> None:
     weights = read_weights(args.path)
     known: dict[str, Any] = hints_of(read_beside(args.path))
     dialect, told = "timm_vit", bool(known)
-    if any("gamma_1" in k or "relative_position" in k for k in weights):
+    if names_of_beit(weights):
         # BEiT-v2's pretraining, which has blocks for cls alone, takes ImageNet's.
         mean, std = IMAGENET if any("cls_pt_layers" in k for k in weights) else HALF
         dialect = "timm_beit"

@@ -12,7 +12,13 @@ from typing import Any
 from ddae.interop import command
 from ddae.interop.beside import hints_of, said_of
 from ddae.interop.convert import HALF
-from ddae.interop.exported import export_weights, has_decoder, last_head, read_run
+from ddae.interop.exported import (
+    export_weights,
+    has_decoder,
+    last_head,
+    of_beit,
+    read_run,
+)
 from ddae.interop.files import (
     new_file,
     read_beside,
@@ -49,10 +55,9 @@ def named(
     with the last layer's decoder where that is a MAE's. Raises `UserError`.
     """
     found, config, classifier = read_run(workdir, head)
-    model = config["model"]
     last = last_head(config)
     name = "timm_vit"
-    if model.get("relative_bias", "none") != "none" or model.get("layer_scale"):
+    if of_beit(config):
         name = "timm_beit"
     elif decoder and has_decoder(found, config):
         name = "mae"
@@ -80,10 +85,15 @@ def named(
     return export_weights(found, config, name, keep), name, config
 
 
+def names_of_beit(weights: Weights) -> bool:
+    """Whether there are parts among them that only BEiT has."""
+    return any("gamma_1" in name or "relative_position" in name for name in weights)
+
+
 def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
-    beit = any("gamma_1" in k or "relative_position" in k for k in weights)
+    beit = names_of_beit(weights)
     known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
     path = os.path.join(folder, "config.json")  # as timm's weights are published

@@ -80,6 +80,11 @@ def _sizes_near(image_size: int | tuple[int, int], patch_size: int) -> list[str]
     return [str(x[0] if isinstance(image_size, int) else x) for x in found]
 
 
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of an image size that may be one number."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def make_encoder(
     model: ModelSettings,
     image_size: int | tuple[int, int],
@@ -87,9 +92,7 @@ def make_encoder(
     final_norm: bool = True,
 ) -> Encoder:
     """The encoder of images of `image_size`; `UserError` where patches do not fit."""
-    height, width = (
-        (image_size, image_size) if isinstance(image_size, int) else image_size
-    )
+    height, width = pair(image_size)
     if min(height, width) < 1:
         raise UserError(f"config.image_size={image_size} is not 1 pixel or more")
     p = model.patch_size
