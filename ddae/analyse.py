@@ -20,12 +20,13 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from ddae import commands
+from ddae.data import sample
 from ddae.difficulty import (
     DISTANCE_BINS,
     effective_sample_size,
     nearest_visible_distance,
 )
-from ddae.eval.evaluator import over, sample
+from ddae.eval.evaluator import over
 from ddae.eval.figures import new_figure, to_array
 from ddae.eval.locality import linear_cka, make_distances, patch_distances
 from ddae.masking import gather_patches

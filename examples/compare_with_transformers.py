@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from ddae import commands, data, tasks
+from ddae.data import sample
 from ddae.eval.accuracy import topk
-from ddae.eval.evaluator import sample
 from ddae.settings import UserError
 from ddae.train.loading import load_params
 

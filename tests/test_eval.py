@@ -11,7 +11,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from ddae import data, eval, tasks
 from ddae.data.arrays import ArraySource
 from ddae.eval.codes import make_codes
-from ddae.eval.evaluator import sample
 from ddae.eval.figures import distance_curves
 from ddae.eval.knn import make_votes, place_bank, unit
 from ddae.models.vit import Features
@@ -258,7 +257,7 @@ def test_a_reconstruction_has_the_true_deviation_of_each_patch():
 def test_neighbours_are_searched_in_the_sample_of_each_set():
     section = {"k": 5, "num_train": 300, "num_held_out": 120}
     _, evaluators, splits = setup(knn=section)
-    rows = sample(splits.train, 300), sample(splits.held_out, 120)
+    rows = data.sample(splits.train, 300), data.sample(splits.held_out, 120)
     (bank, labels), (queries, truth) = (
         (s.images[i].reshape(len(i), 64), s.labels[i])
         for s, i in zip((splits.train, splits.held_out), rows, strict=True)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from ddae import settings
 from ddae.data.arrays import ArraySource, digits_sources, npz_sources
@@ -21,6 +23,9 @@ from ddae.settings import UserError
 Batch = dict[str, np.ndarray]
 """image: uint8, or float32 in [0, 1], [b, height, width, c]; label: int32 [b],
 of scenes [b, height, width]."""
+
+CHUNK = 256
+"""Images read at a time where a command goes through a whole set."""
 
 Rows = slice | np.ndarray
 """Which rows of a global batch a host reads."""
@@ -136,6 +141,24 @@ SOURCES: dict[str, SourceBuilder] = {
     "tar": tar_sources,
     "tfds": tfds_sources,
 }
+
+
+def sample(source: Source, limit: int) -> np.ndarray:
+    """Indices of all examples, or of `limit` drawn once at random, ascending; 0 takes
+    all."""
+    if not limit or limit >= len(source):
+        return np.arange(len(source))
+    return np.sort(np.random.default_rng(0).permutation(len(source))[:limit])
+
+
+def shown_batches(source: Source, indices: np.ndarray, label: str) -> Iterable[Batch]:
+    """The examples at `indices` in batches, with a bar on stderr of how far it is."""
+    return track(
+        source.batches(indices, CHUNK),
+        label,
+        total=-(-len(indices) // CHUNK),
+        console=Console(stderr=True),
+    )
 
 
 def from_config(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Splits:

@@ -14,14 +14,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from ddae import commands
-from ddae.data import DataSettings, from_settings
+from ddae.data import DataSettings, from_settings, shown_batches
 from ddae.settings import UserError
-
-CHUNK = 256
 
 
 def pack(out: str, data: DataSettings, image_size: tuple[int, int]) -> dict[str, int]:
@@ -31,14 +27,7 @@ def pack(out: str, data: DataSettings, image_size: tuple[int, int]) -> dict[str,
     os.makedirs(out, exist_ok=True)
     counts = {}
     for name, source in (("train", splits.train), ("test", splits.held_out)):
-        batches = list(
-            track(
-                source.batches(np.arange(len(source)), CHUNK),
-                name,
-                total=-(-len(source) // CHUNK),
-                console=Console(stderr=True),
-            )
-        )
+        batches = list(shown_batches(source, np.arange(len(source)), name))
         images = np.concatenate([batch["image"] for batch in batches])
         labels = np.concatenate([batch["label"] for batch in batches])
         path = os.path.join(out, f"{name}.npz")

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 
 from ddae import commands, data
 from ddae.settings import UserError
-
-BATCH = 256
 
 
 def channel_stats(
@@ -72,16 +68,9 @@ def _stats(args: Any) -> None:
 
 def report(source: data.Source, limit: int) -> None:
     """Reads `limit` images of `source` (0: all) and prints what a config wants."""
-    indices = np.arange(len(source))
-    if 0 < limit < len(source):
-        indices = np.sort(np.random.default_rng(0).permutation(indices)[:limit])
-    batches = track(
-        source.batches(indices, BATCH),
-        f"{len(indices)} images",
-        total=-(-len(indices) // BATCH),
-        console=Console(stderr=True),
-    )
-    mean, std = channel_stats(batches)
+    indices = data.sample(source, max(limit, 0))
+    label = f"{len(indices)} images"
+    mean, std = channel_stats(data.shown_batches(source, indices, label))
     shown = [", ".join(f"{x:.4f}" for x in values) for values in (mean, std)]
     print(f"# {len(indices) - len(source.bad)} images, {len(source.bad)} bad records")
     print(f"config.data.mean = ({shown[0]},)\nconfig.data.std = ({shown[1]},)")

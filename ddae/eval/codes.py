@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ddae.data import Splits
-from ddae.eval.evaluator import OnDevices, over, sample
+from ddae.data import Splits, sample
+from ddae.eval.evaluator import OnDevices, over
 from ddae.settings import UserError
 from ddae.tasks import Task
 from ddae.tasks.tokenize import Tokenize

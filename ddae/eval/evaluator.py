@@ -35,13 +35,6 @@ CHUNK = 1024
 """Images read at a time."""
 
 
-def sample(source: Source, limit: int) -> Int[np.ndarray, " k"]:
-    """All indices, or `limit` drawn once at random, ascending; 0 takes all."""
-    if not limit or limit >= len(source):
-        return np.arange(len(source))
-    return np.sort(np.random.default_rng(0).permutation(len(source))[:limit])
-
-
 def over(
     source: Source,
     indices: Int[np.ndarray, " k"],

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from ddae.data import Splits
-from ddae.eval.evaluator import OnDevices, over, sample
+from ddae.data import Splits, sample
+from ddae.eval.evaluator import OnDevices, over
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.tasks import Task

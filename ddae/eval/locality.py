@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddae.data import Splits
+from ddae.data import Splits, sample
 from ddae.dds import block_name
-from ddae.eval.evaluator import OnDevices, over, sample
+from ddae.eval.evaluator import OnDevices, over
 from ddae.models.attention import attention_probabilities
 from ddae.patches import Grid
 from ddae.settings import UserError

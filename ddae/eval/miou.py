@@ -14,10 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from rich.progress import track
 
-from ddae.data import Splits
+from ddae.data import Splits, sample
 from ddae.data.scene_augment import IGNORED, fitted, resized
 from ddae.data.scenes import SceneSource
-from ddae.eval.evaluator import OnDevices, sample
+from ddae.eval.evaluator import OnDevices
 from ddae.eval.scene_figures import Scene, draw_classes, draw_scenes
 from ddae.eval.sliding import Pair, make_stitch, window_grid, windows
 from ddae.settings import UserError
