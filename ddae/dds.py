@@ -222,8 +222,8 @@ def with_dds(
 
 
 def _kind(term: Term, terms: tuple[Term, ...]) -> str:
-    """What the names of a Term's repeats begin with: its output, or where several
-    Terms are losses of that one, what its own name does."""
+    """How the names of a Term's copies at other taps begin: with its output, or, where
+    several Terms have a loss of that output, as its own name does."""
     own = (term.head, term.output)
     alone = [(other.head, other.output) for other in terms].count(own) == 1
     return term.output if alone else term.name.removesuffix(f"/{term.head}")

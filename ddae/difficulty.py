@@ -1,6 +1,6 @@
 """Difficulty of a hidden patch: its distance to the nearest visible one, and weights.
 
-The seed of this project states that difficulty varies with the distance to visible
+What we have of the paper states that difficulty varies with the distance to visible
 patches and that the focus moves with the phase of pretraining and the depth of the
 network. The metric, the power law and the schedule are our choices.
 """

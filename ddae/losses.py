@@ -16,8 +16,8 @@ def mse(prediction: Values, target: Values) -> PerPatch:
 def normalise_features(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """LayerNorm without affine over the last axis, eps 1e-6, float32.
 
-    The variance is that of `nn.LayerNorm`, a difference of means: with a pass of its
-    own XLA on a GPU writes all of x down, normalised, before a part of it is taken.
+    The variance is that of `nn.LayerNorm`, E[x^2] - E[x]^2. Computed from x - E[x], it
+    has XLA on a GPU write all of x to memory, normalised, before a part of it is taken.
     """
     x = _f32(x)
     mean = x.mean(axis=-1, keepdims=True)

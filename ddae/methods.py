@@ -116,7 +116,7 @@ def ddae(
 ) -> Method:
     """Deep Dynamic AutoEncoding: pixels and teacher features at every tap, weighted.
 
-    The seed fixes the parts (pixel regression, dynamic feature self-distillation of
+    The paper fixes the parts (pixel regression, dynamic feature self-distillation of
     intermediate layers, weights by distance over phase and depth); every default here
     is ours.
     """

@@ -125,10 +125,11 @@ def in_turn(
 ) -> tuple[Scalar, Metrics]:
     """The sum of the `losses`, each of its (parameters, features), and all metrics.
 
-    With the value of a loss its gradient is taken, and the next waits for the features'
-    and, so as not to wait for what devices sum, for the parameters' of the one before
-    it: no more than two heads' activations are in memory. Left to itself XLA may keep
-    those of all heads. Differentiable once, backwards.
+    Left to itself XLA may keep the activations of all heads in memory; here no more
+    than two heads' are. Each loss is computed with its gradient, and begins only when
+    the last one's gradient of the features is there, and that of the parameters of the
+    one before it (the last one's may still be on its way between devices).
+    Differentiable once, backwards.
     """
 
     def forward(given: Any) -> tuple[tuple[Scalar, Metrics], Any]:

@@ -1,5 +1,6 @@
-"""Bytes to pixels in tf.data graphs: nearly one verdict a record, whatever the cut.
+"""Bytes to pixels in tf.data graphs.
 
+Whether a record can be decoded hardly depends on how it is cut (see `decode_window`).
 Images are uint8 [h, w, c] tensors, c in {1, 3}. Orientation tags (EXIF) are ignored.
 """
 
@@ -151,8 +152,8 @@ def _rounded(image: Any, overshoots: bool) -> Any:
 
 
 THIN = 4
-"""A covering image so many times as long as what it covers is never made as a whole:
-that of 1 x 9000 pixels would take gigabytes."""
+"""A covering image that is more than so many times as long as it has to be is not made
+as a whole: that of 1 x 9000 pixels would take gigabytes."""
 
 
 def centre(image: Any, size: tuple[int, int], share: float) -> Any:

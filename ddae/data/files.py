@@ -23,7 +23,8 @@ THREADS = 64
 Index = dict[str, np.ndarray]
 
 EDITION = 2
-"""One more where another index is made of the same files: a kept one is forgotten."""
+"""Of the index: raise it with any change to what is kept, so that old ones are not
+read."""
 
 
 def is_remote(path: str) -> bool:

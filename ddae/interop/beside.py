@@ -1,7 +1,8 @@
-"""What our files say beside their arrays, as text, and imports here read again.
+"""Facts that exported files hold beside their arrays, as text, for imports here.
 
-In `__metadata__` of a .safetensors file, under "ddae" of a .pth file. Nobody else reads
-it; without it mean and deviation are assumed, and an oblong grid may pass for a square.
+They lie in `__metadata__` of a .safetensors file, and under "ddae" in a .pth file;
+other programs ignore them. Without them an import has to assume mean and deviation, and
+may take an oblong grid for a square one.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
 
 
 def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
-    """What there is to say of a run; decoder: that goes out too."""
+    """The facts about a run; decoder: whether its decoder is exported too."""
     found = {
         **{key: config["data"][key] for key in ("mean", "std")},
         "image_size": config["image_size"],
@@ -47,7 +48,8 @@ def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
 
 
 def hints_of(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """What of it can be read, by the names of `Hints`; somebody else's may not."""
+    """Those that can be read, by the names of `Hints`; in somebody else's file the keys
+    may mean other things."""
     found: dict[str, Any] = {}
     for key, read in KINDS.items():
         try:

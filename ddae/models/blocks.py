@@ -29,8 +29,8 @@ Remat = Literal["off", "dots", "full"]
 
 
 def _once(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a loop of which all is kept keeps what this gives: not another view of an
-    array, which would lie beside it."""
+    """Whether a loop without remat keeps the output of this primitive: all but reshapes
+    and broadcasts, which would be stored a second time beside the array they show."""
     return primitive.name not in ("reshape", "broadcast_in_dim")
 
 
@@ -39,11 +39,11 @@ POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""What remat keeps; off: in a loop."""
+"""What remat keeps for the backward pass; "off" is used in a scan alone."""
 
 LOOPED = 2
-"""No loop over as few blocks or fewer: it compiles no sooner, and a GPU sets aside at
-once what the loops of all heads of a step keep for their gradients."""
+"""So few blocks, or fewer, are not scanned: a loop of them compiles no faster, and a
+GPU reserves at once what the loops of all heads of a step keep for their gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +166,8 @@ class Block(nn.Module):
 
     layer_scale: initial value of a learned factor of each channel of both branches; 0
     is none. bias_grid: the grid of a relative position bias of its own. kernel: what
-    computes attention. tokens: how many of t count; the others, whom nobody sees, fill
-    up what flash attention takes.
+    computes attention. tokens: how many of t count; the rest is padding for flash
+    attention, which no token reads.
     """
 
     spec: ViTSpec
@@ -239,14 +239,14 @@ def through_blocks(
     remat: Remat = "off",
     scan: bool = False,
 ) -> dict[int, Float[Array, "b t d"]]:
-    """x after the last of the blocks of `owner` (called in its compact method) that are
-    numbered `layers`, and after those of them that are in `taps`, by number; and before
-    the first, by the number before it.
+    """Sends x through the blocks numbered `layers`; {layer: x after it} of the last one
+    and of `taps`, and x as given under the number before the first.
 
-    settings: of `Block`, the same for all; drop_path: one for each. kernel: asked for.
-    remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: one
-    compiled block goes over their weights from tap to tap, where these are more than
-    `LOOPED` apart; the weights are stacked for it, named and stored as without.
+    owner: the module that has the blocks; call this in its compact method. settings: of
+    `Block`, the same for all; drop_path: one for each. kernel: the one asked for.
+    remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: between
+    taps more than `LOOPED` blocks apart, one block is compiled and looped over their
+    weights; these are stacked for it, but named and stored as without.
     """
     t, first = x.shape[1], layers.start
     found = {first - 1: x}
@@ -286,8 +286,8 @@ def through_blocks(
 def _for_attention(
     x: Float[Array, "b t d"], settings: Mapping[str, Any], kernel: Kernel, bias: Any
 ) -> tuple[Float[Array, "b _ d"], dict[str, Any]]:
-    """x, with one token more where flash attention will want an even number of them,
-    and the settings of blocks that compute it."""
+    """x, padded to an even number of tokens where flash attention computes it, and the
+    settings of blocks with the kernel that was chosen."""
     t, spec = x.shape[1], settings["spec"]
     biased = bias is not None or settings.get("bias_grid") is not None
     width = spec.width // spec.num_heads

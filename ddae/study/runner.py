@@ -319,8 +319,8 @@ def score_workdir(
 
 
 def _not_its_own(folder: str, names: list[str]) -> list[str]:
-    """What lies in a run's folder that another's does not take over: what says that it
-    is done, which comes last, locks, and what followed it."""
+    """What adopting a run's folder leaves out: the file that says it is done (written
+    last), locks, and the folders of its follow-ups."""
     return [
         name
         for name in names

@@ -47,9 +47,8 @@ SAME = (
     r"|model\.(size|style|gelu|positions|position_grid)$"
     r"|(method|classifier|mixing|segmenter|tokenizer)\.(?!.*(workdir|\.dtype)$)"
 )
-"""Keys of a config that a resumed run cannot change: it would go on with another task
-than its state has learned. What is frozen may lie elsewhere, and a decoder may go on in
-another precision."""
+"""Keys of a config that a resumed run cannot change, as its weights were learned for
+them. Not among them: where frozen networks lie, and a decoder's precision."""
 
 
 ENDING_SECONDS = 60.0

@@ -126,7 +126,7 @@ def _run(job: Job, workdir: str) -> None:
                 if changes:
                     said = map(said_change, changes.items())
                     report.say("\n  ".join(["with other settings:", *said]))
-            _train(job, state, step or 0, checkpoints, report, workdir)
+            _from_step(job, state, step or 0, checkpoints, report, workdir)
             checkpoints.wait()
             report.say(summary(report))
 
@@ -163,7 +163,7 @@ def _first_state(job: Job, known: Any) -> TrainState:
     return init(jax.random.key(job.options.seed), known)
 
 
-def _train(
+def _from_step(
     job: Job,
     state: TrainState,
     step: int,
@@ -171,7 +171,8 @@ def _train(
     report: Report,
     workdir: str,
 ) -> None:
-    """From `step` on to the end, or to the step at which all agree to stop."""
+    """Evaluates, where `step` is due and the log has nothing of it yet, then trains on
+    to the end, or to the step at which all processes agree to stop."""
     due = job.evaluates(step)
     found = of_first(report.evaluation(step if due else None))
     # Not due, but a name that no evaluation gives is to be found before the next steps.

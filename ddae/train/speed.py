@@ -34,10 +34,10 @@ def keep_compiled(folder: str) -> None:
     CPU has compiled may not run on another kind, so each has a folder of its own.
     Processes may share it.
 
-    What each of several GPUs computes of its own examples, attention, is a Python
-    function to jax until XLA compiles it: jax would know a program by that function's
-    address, another one in each process. It leaves that out here, and a folder is of
-    one version of these functions.
+    Attention on several GPUs is custom partitioned: jax puts the address of a Python
+    function into the key of such a program, and the address differs from process to
+    process. So jax is told to leave it out of the key, and each version of these
+    functions has a folder of its own.
     """
     if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return

@@ -38,13 +38,14 @@ CHUNK = 256
 """Images evaluated at a time, over all devices."""
 
 WHOLE = ("stop", "images")
-"""Parts of a batch that are not cut into rows: `images`, of which its `index` names the
-rows, and `stop`, a flag of each device."""
+"""Parts of a batch that have no row for each example: `images`, the whole training set,
+which `index` points into, and `stop`, a flag of each device."""
 
 BRANCHING = ("cpu",)
-"""Where a branch keeps the state when a step is not finite: XLA writes the new one over
-the old there, and would copy it all for a choice between two of each array. On a GPU it
-is the other way round (tests/test_cuda.py), and the host would wait for the branch."""
+"""Platforms on which `lax.cond`, not `jnp.where`, keeps the old state when a step is
+not finite. There XLA writes the new state over the old one in a branch, and would copy
+all of it for a `where`. On a GPU it is the other way round (tests/test_cuda.py), and
+the host would wait for the branch."""
 
 
 def make_step(

@@ -55,9 +55,10 @@ def write_few_slices() -> None:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's, which remembers at once why a save in the background failed: it raises
-    that only when all processes have met, and those that did not fail wait for this
-    one. Where Orbax calls that step otherwise, nothing but the haste is lost."""
+    """Orbax's, with the error of a save in the background in `failure` as soon as it is
+    there. Orbax itself raises it only once all processes have met, and those that did
+    not fail would wait for this one. It overrides a private method: should Orbax rename
+    that, a failure is merely seen later."""
 
     failure: Exception | None = None
 
@@ -70,9 +71,9 @@ class Manager(ocp.CheckpointManager):
 
 
 class Brief:
-    """A `sys.unraisablehook`: `shown`, without what all the other arrays say, a
-    traceback each, where one cannot be read or written; some say it only when they are
-    collected."""
+    """A `sys.unraisablehook` that passes errors on to `shown`, but for repeated ones:
+    where one array cannot be read or written, all the other arrays raise too, a
+    traceback each, some only when they are garbage collected."""
 
     def __init__(self, shown: Callable[[Any], object]):
         self._shown = shown
@@ -84,8 +85,8 @@ class Brief:
 
 
 def _no_echo(record: logging.LogRecord) -> bool:
-    """Whether a record of the log is shown: not the errors of files that are raised as
-    well, logged with a traceback by each thread they come through."""
+    """A filter of the log: False for errors of files, which are raised as well, and
+    which each thread that they pass through logs with a traceback."""
     error = record.exc_info[1] if record.exc_info else None
     named = re.search("os_error_code|OCDBT|schedule new futures", str(error))
     of_files = named or isinstance(error, OSError)
