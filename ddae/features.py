@@ -8,7 +8,7 @@ wrong arguments or data.
 
 import os
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,18 +23,12 @@ from ddae.train.loading import describe
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
 
-POOLS = {
-    "mean": lambda features: features.patches.mean(axis=1),
-    "cls": lambda features: features.prefix[:, 0],
-    "none": lambda features: features.patches,
-}
-
 
 def extract(
     workdir: str,
     folder: str,
     tap: int = 0,
-    pool: str = "mean",
+    pool: Literal["mean", "cls", "none"] = "mean",
     on_error: str = "raise",
 ) -> tuple[np.ndarray, list[str]]:
     """(features, float32, the files they are of) for the images below `folder`.
@@ -48,7 +42,8 @@ def extract(
     source = ImageSource(records := FolderRecords(folder, "features"), shape, chosen)
 
     def pooled(params: Any, images: jax.Array) -> jax.Array:
-        return POOLS[pool](encode(params, images, tap))
+        found = encode(params, images, tap)
+        return found.patches if pool == "none" else found.pooled(pool)
 
     mesh = make_mesh(MeshSettings(), batch_size=jax.device_count(), accumulate=1)
     function = OnDevices(mesh)(pooled)
@@ -65,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder")
     parser.add_argument("out", metavar="OUT.npz")
     parser.add_argument("--tap", type=int, default=0, help="block to read; 0: the last")
-    parser.add_argument("--pool", choices=list(POOLS), default="mean")
+    parser.add_argument("--pool", choices=("mean", "cls", "none"), default="mean")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
     return commands.run(_features, parser, argv)
 

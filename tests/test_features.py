@@ -155,5 +155,5 @@ def test_wrong_arguments_are_one_line(
 
 def test_features_are_pooled_as_they_are_told():
     found = Features(prefix=np.ones((2, 1, 3)), patches=np.full((2, 4, 3), 5.0))
-    assert (features.POOLS["cls"](found) == np.ones((2, 3))).all()
-    assert (features.POOLS["mean"](found) == np.full((2, 3), 5.0)).all()
+    assert (found.pooled("cls") == np.ones((2, 3))).all()
+    assert (found.pooled("mean") == np.full((2, 3), 5.0)).all()

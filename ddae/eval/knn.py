@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from ddae.data import Splits, sample
 from ddae.eval.evaluator import OnDevices, over
-from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.tasks import Task
 
@@ -51,7 +50,11 @@ def make_knn(
 
     available = min(num_train or len(splits.train), len(splits.train))
     ks = _numbers(k, available)
-    features = on_devices(lambda params, images: _pooled(task, pool, params, images))
+
+    def pooled(params: Any, images: Array) -> Float[Array, "b d"]:
+        return unit(task.encode(params, images).pooled(pool).astype(jnp.float32))
+
+    features = on_devices(pooled)
     votes = make_votes(on_devices.mesh, ks, temperature, splits.train.num_classes)
 
     def run(params: Any, step: int) -> dict[str, float | np.ndarray]:
@@ -73,12 +76,6 @@ def make_knn(
         return found
 
     return run
-
-
-def _pooled(task: Task, pool: str, params: Any, images: Array) -> Float[Array, "b d"]:
-    tokens: Features = task.encode(params, images)
-    x = tokens.patches.mean(axis=1) if pool == "mean" else tokens.prefix[:, 0]
-    return unit(x.astype(jnp.float32))
 
 
 def _top1(

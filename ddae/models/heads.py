@@ -202,12 +202,10 @@ class Classifier(nn.Module):
         self, features: Features, training: bool = False
     ) -> tuple[Float[Array, "b k"], Observed]:
         """(logits, what `absorb` takes: {} unless `norm` is "batch")."""
-        if self.pool == "mean":
-            x = features.patches.mean(axis=1)
-        elif self.pool == "cls":
-            x = features.prefix[:, 0]
-        else:
+        if self.pool == "attention":
             x = AttentivePool(self.num_heads, self.dtype, name="attention")(features)
+        else:
+            x = features.pooled(self.pool)
         observed: Observed = {}
         if self.norm == "layer":
             x = LayerNorm(dtype=self.dtype, name="norm")(x)

@@ -46,6 +46,10 @@ class Features:
     prefix: Float[Array, "b p d"]
     patches: Float[Array, "b t d"]
 
+    def pooled(self, pool: Literal["mean", "cls"]) -> Float[Array, "b d"]:
+        """The mean of the patches, or the cls token: one row an image."""
+        return self.patches.mean(axis=1) if pool == "mean" else self.prefix[:, 0]
+
 
 VIT_SPECS: dict[str, ViTSpec] = {
     "Pico": ViTSpec(64, 4, 2),  # scanned digits, CIFAR in studies on a CPU
