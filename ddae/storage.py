@@ -1,6 +1,7 @@
-"""Storage that cannot be used: whether it is the path that is wrong, or may pass."""
+"""Where this package keeps things, and storage that fails: for good, or for a while."""
 
 import errno
+import os
 import re
 
 from ddae.settings import UserError
@@ -23,6 +24,12 @@ PASSING = "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Conne
 """In the names of a bucket's errors, which have no number of the system's."""
 
 AGAIN = "; give the same command again"
+
+
+def cache_folder() -> str:
+    """The package's own, below $XDG_CACHE_HOME, or below ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "ddae")
 
 
 class StorageError(RuntimeError):

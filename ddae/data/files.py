@@ -6,7 +6,7 @@ import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ from rich.progress import track
 
 from ddae.data.decode import tensorflow
 from ddae.settings import UserError
+from ddae.storage import cache_folder
 
 THREADS = 64
 """Reads in flight from a remote file system, and files indexed at a time."""
@@ -43,6 +44,11 @@ def open_bytes(path: str) -> Iterator[BinaryIO | Any]:
             yield file
 
 
+def mapping(path: str) -> Callable[..., Iterable[Any]]:
+    """`map`; where `path` is of a remote file system, one with many calls in flight."""
+    return ThreadPoolExecutor(THREADS).map if is_remote(path) else map
+
+
 BROKEN = (zipfile.BadZipFile, zlib.error)
 
 
@@ -66,9 +72,8 @@ def indexed(
     except tensorflow().errors.OpError as error:
         raise UserError(f"cannot be read: {error.message}") from error
     sizes = [size for _, size, _ in state]
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = zlib.crc32(repr((EDITION, state)).encode())
-    kept = os.path.join(folder, "ddae", f"{kind}-{key:08x}.npz")
+    kept = os.path.join(cache_folder(), f"{kind}-{key:08x}.npz")
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, *BROKEN):
         with np.load(kept, allow_pickle=False) as index:
             if index["state"] == repr(state):

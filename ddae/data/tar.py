@@ -8,14 +8,13 @@ import re
 import tarfile
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
-from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
+from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.folder import EXTENSIONS, ending, other_spelling, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
@@ -84,8 +83,7 @@ class TarRecords:
                 self._names.tobytes() + self._lengths.tobytes() + self.labels.tobytes()
             ),
         }
-        remote = is_remote(self._paths[0])
-        self._pool = ThreadPoolExecutor(THREADS) if remote else None
+        self._map = mapping(self._paths[0])
 
     def _classes_of(
         self, folders: list[str], labels: Int[np.ndarray, " n"], split: str
@@ -145,7 +143,7 @@ class TarRecords:
         return data
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
-        return list((self._pool.map if self._pool else map)(self.read, indices))
+        return list(self._map(self.read, indices))
 
     def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
         return record, tensorflow().gather(self.labels, index)

@@ -7,14 +7,13 @@ import logging
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
-from ddae.data.files import THREADS, Index, indexed, is_remote, open_bytes
+from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
@@ -123,13 +122,12 @@ class TFRecords:
 
     def __init__(self, files: Sequence[Any]):
         self._paths = [str(file.filename) for file in files]
-        remote = is_remote(self._paths[0])
         offsets = _offsets(files)
         self._offsets = np.concatenate(
             [o[f.skip : f.skip + f.take] for o, f in zip(offsets, files, strict=True)]
         )
         self._shards = np.repeat(np.arange(len(files)), [f.take for f in files])
-        self._pool = ThreadPoolExecutor(THREADS) if remote else None
+        self._map = mapping(self._paths[0])
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -156,7 +154,7 @@ class TFRecords:
         return data
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
-        return list((self._pool.map if self._pool else map)(self.read, indices))
+        return list(self._map(self.read, indices))
 
 
 def tfds_sources(

@@ -14,6 +14,7 @@ from etils import epath
 
 from ddae.models import short_attention
 from ddae.settings import UserError
+from ddae.storage import cache_folder
 
 KEPT_BYTES = 4 * 2**30
 """Compiled programs beyond these go, those first that were not used for longest."""
@@ -42,8 +43,7 @@ def keep_compiled(folder: str) -> None:
     if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     if folder == "auto":
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(home, "ddae", "xla")
+        folder = os.path.join(cache_folder(), "xla")
     folder = os.path.join(folder, _kind_of_machine())
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
