@@ -22,7 +22,7 @@ from test_step import trainer
 from ddae.settings import UserError
 from ddae.storage import AGAIN, StorageError, of_storage
 from ddae.train import loop, stored
-from ddae.train.checkpoint import CheckpointError, Checkpoints
+from ddae.train.checkpoint import CheckpointError, Checkpoints, lock
 from ddae.train.cluster import run_to_end
 from ddae.train.digest import digests, nonfinite
 from ddae.train.loading import load_params, load_state
@@ -322,7 +322,7 @@ def test_a_start_whose_storage_may_be_well_again_is_no_wrong_path(
 def test_a_lock_that_fails_as_storage_may_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", failing(of_system(errno.EIO)))
     with pytest.raises(StorageError, match="cannot be written: Input/output error; g"):
-        stored.lock(epath.Path(tmp_path))
+        lock(epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize("kind", [StorageError, UserError])

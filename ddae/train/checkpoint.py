@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import re
 import sys
 import threading
@@ -16,19 +17,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import NOT_SET, UserError, changed
-from ddae.storage import StorageError
+from ddae.storage import StorageError, unusable
 from ddae.train.digest import digests, nonfinite
 from ddae.train.state import NonFiniteError, TrainState
 from ddae.train.stored import (
     Alone,
     DamagedError,
+    checkpoints_of,
     checksum,
     committed,
     first_line,
     first_word,
     item_metadata_of,
     items_of,
-    lock,
     move_away,
     newest_of_all,
     open_manager,
@@ -85,7 +86,7 @@ class Checkpoints:
         self._values: dict[int, float] = {}
         with together(UserError):
             self._lock = lock(epath.Path(workdir))
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        self.folder = checkpoints_of(workdir)
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise UserError(f"{self.folder} is a file; take another --workdir")
@@ -323,6 +324,32 @@ class Checkpoints:
         if best.get("name") == self._keep_best:  # else they are of something else
             self._values |= {int(at): v for at, v in best["values"].items()}
         return state_of(restored)
+
+
+def lock(workdir: epath.Path) -> Any:
+    """Held for the life of a run, by its first process; None for a remote workdir."""
+    if jax.process_index() != 0 or "://" in str(workdir):
+        return None
+    try:
+        file = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise unusable(f"{workdir} cannot be written", error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another run is at work in {workdir}; wait for it, or take another"
+            " --workdir"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"warning: {workdir} cannot be locked ({error.strerror}): see that no other"
+            " run works in it",
+            file=sys.stderr,
+            flush=True,
+        )
+    return file
 
 
 def _preserved(keep: int, every: int, values: Mapping[int, float]) -> Any:

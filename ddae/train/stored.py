@@ -1,7 +1,6 @@
 """What lies in a folder of checkpoints, and what can go wrong in reading it."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import re
@@ -31,6 +30,9 @@ class DamagedError(ValueError):
     """A checkpoint that cannot be read, or reads otherwise than it was written."""
 
 
+COMMIT = "commit_success.txt"
+"""What Orbax writes into the folder of a step once all of it is there."""
+
 MIN_SLICE_BYTES = 2**20
 
 
@@ -52,6 +54,11 @@ def write_few_slices() -> None:
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     finally:
         log.disabled = was
+
+
+def checkpoints_of(workdir: str) -> epath.Path:
+    """The folder of a run's checkpoints."""
+    return epath.Path(workdir).resolve() / "checkpoints"
 
 
 class Manager(ocp.CheckpointManager):
@@ -173,39 +180,13 @@ def of_all(number: int) -> Int[np.ndarray, " processes"]:
     return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)
 
 
-def lock(workdir: epath.Path) -> Any:
-    """Held for the life of a run, by its first process; None for a remote workdir."""
-    if jax.process_index() != 0 or "://" in str(workdir):
-        return None
-    try:
-        file = open(workdir / ".lock", "w")
-    except OSError as error:
-        raise unusable(f"{workdir} cannot be written", error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(
-            f"another run is at work in {workdir}; wait for it, or take another"
-            " --workdir"
-        ) from error
-    except OSError as error:  # some network file systems have no locks
-        print(
-            f"warning: {workdir} cannot be locked ({error.strerror}): see that no other"
-            " run works in it",
-            file=sys.stderr,
-            flush=True,
-        )
-    return file
-
-
 def committed(folder: epath.Path) -> list[int]:
     """The steps that are whole, whatever is being written."""
     with contextlib.suppress(OSError):  # as a disk's that is full or gone
         return [
             int(entry.name)
             for entry in folder.iterdir()
-            if entry.name.isdigit() and (entry / "commit_success.txt").exists()
+            if entry.name.isdigit() and (entry / COMMIT).exists()
         ]
     return []
 
@@ -215,7 +196,7 @@ def sweep(folder: epath.Path) -> None:
     if jax.process_index() != 0 or not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if entry.name.isdigit() and not (entry / "commit_success.txt").exists():
+        if entry.name.isdigit() and not (entry / COMMIT).exists():
             ours = {"params", "training", "meta", "metrics", "_CHECKPOINT_METADATA"}
             if {inner.name for inner in entry.iterdir()} <= ours:
                 with contextlib.suppress(OSError):  # it does no harm
