@@ -2,7 +2,6 @@ import io
 import itertools
 import os
 import shutil
-import types
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from ddae.data.images import ImageSource
 from ddae.data.order import Order
 from ddae.eval.evaluator import over
 from ddae.settings import UserError
-from ddae.train import loop
+from ddae.train.metrics import write_config
 
 ALL = slice(None)
 # TensorFlow's own Python, not ours, warns while it traces a function.
@@ -162,9 +161,7 @@ def test_a_name_that_is_no_text_is_a_name(tmp_path):
 
 def test_a_class_whose_name_is_no_text_is_a_class(tmp_path):
     names = tuple(os.fsdecode(name) for name in (b"b\xfcld", "b\xfcld".encode()))
-    train = types.SimpleNamespace(class_names=names)
-    job = types.SimpleNamespace(config={}, splits=types.SimpleNamespace(train=train))
-    loop._write_config(job, str(tmp_path))
+    write_config(str(tmp_path), {}, names)
     written = (tmp_path / "classes.txt").read_text("utf-8")
     assert written == "b\\udcfcld\nb\xfcld\n"
 

@@ -1,7 +1,6 @@
 """From weights under other names to a workdir."""
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -28,8 +27,10 @@ from ddae.models.gelu import Gelu
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train.checkpoint import Checkpoints
+from ddae.train.metrics import write_config
 from ddae.train.optimizer import path_name
 from ddae.train.state import TrainState
+from ddae.train.stored import checkpoints_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -330,7 +331,7 @@ def write_workdir(
     class_names: tuple[str, ...] = (),
 ) -> None:
     """A checkpoint of step 0. Raises `UserError` where the workdir has some already."""
-    if os.path.isdir(os.path.join(workdir, "checkpoints")):
+    if checkpoints_of(workdir).is_dir():
         raise UserError(f"{workdir} has checkpoints already; give another --workdir")
     os.makedirs(workdir, exist_ok=True)
     zero = jnp.zeros((), jnp.int32)
@@ -338,8 +339,4 @@ def write_workdir(
     state = TrainState(zero, params, {}, {}, zero, zero)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, 0, config, {})
-    with open(os.path.join(workdir, "config.json"), "w") as file:
-        json.dump(config, file, indent=2)
-    if class_names:
-        with open(os.path.join(workdir, "classes.txt"), "w") as file:
-            file.writelines(f"{name}\n" for name in class_names)
+    write_config(workdir, config, class_names)

@@ -28,7 +28,14 @@ from ddae.train.cluster import (
     of_first,
 )
 from ddae.train.feed import cut, feed
-from ddae.train.metrics import Meter, Report, duration, progress_line, summary
+from ddae.train.metrics import (
+    Meter,
+    Report,
+    duration,
+    progress_line,
+    summary,
+    write_config,
+)
 from ddae.train.optimizer import rules_of
 from ddae.train.partial import (
     as_begun,
@@ -114,7 +121,8 @@ def _run(job: Job, workdir: str) -> None:
         job.signals.beat()
         step = None if state is None else int(state.step)
         if step is None or step < job.total_steps:
-            _write_config(job, workdir)
+            if jax.process_index() == 0:
+                write_config(workdir, job.config, job.splits.train.class_names)
         with contextlib.closing(Report(workdir, resumed_at=step)) as report:
             report.say(overview(job))
             if state is None:
@@ -368,14 +376,3 @@ def evaluate(
     if shown:
         report.say(f"step {step}: {', '.join(shown)}")
     return numbers
-
-
-def _write_config(job: Job, workdir: str) -> None:
-    """config.json, and the names of the classes, a line each, where they have some."""
-    if jax.process_index() == 0:
-        folder = epath.Path(workdir)
-        (folder / "config.json").write_text(json.dumps(job.config, indent=2))
-        if names := job.splits.train.class_names:
-            text = "".join(f"{n}\n" for n in names)
-            data = text.encode(errors="backslashreplace")  # a name may be no text
-            (folder / "classes.txt").write_bytes(data)

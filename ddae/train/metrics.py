@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -187,6 +187,18 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):  # no JSON, or no text
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def write_config(
+    workdir: str, config: Mapping[str, Any], class_names: Sequence[str]
+) -> None:
+    """config.json, and the names of the classes, a line each, where they have some."""
+    folder = epath.Path(workdir)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    if class_names:
+        text = "".join(f"{name}\n" for name in class_names)
+        data = text.encode(errors="backslashreplace")  # a name may be no text
+        (folder / "classes.txt").write_bytes(data)
 
 
 def _tensorboard(workdir: str) -> Any:
