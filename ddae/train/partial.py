@@ -130,6 +130,11 @@ def _of_beginning(path: str) -> bool:
     return path.startswith("init.") or path.endswith(".workdir")
 
 
+LEARNT = (("positions", "sincos", "learned"), ("relative_bias", "shared", "block"))
+"""(key of config.model, the earlier run's value, this run's) that may differ: this run
+learns what was fixed there (MAE's fine-tuning), or learns for each block what all of
+them shared (BEiT's)."""
+
 ENCODERS = ("encoder", "frozen")
 """Parts of a run's parameters that are no heads."""
 
@@ -168,18 +173,16 @@ def load_pretrained(
     stored, theirs = load_params(init.workdir)
     old, new = encoder_from_config(theirs), encoder_from_config(config)
     differs = _differing(old, new)
-    if (old.relative_bias, new.relative_bias) == ("shared", "block"):
-        del differs["relative_bias"]  # BEiT's fine-tuning: each block's own
-    begun = (old.positions, new.positions) == ("sincos", "learned")
-    if begun:
-        del differs["positions"]  # MAE's fine-tuning
+    for key, was, now in LEARNT:
+        if (getattr(old, key), getattr(new, key)) == (was, now):
+            del differs[key]
     mend = f"set {_flags('config.model', differs)}"
     for key in differs.keys() - EXTRAS:
         raise UserError(
             f"{init.workdir} was trained with config.model.{key}={differs[key]}, here"
             f" it is {config['model'].get(key)}; {mend}"
         )
-    if old.positions == "sincos" and not begun:
+    if old.positions == new.positions == "sincos":
         known = old.position_grid or old.grid
         if known != (new.position_grid or new.grid):
             raise UserError(
@@ -204,13 +207,19 @@ def load_pretrained(
     encoder = jax.tree.map(
         lambda x: x if isinstance(x, np.ndarray) else None, tree["encoder"]
     )
-    others = []
+    rest = {name: x for name, x in stored.items() if name not in ENCODERS}
+    others = _other_standardisation(theirs, config)
+    return Pretrained(encoder, rest, theirs, loaded, init.workdir, others)
+
+
+def _other_standardisation(theirs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """How it differs between two configs; empty where it does not."""
+    found = []
     for key in ("mean", "std"):
         one, two = (tuple(c["data"].get(key, ())) for c in (theirs, config))
         if one != two:
-            others.append(f"pretrained with data.{key} {one}, this run has {two}")
-    rest = {name: x for name, x in stored.items() if name not in ENCODERS}
-    return Pretrained(encoder, rest, theirs, loaded, init.workdir, "; ".join(others))
+            found.append(f"pretrained with data.{key} {one}, this run has {two}")
+    return "; ".join(found)
 
 
 def _as_here(weights: dict[str, Any], old: Encoder, new: Encoder) -> dict[str, Any]:
