@@ -149,8 +149,3 @@ class BetaSchedule:
             self.start + share * (self.end - self.start) + self.depth_tilt * (2 * u - 1)
         )
         return jnp.clip(beta, -self.limit, self.limit)
-
-
-def constant_beta(value: float) -> BetaSchedule:
-    """A schedule that is `value` at every phase and depth."""
-    return BetaSchedule(start=value, end=value, phase="constant", depth_tilt=0.0)

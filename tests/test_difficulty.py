@@ -10,7 +10,6 @@ from scipy.ndimage import distance_transform_edt
 from ddae.difficulty import (
     DISTANCE_BINS,
     BetaSchedule,
-    constant_beta,
     difficulty_weights,
     effective_sample_size,
     nearest_visible_distance,
@@ -132,7 +131,8 @@ def test_steps_are_stairs_from_start_to_end():
     beta = BetaSchedule(start=-1.0, end=1.0, phase="steps", num_steps=3, depth_tilt=0.0)
     found = [float(beta(t, 1.0)) for t in (0.0, 0.32, 0.34, 0.65, 0.67, 1.0)]
     np.testing.assert_allclose(found, [-1, -1, 0, 0, 1, 1], atol=1e-6)
-    assert float(constant_beta(0.5)(0.7, 0.3)) == 0.5
+    still = BetaSchedule(start=0.5, end=1.0, phase="constant", depth_tilt=0.0)
+    assert float(still(0.7, 0.3)) == 0.5
 
 
 def test_unknown_phase_is_an_error():

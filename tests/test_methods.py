@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from tiny import constant_beta
 
 from ddae import losses, tasks
 from ddae.dds import FeatureSettings, with_dds, with_features
-from ddae.difficulty import constant_beta
 from ddae.masking import Masking, _rectangle
 from ddae.methods import METHODS, beit, beit_v2, simmim
 from ddae.models.build import ModelSettings

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from tiny import constant_beta
 
 from ddae import flops, losses, settings, tasks
 from ddae.dds import (
@@ -20,7 +21,6 @@ from ddae.dds import (
 )
 from ddae.difficulty import (
     BetaSchedule,
-    constant_beta,
     difficulty_weights,
     effective_sample_size,
     nearest_visible_distance,

@@ -2,6 +2,7 @@
 
 import copy
 
+from ddae.difficulty import BetaSchedule
 from ddae.models.vit import VIT_SPECS, ViTSpec
 
 VIT_SPECS["Two"] = ViTSpec(32, 2, 2)
@@ -49,3 +50,8 @@ def wide_config(**changes):
     config["model"] |= {"remat": "off", "scan": False}
     config["optimizer"]["accumulate"] = 1
     return config
+
+
+def constant_beta(value):
+    """A schedule that is `value` at every phase and depth."""
+    return BetaSchedule(start=value, end=value, phase="constant", depth_tilt=0.0)

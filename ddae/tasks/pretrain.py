@@ -166,10 +166,9 @@ class Pretrain(Task):
         params: Params,
         standardised: Float[Array, "b h w c"],
         mask: Mask,
-        keys: Key[Array, " b"] | None = None,
     ) -> tuple[dict[str, Predictions], dict[int, Features]]:
         """Predictions of every head, and the student's features at every tap."""
-        features = self._features(params, standardised, mask, keys)
+        features = self._features(params, standardised, mask, None)
         predictions: Any = {
             head: self.method.heads[head].apply({"params": own}, taken, mask)
             for head, (own, taken) in self._given(params, features).items()
