@@ -871,3 +871,21 @@ def test_images_of_every_family_are_standardised_as_they_were_there():
     }
     # OpenAI's, to four digits.
     assert clip == ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
+
+
+def test_what_transformers_leaves_out_of_a_config_is_its_own_default(
+    tmp_path, monkeypatch
+):
+    """As in vision_config, of which some of its versions write no defaults."""
+    vision = {"model_type": "clip_vision_model", "patch_size": 16}
+    config = {"model_type": "clip", "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "vision_model.embeddings.class_embedding"
+    write_weights(str(tmp_path / "model.safetensors"), {name: np.ones(768)})
+    found = {}
+    monkeypatch.setattr(
+        huggingface.command, "bring_in", lambda *args, **known: found.update(known)
+    )
+    command = ["import", str(tmp_path), f"--workdir={tmp_path / 'run'}"]
+    assert huggingface.main(command) == 0
+    assert found["num_heads"] == 12 and found["image_size"] == (224, 224)

@@ -39,6 +39,9 @@ STANDARDISED = {
 GELUS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """Ours, by the names of transformers."""
 
+DEFAULTS = {"num_attention_heads": 12, "image_size": 224}
+"""Of transformers, for all of these; a config may leave out what is at its default."""
+
 PREFIXES = {
     "vit": "vit.",
     "vit_mae": "vit.",
@@ -203,7 +206,7 @@ def bring_in(args: Any) -> None:
     """The command import."""
     found = read_json(os.path.join(args.path, "config.json"))
     kind = found.get("model_type", "")
-    vision = found.get("vision_config", found)
+    vision = DEFAULTS | found.get("vision_config", found)
     kind = {"clip_vision_model": "clip"}.get(kind, kind)
     if kind not in PREFIXES:
         raise UserError(
