@@ -19,7 +19,8 @@ Batch = Mapping[str, Array]
 class Task(Protocol):
     """A differentiable loss over parameters; pure functions of what they are given.
 
-    What has a body here is what most tasks do. encoder, standardise: of its images.
+    encoder: every task has one; standardise: what its images go through before it.
+    What has a body here is what most tasks do.
     """
 
     encoder: Encoder
