@@ -92,27 +92,25 @@ def evaluate_terms(
         if target.ndim == 2:
             hits = (prediction.argmax(axis=-1) == target).astype(jnp.float32)
             metrics[f"accuracy/{term.name}"] = _mean(100.0 * hits.mean(axis=-1))
-        weights = None
-        if term.difficulty is not None:
-            beta = term.difficulty.beta(progress, term.difficulty.depth)
-            weights = term.difficulty.law(
-                distances[term.difficulty.metric], beta, jax.lax.stop_gradient(errors)
-            )
-            metrics[f"beta/{term.name}"] = _scalar(beta)
-        scored, counted = None, 1.0
+        scored, share = None, 1.0
         if context.seen is not None and term.target.teacher_layers:
-            counted = context.seen.ids_visible.shape[1] / errors.shape[1]
-            scored = _scored(context.mask, context.seen)
-            weights = scored if weights is None else _mean_one(weights * scored)
-        if weights is not None and term.difficulty is not None:
-            # Among the patches that count, whose weights have the mean 1 / counted.
-            ess = effective_sample_size(weights) / counted
+            scored, share = _scored(context.mask, context.seen)
+        weights = scored
+        if (difficulty := term.difficulty) is not None:
+            beta = difficulty.beta(progress, difficulty.depth)
+            weights = difficulty.law(
+                distances[difficulty.metric], beta, jax.lax.stop_gradient(errors)
+            )
+            weights = weights if scored is None else _mean_one(weights * scored)
+            metrics[f"beta/{term.name}"] = _scalar(beta)
+            # Among the patches that count, whose weights have the mean 1 / share.
+            ess = effective_sample_size(weights) / share
             ess = jnp.where(weights.any(axis=-1), ess, 0.0)
             metrics[f"ess/{term.name}"] = _mean(ess)
-            metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1) * counted)
+            metrics[f"max_weight/{term.name}"] = _mean(weights.max(axis=-1) * share)
         loss = weighted_mean(errors, weights)
-        share = term.weight(progress) if callable(term.weight) else term.weight
-        total = total + share * loss
+        factor = term.weight(progress) if callable(term.weight) else term.weight
+        total = total + factor * loss
         metrics[f"loss/{term.name}"] = _scalar(loss)
         metrics |= _by_distance(term.name, errors, distances["euclidean"], scored)
     metrics["loss"] = _scalar(total)
@@ -156,10 +154,12 @@ def in_turn(
     return evaluated(given)
 
 
-def _scored(mask: Mask, seen: Mask) -> Float[Array, "b m"]:
-    """Weights of mean 1: alike for hidden patches that the teacher saw, else 0."""
+def _scored(mask: Mask, seen: Mask) -> tuple[Float[Array, "b m"], float]:
+    """Weights of mean 1, alike for hidden patches that the teacher saw, else 0; and the
+    share of hidden patches that it saw."""
+    hidden, count = mask.ids_masked.shape[1], seen.ids_visible.shape[1]
     inside = gather_patches((~seen.is_masked).astype(jnp.float32), mask.ids_masked)
-    return inside * (mask.ids_masked.shape[1] / seen.ids_visible.shape[1])
+    return inside * (hidden / count), count / hidden
 
 
 def _mean_one(weights: Float[Array, "b m"]) -> Float[Array, "b m"]:

@@ -31,8 +31,8 @@ from ddae.models.vit import VIT_SPECS, Encoder, Features
 from ddae.objective import (
     Difficulty,
     Term,
-    _mean_one,
     _scored,
+    _weights,
     evaluate_terms,
     head_taps,
     in_turn,
@@ -398,15 +398,18 @@ def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
     seen = part_of(mask, keys, 4)
     assert seen.ids_visible.shape == (8, 4)
     assert not bool((~seen.is_masked & ~mask.is_masked).any()), "a visible patch"
-    weights = np.asarray(_scored(mask, seen))
-    assert set(np.unique(weights)) == {0.0, 3.0}
+    scored, share = _scored(mask, seen)
+    weights = np.asarray(scored)
+    assert set(np.unique(weights)) == {0.0, 3.0} and share == 4 / 12
     np.testing.assert_allclose(weights.mean(axis=1), 1.0)
     # Nor do weights by distance change how much an image weighs.
     distance = nearest_visible_distance(mask, (4, 4), "euclidean")
     distance = gather_patches(distance, mask.ids_masked)
     both = difficulty_weights(distance, 2.0) * weights
     assert both.mean(axis=1).std() > 0.01
-    np.testing.assert_allclose(_mean_one(both).mean(axis=1), 1.0, rtol=1e-6)
+    found = np.asarray(_weights(distance, jnp.float32(2.0), scored))
+    np.testing.assert_allclose(found.mean(axis=1), 1.0, rtol=1e-6)
+    assert ((found > 0) == (weights > 0)).all()
 
 
 @pytest.mark.parametrize(
