@@ -106,7 +106,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
 
 
 class NotSet:
-    """What a config has at a key that it has not."""
+    """In place of the value of a key that a config does not have."""
 
     def __repr__(self) -> str:
         return "not set"

@@ -32,7 +32,8 @@ NO_IMAGES = frozenset(
     " .mat .pkl .pickle .pyd .pt .pth .ten .h5 .hdf5 .parquet .arrow .db .sqlite .zip"
     " .gz .tgz .tar .xz .bz2 .7z .rar .mp3 .mp4 .wav .flac .avi .mov .mkv .webm".split()
 )
-"""Endings of what lies beside images; files of any other are said to be passed over."""
+"""Endings of files that often lie beside images, and are passed over in silence. Files
+of other endings are passed over with a warning."""
 
 
 class FolderRecords:
@@ -177,7 +178,8 @@ def ending(file: str) -> str:
 
 
 def unread(endings: Mapping[str, int]) -> str:
-    """Which files of so many of each ending are passed over, and may be images."""
+    """Says which files, given how many there are of each ending, are passed over though
+    they may be images; empty for none."""
     passed = {
         kind: count
         for kind, count in endings.items()

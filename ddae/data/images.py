@@ -104,7 +104,7 @@ class ImageSource:
         self.num_classes, self.class_names = records.num_classes, records.class_names
         self.identity = records.identity
         self.bad: dict[int, str] = {}
-        self._tries = 0  # in vain, one after the other
+        self._tries = 0  # that failed, since the last batch
 
     def __len__(self) -> int:
         return len(self.records)

@@ -88,11 +88,12 @@ class TarRecords:
     def _classes_of(
         self, folders: list[str], labels: Int[np.ndarray, " n"], split: str
     ) -> list[str]:
-        """The class of each of `folders`; of labels, the folder of each image.
+        """The class of each of `folders`. labels: the number of each image's folder.
 
-        What all have in common down to a folder that is called as a split is the way to
-        the classes (tar -cf train.tar train). Any other folder that holds all others,
-        or those of one shard and is called as it is, may be a class or hold them.
+        A path that all of them share, down to a folder with the name of a split, leads
+        to the classes (tar -cf train.tar train) and is cut off. Any other folder that
+        holds all the rest, or that holds those of one shard and has its name, may
+        itself be a class or hold classes: `UserError`.
         """
         ways: list[tuple[str, ...]] = [
             tuple(folder.split("/")) if folder else () for folder in folders
@@ -195,8 +196,8 @@ def _shards(root: str, split: str) -> list[str]:
 
 
 def _tars(folder: str, wanted: str) -> tuple[list[str], list[str]]:
-    """Of the tar files in `folder` that are called so, those as they are, and those
-    that are compressed; hidden ones are none."""
+    """(plain, compressed) tar files in `folder` whose names match `wanted`, hidden ones
+    left out."""
     gfile = tensorflow().io.gfile
     names = sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
     plain, packed = (

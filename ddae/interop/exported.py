@@ -84,7 +84,8 @@ def read_run(
 
 
 def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
-    """The config, with what its method's decoder is like where it left that out."""
+    """The config, with the depth, width and heads of its method's decoder spelled out,
+    where the parameters have one."""
     method = config.get("method", {})
     decoder = method.get("decoder", {})
     last = last_head(config)

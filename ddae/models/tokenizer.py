@@ -111,7 +111,7 @@ def nearest(
 def sums_of(
     z: Float[Array, "n c"], ids: Int[Array, " n"], codes: int
 ) -> dict[str, Array]:
-    """For each code, the sum and the number of the latents that take it."""
+    """For each code, the sum and the number of the latents whose nearest code it is."""
     return {
         "sums": jax.ops.segment_sum(z, ids, codes),
         "counts": jax.ops.segment_sum(jnp.ones(len(ids)), ids, codes),

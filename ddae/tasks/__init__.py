@@ -1,4 +1,4 @@
-"""Tasks: what the train step optimises. A new task is a file and a row in TASKS."""
+"""Tasks: what the train step optimises. A new one is a file, and rows in two tables."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ SECTIONS: dict[str, dict[str, Filled]] = {
     "tokenize": {"tokenizer": functools.partial(filled, CodebookSettings)},
     "segment": {"segmenter": functools.partial(filled, SegmenterSettings)},
 }
-"""Of each task its sections of a config, and what gives each its defaults."""
+"""The sections of a config that each task reads, and what fills in their defaults."""
 
 
 def sections(config: Mapping[str, Any]) -> tuple[str, ...]:

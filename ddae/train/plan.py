@@ -43,10 +43,10 @@ READ: dict[str, Callable[..., Any]] = {
     "optimizer": OptimizerSettings,
     "mesh": MeshSettings,
 }
-"""What each section is read into that every task has, beside the evaluators'."""
+"""The settings that sections are read into which every task has."""
 
 SECTIONS = (*READ, "evaluators")
-"""Sections of every task; each has those of `tasks.sections` beside them."""
+"""All sections that every task has; its own are those of `tasks.sections`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
