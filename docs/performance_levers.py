@@ -207,6 +207,10 @@ def _held(row):
     )
 
 
+def _summed(row):
+    return f"{scaling.said(row)} between devices, {_moved(row)}"
+
+
 def _moved(row):
     return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
 
@@ -278,6 +282,13 @@ def lever_rows(rows):
                 "always, where that kernel is; not timed",
             ),
             (
+                "a relative position bias for each device within a step: of its gradient"
+                " they sum the table's, [entries, heads], and not the bias's, [heads,"
+                " tokens, tokens]",
+                _planned(rows, _summed, "table"),
+                "always; not timed",
+            ),
+            (
                 "bfloat16 compute",
                 _halves(rows),
                 "default of ImageNet configs, for accelerators",
@@ -336,14 +347,14 @@ def lever_rows(rows):
             ),
             (
                 "norms taken in by the Linear and heads' turns, together, on TPUs",
-                _planned(rows, _needed, "tpu", until=("loops",)),
+                _planned(rows, _needed, "tpu", until=("loops", "table")),
                 "always; not timed",
             ),
             (
                 "where blocks are scanned no loop over two, for which a GPU's compiler"
                 " sets aside at once what the loops of all heads keep; and nothing kept"
                 " beside a view of it",
-                _planned(rows, _needed, "loops", until=("bias",)),
+                _planned(rows, _needed, "loops", until=("bias", "table")),
                 "always; not timed. On a CPU these blocks lose their remat",
             ),
             (
