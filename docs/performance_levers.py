@@ -282,9 +282,9 @@ def lever_rows(rows):
                 "always, where that kernel is; not timed",
             ),
             (
-                "a relative position bias for each device within a step: of its gradient"
-                " they sum the table's, [entries, heads], and not the bias's, [heads,"
-                " tokens, tokens]",
+                "a relative position bias for each device within a step: of its"
+                " gradient they sum the table's, [entries, heads], and not the bias's,"
+                " [heads, tokens, tokens]",
                 _planned(rows, _summed, "table"),
                 "always; not timed",
             ),
@@ -347,14 +347,14 @@ def lever_rows(rows):
             ),
             (
                 "norms taken in by the Linear and heads' turns, together, on TPUs",
-                _planned(rows, _needed, "tpu", until=("loops", "table")),
+                _planned(rows, _needed, "tpu", until=("table", "loops")),
                 "always; not timed",
             ),
             (
                 "where blocks are scanned no loop over two, for which a GPU's compiler"
                 " sets aside at once what the loops of all heads keep; and nothing kept"
                 " beside a view of it",
-                _planned(rows, _needed, "loops", until=("bias", "table")),
+                _planned(rows, _needed, "loops", until=("table", "bias")),
                 "always; not timed. On a CPU these blocks lose their remat",
             ),
             (
