@@ -404,6 +404,36 @@ def direction():
     return [*lines, ""]
 
 
+def other_laws():
+    """Study 5."""
+    laws = study("laws")
+    lines = ["## Study 5: is it the distance, and is it the power law?", ""]
+    if not laws.records:
+        return [*lines, "Not run.", ""]
+    lines += [
+        "DDAE with one schedule of beta under other laws of its weights. `power` is its"
+        " own, `even` weighs all patches alike. `elsewhere` is the control: the weights"
+        " that `power` gives an image, each at another of its hidden patches. `by-loss`"
+        " weighs a patch by its own loss, `exponential` by exp(beta d).",
+        "",
+        *laws.section(),
+    ]
+    for first, second, what in (
+        ("power", "even", "weights by distance at all"),
+        ("elsewhere", "even", "as uneven weights, without the distance"),
+        ("power", "elsewhere", "the distance itself"),
+        ("by-loss", "even", "each patch's own loss in its place"),
+        ("power", "by-loss", "distance against loss"),
+        ("exponential", "power", "exp(beta d) against d^beta"),
+    ):
+        for score in ("knn20_top1", "linear_top1"):
+            found = verdict(laws.difference(first, second, score))
+            lines.append(
+                f"- {what}, `{first}` less `{second}`, {NAMES[score]}: {found}."
+            )
+    return [*lines, ""]
+
+
 def tried():
     """What was changed where a claim did not hold."""
     tries = study("tries")
@@ -490,7 +520,7 @@ def defaults():
 def not_run():
     """What the page does not show."""
     lines = ["## What was not run", ""]
-    for name in ("beta", "parts", "epochs", "others", "tries"):
+    for name in ("beta", "parts", "epochs", "others", "laws", "tries"):
         found = study(name)
         have = {(r["row"], int(r["seed"])): r for r in found.records}
         rows, runs = found.study.rows, runs_of(found.study)
@@ -542,7 +572,7 @@ def page():
         " choice of taps, targets and momentum. A claim that fails here may fail by"
         " them.",
         "",
-        "| the seed says | tested as | verdict, kNN |",
+        "| the paper says | tested as | verdict, kNN |",
         "|---|---|---|",
         "| (a) as good in 100 epochs as MAE in 800 | DDAE against MAE of eight times"
         f" its steps | {pooled_verdict(epochs, EIGHTH)} |",
@@ -577,6 +607,11 @@ def page():
             parts.difference("ddae", "ddae,beta=0"),
         ),
         (
+            "and it is the distance that does",
+            "DDAE against the same weights at other patches (study 5)",
+            study("laws").difference("power", "elsewhere"),
+        ),
+        (
             "(c) and BEiT-v2",
             "BEiT-v2, with and without DDS",
             study("others").difference("beit_v2+dds", "beit_v2"),
@@ -602,6 +637,7 @@ def page():
         claim_c,
         claim_d,
         direction,
+        other_laws,
         defaults,
         tried,
         not_run,
@@ -644,6 +680,8 @@ def front():
         f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
         "Deep dynamic supervision alone (`taps+weights`) less MAE:"
         f" {verdict(parts.difference('taps+weights', 'mae'))}.",
+        "DDAE less DDAE with the same weights at other patches than theirs:"
+        f" {verdict(study('laws').difference('power', 'elsewhere'))}.",
         f"What the teacher adds: {verdict(parts.difference('ddae', 'taps+weights'))}.",
         "All studies, their commands and verdicts: [docs/results.md](docs/results.md).",
     ]

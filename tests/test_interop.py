@@ -628,6 +628,7 @@ def test_a_cls_classifier_with_a_norm_is_timms_norm(tmp_path):
 def test_timms_own_config_says_how_images_are_standardised(tmp_path, capsys):
     file = str(tmp_path / "model.safetensors")
     write_weights(file, timm_vit(0, "cls"))
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": null}')
     assert timm.main(["import", file, f"--workdir={tmp_path / 'one'}"]) == 0
     assert "assumed: see --mean and --std" in capsys.readouterr().out
     said = {"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}

@@ -98,7 +98,7 @@ def bring_in(args: Any) -> None:
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
     path = os.path.join(folder, "config.json")  # as timm's weights are published
     whole = read_json(path) if os.path.isfile(path) else {}
-    said = whole.get("pretrained_cfg", {})
+    said = whole.get("pretrained_cfg") or {}
     if (whole.get("model_args") or {}).get("act_layer") == "gelu_tanh":
         known["gelu"] = "tanh"
     ours = hints_of(read_beside(args.path))
