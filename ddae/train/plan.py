@@ -154,16 +154,23 @@ class Job:
         return step in (0, self.total_steps) or bool(every and step % every == 0)
 
 
-def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
-    """Reads the whole config. Raises `UserError`, and compiles nothing."""
-    keep_memory()
-    signals = signals or Signals()
+def _sections(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of those that a run of this task reads; `UserError` where one is not
+    there."""
     sections = SECTIONS + tasks.sections(config)
     for name in sections:
         if name not in config:
             raise UserError(f"config.{name} is missing")
         if not isinstance(config[name], Mapping):
             raise UserError(f"config.{name}={config[name]!r} is not a section of keys")
+    return sections
+
+
+def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
+    """Reads the whole config. Raises `UserError`, and compiles nothing."""
+    keep_memory()
+    signals = signals or Signals()
+    sections = _sections(config)
     plain = {key: value for key, value in config.items() if key not in sections}
     options = settings.build(RunSettings, plain, "")
     # First: the task looks whether its encoder is frozen.
