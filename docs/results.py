@@ -149,6 +149,15 @@ def verdict(found, ahead="ahead", behind="behind", unit=" points", digits=2):
     return f"{spread}: **{ahead if mean > 0 else behind}**"
 
 
+def compared(found, pairs, score="knn20_top1"):
+    """A line for each (first row, second row, what their difference is)."""
+    return [
+        f"- {what} (`{first}`, `{second}`):"
+        f" {verdict(found.difference(first, second, score))}."
+        for first, second, what in pairs
+    ]
+
+
 def pooled_verdict(study, pairs, score="knn20_top1"):
     """What several pairs of rows allow to be said together. Each seed gives one mean
     over the pairs, since runs of a seed share their images and first weights."""
@@ -261,7 +270,7 @@ def claim_b():
         " second, kNN:",
         "",
     ]
-    for first, second, what in (
+    pairs = (
         ("ddae", "mae", "all of DDAE"),
         ("taps+weights", "mae", "DDS without a teacher"),
         ("taps+weights", "taps", "the weights alone, without a teacher"),
@@ -273,9 +282,8 @@ def claim_b():
         (*AT_ONE, "the weights alone, with a teacher at weight 1"),
         ("mae", "mae,random-masks", "blockwise masks, for MAE"),
         ("mae", "untrained", "pretraining at all"),
-    ):
-        found = verdict(parts.difference(first, second))
-        lines.append(f"- {what} (`{first}`, `{second}`): {found}.")
+    )
+    lines += compared(parts, pairs)
     for score, what in (("linear_top1", "linear probe"), ("finetune", "fine-tuning")):
         for first in ("ddae", "taps+weights"):
             found = verdict(parts.difference(first, "mae", score))
@@ -418,20 +426,18 @@ def other_laws():
         "",
         *laws.section(),
     ]
-    for first, second, what in (
+    pairs = (
         ("power", "even", "weights by distance at all"),
         ("elsewhere", "even", "as uneven weights, without the distance"),
         ("power", "elsewhere", "the distance itself"),
         ("by-loss", "even", "each patch's own loss in its place"),
         ("power", "by-loss", "distance against loss"),
         ("exponential", "power", "exp(beta d) against d^beta"),
-    ):
-        for score in ("knn20_top1", "linear_top1"):
-            found = verdict(laws.difference(first, second, score))
-            lines.append(
-                f"- {what}, `{first}` less `{second}`, {NAMES[score]}: {found}."
-            )
-    return [*lines, ""]
+    )
+    for score in ("knn20_top1", "linear_top1"):
+        lines += [f"First less second, {NAMES[score]}:", ""]
+        lines += [*compared(laws, pairs, score), ""]
+    return lines
 
 
 def tried():

@@ -290,6 +290,18 @@ def test_flash_attention_is_attention(tokens, biased):
         np.testing.assert_allclose(found, wanted, atol=0.02 * largest)
 
 
+@pytest.mark.parametrize("b, rows", [(4, (0, 0, 1, 1)), (3, (0, 0, 0))])
+def test_each_part_of_a_batch_has_its_own_bias(b, rows):
+    """Where it has no such parts, the first one."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, b, 5, 2, 4))
+    bias = jax.random.normal(jax.random.key(1), (2, 2, 5, 5))
+    found = kernels.attend(q, k, v, bias)
+    for i, row in enumerate(rows):
+        one = slice(i, i + 1)
+        alone = kernels.attend(q[one], k[one], v[one], bias[row : row + 1])
+        np.testing.assert_allclose(found[one], alone, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kernel, relative_bias",
     [("cudnn", "none"), ("cudnn", "shared"), ("cudnn", "block"), ("pallas", "none")],

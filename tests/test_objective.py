@@ -403,8 +403,7 @@ def test_only_patches_that_the_teacher_saw_are_learnt_from(keys):
     assert set(np.unique(weights)) == {0.0, 3.0} and share == 4 / 12
     np.testing.assert_allclose(weights.mean(axis=1), 1.0)
     # Nor do weights by distance change how much an image weighs.
-    distance = nearest_visible_distance(mask, (4, 4), "euclidean")
-    distance = gather_patches(distance, mask.ids_masked)
+    distance = hidden_distance(mask)
     both = difficulty_weights(distance, 2.0) * weights
     assert both.mean(axis=1).std() > 0.01
     found = np.asarray(_mean_one(both))
@@ -431,6 +430,13 @@ def context_of(mask, image, **changes):
     return TargetContext(**(given | changes))
 
 
+def hidden_distance(mask, metric="euclidean"):
+    """Of the masked patches, [b, m]."""
+    return gather_patches(
+        nearest_visible_distance(mask, (4, 4), metric), mask.ids_masked
+    )
+
+
 @pytest.mark.parametrize("metric", ["chebyshev", "manhattan"])
 def test_a_terms_own_metric_weighs_it(metric, digit_images, keys):
     mask = random_mask(keys, (4, 4), 12)
@@ -440,8 +446,7 @@ def test_a_terms_own_metric_weighs_it(metric, digit_images, keys):
     context = context_of(mask, digit_images[:8])
     nothing = {"block04": {"pixels": jnp.zeros((8, 12, 4))}}
     total, _ = evaluate_terms(method.terms, nothing, context, jnp.float32(0.0))
-    distance = nearest_visible_distance(mask, (4, 4), metric)
-    weights = difficulty_weights(gather_patches(distance, mask.ids_masked), 2.0)
+    weights = difficulty_weights(hidden_distance(mask, metric), 2.0)
     patches = gather_patches(base.terms[0].target(context), mask.ids_masked)
     expected = (weights * (patches**2).mean(axis=-1)).mean()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
@@ -472,8 +477,7 @@ def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
     bins = [count for key, (_, count) in metrics.items() if "distance/" in key]
     assert sum(map(float, bins)) == 8 * 4
     # Nor in what is said of the weights.
-    distance = nearest_visible_distance(mask, (4, 4), "euclidean")
-    distance = gather_patches(distance, mask.ids_masked)
+    distance = hidden_distance(mask)
     ours = [d[h == 0] for d, h in zip(distance, hidden, strict=True)]
     weights = [difficulty_weights(d[None], 1.0)[0] for d in ours]
     for name, of in (
@@ -608,8 +612,7 @@ def test_the_loss_that_is_said_is_the_total_and_of_each_bin_the_plain_one(
     total, metrics = evaluate_terms(terms, predictions, context, jnp.float32(0.5))
     target = gather_patches(terms[0].target(context), mask.ids_masked)
     errors = np.asarray(((made - target) ** 2).mean(axis=-1))
-    distance = nearest_visible_distance(mask, (4, 4))
-    distance = np.asarray(gather_patches(distance, mask.ids_masked))
+    distance = np.asarray(hidden_distance(mask))
     for label, low, high in (("d1", 0.5, 1.5), ("d2", 1.5, 2.5), ("d3", 2.5, 3.5)):
         inside = (distance >= low) & (distance < high)
         found = metrics[f"distance/pixels/{label}"]
@@ -642,8 +645,7 @@ def test_a_law_reads_distances_the_exponent_and_losses_and_no_gradient_goes_thro
         return evaluate_terms(terms, predictions, context, jnp.float32(0.5))
 
     (found, metrics), gradient = jax.value_and_grad(total, has_aux=True)(made)
-    distance = nearest_visible_distance(mask, (4, 4), "manhattan")
-    distance = gather_patches(distance, mask.ids_masked)
+    distance = hidden_distance(mask, "manhattan")
     target = gather_patches(terms[0].target(context), mask.ids_masked)
     weights = law(distance, 1.5, losses.mse(made, target))
     expected, alone = jax.value_and_grad(
@@ -676,7 +678,7 @@ def test_an_image_of_whose_patches_the_law_takes_none_has_no_loss(keys):
         return evaluate_terms((term,), predictions, context, jnp.float32(0.5))
 
     gradient, metrics = jax.grad(total, has_aux=True)(made)
-    distance = gather_patches(nearest_visible_distance(mask, (4, 4)), mask.ids_masked)
+    distance = hidden_distance(mask)
     hidden = gather_patches(seen.is_masked.astype(jnp.int32), mask.ids_masked)
     taken = ((distance <= 1.0) & (hidden == 0)).any(axis=1)
     assert 0 < taken.sum() < 8
