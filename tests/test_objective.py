@@ -452,12 +452,19 @@ def test_a_terms_own_metric_weighs_it(metric, digit_images, keys):
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
-def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
+def seen_in_part(keys, number):
+    """A mask, the part with `number` patches that the teacher sees, predictions of
+    features, and the context of their targets."""
     mask = random_mask(keys, (4, 4), 12)
-    seen = part_of(mask, keys, 4)
+    seen = part_of(mask, keys, number)
     features, made = jax.random.normal(jax.random.key(1), (2, 8, 12, 6))
-    teacher = {4: Features(prefix=features[:, :1], patches=features[:, :4])}
+    teacher = {4: Features(prefix=features[:, :1], patches=features[:, :number])}
     context = context_of(mask, jnp.zeros((8, 8, 8, 1)), teacher=teacher, seen=seen)
+    return mask, seen, made, context
+
+
+def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
+    mask, seen, made, context = seen_in_part(keys, 4)
     term = Term(
         name="features",
         taps=(4,),
@@ -658,11 +665,7 @@ def test_a_law_reads_distances_the_exponent_and_losses_and_no_gradient_goes_thro
 
 
 def test_an_image_of_whose_patches_the_law_takes_none_has_no_loss(keys):
-    mask = random_mask(keys, (4, 4), 12)
-    seen = part_of(mask, keys, 1)
-    features, made = jax.random.normal(jax.random.key(1), (2, 8, 12, 6))
-    teacher = {4: Features(prefix=features[:, :1], patches=features[:, :1])}
-    context = context_of(mask, jnp.zeros((8, 8, 8, 1)), teacher=teacher, seen=seen)
+    mask, seen, made, context = seen_in_part(keys, 1)
 
     def near(distance, beta, errors):
         weights = (distance <= beta).astype(jnp.float32)

@@ -53,7 +53,7 @@ def method_under(law):
 
 def get_study(text=None):
     chosen = common.arguments(text, scale="full", epochs=100)
-    # Here and not at the import, so that who asks for no such study has no such methods.
+    # Not at the import: who asks for no such study has no such methods.
     METHODS.update({f"ddae_{name}": method_under(law) for name, law in LAWS.items()})
     rows = []
     for name in ("power", "even", *LAWS):
