@@ -4,20 +4,24 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 6400 steps of both, and the longest without DDAE's teacher
-(taps+weights). DIR as in configs/studies/beta.py.
+small scale 200 to 12800 steps of both, and long ones without DDAE's teacher
+(taps+weights) and with all hidden patches alike (ddae,beta=0). DIR as in
+configs/studies/beta.py.
 """
 
 from configs.studies import common
 
 EPOCHS = {"mae": (50, 100, 200, 400, 800), "ddae": (50, 100, 200)}
 STEPS = {
-    "mae": (200, 400, 800, 1600, 3200, 6400),
-    "ddae": (200, 400, 800, 1600, 3200, 6400),
+    "mae": (200, 400, 800, 1600, 3200, 6400, 12800),
+    "ddae": (200, 400, 800, 1600, 3200, 6400, 12800),
+    "ddae,beta=0": (3200, 6400),
     "taps+weights": (3200, 6400),
 }
-CLAIMS = tuple(f"mae,{n}" for n in (1600, 3200, 6400)) + tuple(
-    f"ddae,{n}" for n in (400, 1600, 3200, 6400)
+CLAIMS = (
+    *(f"mae,{n}" for n in (1600, 3200, 6400)),
+    *(f"ddae,{n}" for n in (400, 1600, 3200, 6400)),
+    *(f"{part},{n}" for part in ("ddae,beta=0", "taps+weights") for n in (3200, 6400)),
 )
 """Rows of small scale that the claims compare: five seeds."""
 
@@ -35,7 +39,9 @@ def get_study(text=None):
             row = common.pretraining(chosen["scale"], method, epochs=epochs)
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
-                row["set"] |= common.beta(chosen["beta"], chosen["tilt"])
+                even = series == "ddae,beta=0"
+                phase = "constant" if even else chosen["beta"]
+                row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
             if series == "taps+weights":
                 row["set"] |= {"method.features.weight": 0.0}
             if small:
