@@ -46,6 +46,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         # The compiler of that alone, for benchmarks/plan.py: no cuDNN, cuBLAS or NCCL.
         "cuda-plan": ["jax[cuda13-local]>=0.10", "nvidia-cuda-nvcc>=13"],
+        "parquet": ["pyarrow>=17"],  # reads what ddae.data.parquet turns into tar files
         # Live parity with transformers; gigabytes, so not part of `test`.
         "torch": ["torch>=2.6", "transformers>=5.0"],
         "test": [
@@ -53,6 +54,7 @@ setup(
             "pytest-xdist>=3.6",  # two at a time
             "hypothesis>=6",  # property-based tests
             "beartype>=0.20",  # checks the shapes in signatures
+            "pyarrow>=17",  # ddae.data.parquet
             "ruff>=0.14",
         ],
     },
