@@ -4,9 +4,8 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
   --workdir=runs/study_epochs --set data.name=npz --set data.dir=DIR
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
-small scale 200 to 12800 steps of both, and long ones without DDAE's teacher
-(taps+weights) and with all hidden patches alike (ddae,beta=0). DIR as in
-configs/studies/beta.py.
+small scale 200 to 12800 steps of both, and long ones of DDAE's parts, called as in
+parts.py. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -17,13 +16,25 @@ STEPS = {
     "ddae": (200, 400, 800, 1600, 3200, 6400, 12800),
     "ddae,beta=0": (3200, 6400),
     "taps+weights": (3200, 6400),
+    "taps": (6400,),
+    "pixels": (6400,),
 }
-CLAIMS = (
-    *(f"mae,{n}" for n in (1600, 3200, 6400)),
-    *(f"ddae,{n}" for n in (400, 1600, 3200, 6400)),
-    *(f"{part},{n}" for part in ("ddae,beta=0", "taps+weights") for n in (3200, 6400)),
+EVEN = ("ddae,beta=0", "taps", "pixels")
+"""Series in which all hidden patches weigh alike."""
+
+PIXELS = ("taps+weights", "taps", "pixels")
+"""Those without a teacher."""
+
+FEW = (
+    "mae,200",
+    "ddae,200",
+    "mae,400",
+    "mae,800",
+    "ddae,800",
+    "mae,12800",
+    "ddae,12800",
 )
-"""Rows of small scale that the claims compare: five seeds."""
+"""Rows of small scale with three seeds; those that the claims compare have five."""
 
 
 def get_study(text=None):
@@ -39,16 +50,18 @@ def get_study(text=None):
             row = common.pretraining(chosen["scale"], method, epochs=epochs)
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
-                even = series == "ddae,beta=0"
+                even = series in EVEN
                 phase = "constant" if even else chosen["beta"]
                 row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
-            if series == "taps+weights":
+            if series in PIXELS:
                 row["set"] |= {"method.features.weight": 0.0}
+            if series == "pixels":
+                row["set"] |= {"method.taps": (4,)}
             if small:
                 row["set"] |= {"total_steps": length}
             row |= {"name": f"{series},{length}", "series": series, "x": length}
             row["panel"] = "steps" if small else "epochs"
-            if row["name"] in CLAIMS:
+            if small and row["name"] not in FEW:
                 row["seeds"] = (0, 1, 2, 3, 4)
             rows.append(row)
     return {
