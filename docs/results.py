@@ -230,7 +230,7 @@ def claim_a():
                 (what, tuple((f"ddae,{n // of}", f"mae,{n}") for n in longer))
                 for what, of, longer in (
                     ("half the steps", 2, (400, 800, 1600, 3200, 6400)),
-                    ("as many steps", 1, (200, 400, 800, 1600, 3200, 6400)),
+                    ("as many steps", 1, (200, 400, 800, 1600, 3200, 6400, 12800)),
                 )
             ),
         ):
@@ -255,6 +255,14 @@ def claim_a():
         f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
         "",
     ]
+
+
+def weights_add(epochs):
+    """DDAE less itself with all patches alike, at each length of study 3."""
+    return "; ".join(
+        f"of {n} steps {verdict(epochs.difference(f'ddae,{n}', f'ddae,beta=0,{n}'))}"
+        for n in (3200, 6400)
+    )
 
 
 def claim_b():
@@ -288,7 +296,28 @@ def claim_b():
         for first in ("ddae", "taps+weights"):
             found = verdict(parts.difference(first, "mae", score))
             lines.append(f"- `{first}`, `mae` by the {what}: {found}.")
+    epochs = study("epochs")
+    lines += ["", "Of 6400 steps (study 3), where differences are larger, kNN:", ""]
+    lines += compared(epochs, OF_6400)
+    lines += ["", "By the linear probe:", ""]
+    lines += compared(epochs, OF_6400, "linear_top1")
     return [*lines, ""]
+
+
+OF_6400 = tuple(
+    (f"{first},6400", f"{second},6400", what)
+    for first, second, what in (
+        ("ddae", "mae", "all of DDAE"),
+        ("pixels", "mae", "a decoder of one block for MAE's two"),
+        ("taps", "pixels", "the taps alone"),
+        ("taps+weights", "taps", "the weights alone, without a teacher"),
+        ("ddae", "ddae,beta=0", "the weights alone, with a teacher"),
+        ("ddae", "ddae,far-near", "near to far against far to near"),
+        ("ddae,beta=0", "taps", "the teacher alone, all patches alike"),
+        ("ddae", "taps+weights", "the teacher alone, under weights"),
+    )
+)
+"""What study 3 compares of DDAE's parts."""
 
 
 def claim_c():
@@ -605,16 +634,24 @@ def page():
                 f"DDAE against MAE, {steps} steps each (study 3)",
                 epochs.difference(f"ddae,{steps}", f"mae,{steps}"),
             )
-            for steps in (1600, 3200, 6400)
+            for steps in (1600, 3200, 6400, 12800)
         ),
         (
             "difficulty by distance matters",
-            "DDAE against DDAE with beta = 0",
+            "DDAE against DDAE with beta = 0, 800 steps each (study 2)",
             parts.difference("ddae", "ddae,beta=0"),
+        ),
+        *(
+            (
+                "difficulty by distance matters",
+                f"DDAE against DDAE with beta = 0, {steps} steps each (study 3)",
+                epochs.difference(f"ddae,{steps}", f"ddae,beta=0,{steps}"),
+            )
+            for steps in (3200, 6400)
         ),
         (
             "and it is the distance that does",
-            "DDAE against the same weights at other patches (study 5)",
+            "DDAE against the same weights at other patches, 800 steps (study 5)",
             study("laws").difference("power", "elsewhere"),
         ),
         (

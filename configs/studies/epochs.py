@@ -5,7 +5,7 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
 small scale 200 to 12800 steps of both, and long ones of DDAE's parts, called as in
-parts.py. DIR as in configs/studies/beta.py.
+parts.py, and of the schedule turned round. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -16,6 +16,7 @@ STEPS = {
     "ddae": (200, 400, 800, 1600, 3200, 6400, 12800),
     "ddae,beta=0": (3200, 6400),
     "taps+weights": (3200, 6400),
+    "ddae,far-near": (6400,),
     "taps": (6400,),
     "pixels": (6400,),
 }
@@ -50,9 +51,12 @@ def get_study(text=None):
             row = common.pretraining(chosen["scale"], method, epochs=epochs)
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
-                even = series in EVEN
-                phase = "constant" if even else chosen["beta"]
-                row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
+                phase, tilt = chosen["beta"], chosen["tilt"]
+                if series in EVEN:
+                    phase, tilt = "constant", 0.0
+                elif series == "ddae,far-near":
+                    phase = "far-near"
+                row["set"] |= common.beta(phase, tilt)
             if series in PIXELS:
                 row["set"] |= {"method.features.weight": 0.0}
             if series == "pixels":
