@@ -26,7 +26,8 @@ from ddae.train.metrics import (
     progress_line,
     read_metrics,
 )
-from ddae.train.partial import Loaded, as_begun, load_into, said_change
+from ddae.train.partial import Loaded, load_into
+from ddae.train.plan import as_begun, said_change
 
 LEAVES = jax.tree.leaves
 

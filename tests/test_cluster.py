@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import QUICK, tiny_config
+from jax.experimental import multihost_utils
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -474,9 +475,7 @@ def test_a_file_elsewhere_that_is_gone_is_shown_with_its_place_in_the_code():
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):
     gathered = np.array([1, 1, 7], np.uint32)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(
-        cluster.multihost_utils, "process_allgather", lambda mine: gathered
-    )
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: gathered)
     with pytest.raises(UserError, match="process 2 of 3 has another config"):
         cluster.check_together({}, str(tmp_path))
     with pytest.raises(UserError, match="belong together"):

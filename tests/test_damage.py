@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from etils import epath
+from jax.experimental import multihost_utils
 from test_checkpoint import assert_same, targets
 from test_step import trainer
 
@@ -27,6 +28,7 @@ from ddae.train.cluster import run_to_end
 from ddae.train.digest import digests, nonfinite
 from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
+from ddae.train.processes import together
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
 
@@ -331,9 +333,8 @@ def test_what_fails_in_one_process_is_of_its_kind_in_all(monkeypatch, kind):
     words = np.zeros((2, 1024), np.uint8)
     words[1, : len(said)] = np.frombuffer(said, np.uint8)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    gathered = "process_allgather"
-    monkeypatch.setattr(stored.multihost_utils, gathered, lambda mine: words)
-    with pytest.raises(kind, match="process 1: a word"), stored.together(UserError):
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: words)
+    with pytest.raises(kind, match="process 1: a word"), together(UserError):
         pass
 
 

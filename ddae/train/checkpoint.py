@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from ddae.settings import NOT_SET, UserError, changed
 from ddae.storage import StorageError, unusable
 from ddae.train.digest import digests, nonfinite
+from ddae.train.processes import first_word, together
 from ddae.train.state import NonFiniteError, TrainState
 from ddae.train.stored import (
     Alone,
@@ -27,7 +28,6 @@ from ddae.train.stored import (
     checksum,
     committed,
     first_line,
-    first_word,
     item_metadata_of,
     items_of,
     move_away,
@@ -38,7 +38,6 @@ from ddae.train.stored import (
     shapes_of,
     state_of,
     sweep,
-    together,
     verify,
     write_few_slices,
 )
@@ -314,11 +313,12 @@ class Checkpoints:
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         """The state of `step`; `DamagedError` naming the file or the leaf."""
         targets = items_of(shapes)
-        with together():
+        with together(DamagedError):
             meta = self._meta(step)
             alone = Alone(self.folder)
             restored = read_items(alone, self.folder, step, targets)
-        with together():  # apart: digests of what is cut are taken by all at once
+        # Apart: digests of what is cut are taken by all at once.
+        with together(DamagedError):
             verify(self.folder, step, restored, meta)
         best = meta.get("best", {})
         if best.get("name") == self._keep_best:  # else they are of something else

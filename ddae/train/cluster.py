@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import json
 import os
 import random
 import re
@@ -10,21 +9,18 @@ import sys
 import threading
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn
 
 import jax
-import numpy as np
 import psutil
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ddae.settings import UserError
 from ddae.storage import StorageError
+from ddae.train.processes import agree, of_all
 from ddae.train.signals import Signals
 from ddae.train.state import NonFiniteError
-from ddae.train.stored import of_all
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead by the others."""
@@ -161,25 +157,6 @@ def check_together(config: Mapping[str, Any], workdir: str) -> None:
         _sees(epath.Path(workdir) / ".attempt"),
         f"a {workdir} of its own; it must be one folder for all processes",
     )
-
-
-def agree(value: Any, otherwise: str) -> None:
-    """Raises `UserError` in every process where one has another `value` than process 0:
-    that process has `otherwise`. A collective."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    every = of_all(zlib.crc32(text.encode()))
-    if len(other := np.flatnonzero(every != every[0])):
-        raise UserError(f"process {other[0]} of {len(every)} has {otherwise}")
-
-
-def of_first(found: Mapping[str, float]) -> Mapping[str, float]:
-    """What the first process says; it alone reads the log."""
-    if jax.process_count() == 1:
-        return found
-    text = np.frombuffer(json.dumps(dict(found)).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
-    return json.loads(np.asarray(sent).tobytes())
 
 
 def _sees(path: epath.Path) -> bool:

@@ -22,10 +22,8 @@ from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
     PreemptedError,
     Watchdog,
-    agree,
     check_together,
     forget_failure,
-    of_first,
 )
 from ddae.train.feed import cut, feed
 from ddae.train.metrics import (
@@ -38,19 +36,17 @@ from ddae.train.metrics import (
 )
 from ddae.train.optimizer import rules_of
 from ddae.train.partial import (
-    as_begun,
     load_frozen,
     load_pretrained,
     rest_of,
-    said_change,
 )
-from ddae.train.plan import Job, overview, plan, spelled_out
+from ddae.train.plan import Job, as_begun, overview, plan, said_change, spelled_out
+from ddae.train.processes import agree, of_first, together
 from ddae.train.sharding import flag_devices
 from ddae.train.signals import Signals
 from ddae.train.speed import Profile
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
-from ddae.train.stored import together
 
 STOP, FAILED = 1, 2
 """What a process may ask of all: to save and stop, or to end, as a save has failed."""

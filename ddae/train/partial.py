@@ -1,6 +1,5 @@
 """Parameters of one run, put to use in another."""
 
-import copy
 import dataclasses
 import re
 import shlex
@@ -99,35 +98,6 @@ class InitSettings:
     workdir: str = ""
     may_miss: tuple[str, ...] = ()
     may_leave: tuple[str, ...] = ("/mask_token$",)
-
-
-def as_begun(
-    config: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]
-) -> dict[str, Any]:
-    """The config with its own `init` and the frozen networks' own workdirs: a run that
-    goes on does not begin again."""
-    config = copy.deepcopy(dict(config))
-    for path, (old, _) in changes.items():
-        if _of_beginning(path):
-            *sections, name = path.split(".")
-            section = config
-            for key in sections:
-                section = section.setdefault(key, {})
-            section[name] = old
-    return config
-
-
-def said_change(change: tuple[str, tuple[Any, Any]]) -> str:
-    """A key that a resumed run has otherwise, for its beginning."""
-    path, (old, new) = change
-    if _of_beginning(path):
-        return f"config.{path}={new!r} is not read: the run has begun with {old!r}"
-    return f"config.{path}: {old!r} -> {new!r}"
-
-
-def _of_beginning(path: str) -> bool:
-    """Whether a key says where weights come from; a checkpoint has them."""
-    return path.startswith("init.") or path.endswith(".workdir")
 
 
 LEARNT = (("positions", "sincos", "learned"), ("relative_bias", "shared", "block"))

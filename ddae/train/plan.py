@@ -1,5 +1,6 @@
 """A config, read and checked as a whole before anything compiles."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -252,6 +253,35 @@ def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
             for name, section in config["evaluators"].items()
         }
     return whole
+
+
+def as_begun(
+    config: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]
+) -> dict[str, Any]:
+    """The config with its own `init` and the frozen networks' own workdirs: a run that
+    goes on does not begin again."""
+    config = copy.deepcopy(dict(config))
+    for path, (old, _) in changes.items():
+        if _of_beginning(path):
+            *sections, name = path.split(".")
+            section = config
+            for key in sections:
+                section = section.setdefault(key, {})
+            section[name] = old
+    return config
+
+
+def said_change(change: tuple[str, tuple[Any, Any]]) -> str:
+    """A key that a resumed run has otherwise, for its beginning."""
+    path, (old, new) = change
+    if _of_beginning(path):
+        return f"config.{path}={new!r} is not read: the run has begun with {old!r}"
+    return f"config.{path}: {old!r} -> {new!r}"
+
+
+def _of_beginning(path: str) -> bool:
+    """Whether a key says where weights come from; a checkpoint has them."""
+    return path.startswith("init.") or path.endswith(".workdir")
 
 
 def overview(job: Job) -> str:

@@ -7,20 +7,18 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
-from jaxtyping import Int
 
 from ddae.settings import UserError
-from ddae.storage import AGAIN, StorageError, of_storage, unusable
+from ddae.storage import of_storage, unusable
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
+from ddae.train.processes import of_all
 from ddae.train.state import TrainState
 
 Tree = Any
@@ -174,12 +172,6 @@ def newest_of_all(manager: Manager, folder: epath.Path) -> int | None:
     return None if newest < 0 else newest
 
 
-def of_all(number: int) -> Int[np.ndarray, " processes"]:
-    """The `number` of every process, each in [0, 2^32). Each must call this."""
-    mine = np.array([number], np.uint32)
-    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)
-
-
 def committed(folder: epath.Path) -> list[int]:
     """The steps that are whole, whatever is being written."""
     with contextlib.suppress(OSError):  # as a disk's that is full or gone
@@ -295,33 +287,6 @@ def read_items(
         named = f", file {files[-1]}" if files else named
         reason = first_line(error)
         raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
-
-
-@contextlib.contextmanager
-def together(kind: type[Exception] = DamagedError) -> Iterator[None]:
-    """An error of this `kind` of one process within, or a `StorageError`, is one of
-    all: what comes after is done by all. Within, no process may wait for another."""
-    mine = None
-    try:
-        yield
-    except (kind, StorageError) as error:
-        mine = error
-    if word := first_word(f"{mine or ''}"):
-        raise mine or (StorageError if AGAIN in word else kind)(word)
-
-
-def first_word(mine: str) -> str:
-    """The first `mine` of all processes that is not empty, and whose it is: what one
-    met, for all to say. Each must call this."""
-    if jax.process_count() == 1:
-        return mine
-    sent = np.zeros(1024, np.uint8)
-    text = np.frombuffer(mine.encode()[: sent.size], np.uint8)
-    sent[: text.size] = text
-    for number, row in enumerate(np.asarray(multihost_utils.process_allgather(sent))):
-        if word := bytes(row).rstrip(b"\0").decode(errors="replace"):
-            return f"process {number}: {word}"
-    return ""
 
 
 def checksum(meta: Mapping[str, Any]) -> int:
