@@ -281,14 +281,8 @@ def beta() -> ConfigDict:
 
 def momentum(start: float, middle: float, end: float) -> ConfigDict:
     """The teacher's: `start` to `middle` over an eighth of the run, then to `end`."""
-    return ConfigDict({"start": start, "middle": middle, "end": end, "rise": 0.125})
-
-
-def teacher_momentum(epochs: float) -> ConfigDict:
-    """.999, .9999, .99999 in 800 epochs of ImageNet, and less in fewer, so that the
-    teacher is behind by the same share of the run, about a fifth at its end."""
-    shares = (800 / epochs * share for share in (1e-3, 1e-4, 1e-5))
-    return momentum(*(round(max(0.0, 1.0 - share), 9) for share in shares))
+    values = {"start": start, "middle": middle, "end": end}
+    return ConfigDict(values | {"rise": 0.125, "steps": 0})
 
 
 def beit_model(config: ConfigDict, layer_scale: float) -> None:

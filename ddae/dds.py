@@ -19,22 +19,34 @@ from ddae.targets import TeacherLayer, TeacherView
 class Momentum:
     """Teacher momentum over t: `start` to `middle` by `rise`, then to `end`.
 
-    In float32 a teacher stands still, at .99999, where the student's weight is less
-    than about half a percent from its own.
+    steps: the length of the run that they are meant for; in one of another length
+    1 - momentum is as many times larger as that is shorter, and the teacher is behind
+    by the same share of it. 0: they are as they are in any run. In float32 a teacher
+    stands still, at .99999, where the student's weight is less than about half a
+    percent from its own.
     """
 
     start: float = 0.999
     middle: float = 0.9999
     end: float = 0.99999
     rise: float = 0.125
+    steps: int = 0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
+        for name in ("start", "middle", "end", "rise"):
+            value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"momentum {name}={value} is not in [0, 1]")
+        if self.steps < 0:
+            raise ValueError(f"momentum steps={self.steps} must not be negative")
 
-    def __call__(self, t: Any) -> Any:
-        return ema_momentum(t, **dataclasses.asdict(self))
+    def __call__(self, t: Any, total_steps: int) -> Any:
+        values = self.start, self.middle, self.end
+        if self.steps:
+            longer = self.steps / total_steps
+            values = (max(0.0, 1.0 - (1.0 - value) * longer) for value in values)
+        start, middle, end = values
+        return ema_momentum(t, start=start, middle=middle, end=end, rise=self.rise)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -573,7 +573,7 @@ def test_the_average_of_weights_is_what_is_evaluated():
     params = {"encoder": {}, "heads": {}}
     assert task.ema_of(params) is params
     assert task.evaluated(params, {"average": 1}) == {"average": 1}
-    assert float(task.momentum(jnp.zeros(()))) == pytest.approx(0.9)
+    assert float(task.momentum(jnp.zeros(()), 1)) == pytest.approx(0.9)
     plain = tasks.from_config(classify_config())
     assert plain.ema_of(params) == {} and plain.evaluated(params, {}) is params
 

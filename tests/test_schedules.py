@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddae.dds import Momentum
 from ddae.schedules import (
     ema_momentum,
     linear_ramp,
@@ -72,6 +74,16 @@ def test_ema_momentum_ends_along_a_cosine():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     last = ema_momentum(1.0, **(curve | {"rise": 1.0}))
     np.testing.assert_allclose(last, 0.5, rtol=1e-6)
+
+
+def test_momentum_of_another_length_is_that_of_the_same_share_of_the_run():
+    """An eighth of the steps: eight times 1 - momentum, and never below 0."""
+    meant = Momentum(start=0.8, middle=0.99, end=0.999, rise=0.2, steps=800)
+    short = Momentum(start=0.0, middle=0.92, end=0.992, rise=0.2)
+    for t in (0.0, 0.1, 0.2, 0.6, 1.0):
+        assert float(meant(t, 100)) == pytest.approx(float(short(t, 100)), abs=1e-6)
+        once = dataclasses.replace(meant, steps=0)
+        assert float(meant(t, 800)) == float(once(t, 100)) == float(once(t, 800))
 
 
 def test_how_far_a_moving_average_is_behind_is_that_of_what_it_follows():

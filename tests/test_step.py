@@ -220,7 +220,7 @@ def test_teacher_follows_the_ema_formula(digit_images):
     for i in range(3):
         before = host(state.ema_params)
         state, _ = step(state, place(digit_images, mesh), ROOT)
-        momentum = np.float32(task.momentum(i / 20))
+        momentum = np.float32(task.momentum(i / 20, 20))
         expected = jax.tree.map(
             lambda e, p, m=momentum: m * e + (1 - m) * p,
             before,

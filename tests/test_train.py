@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,7 @@ WRONG = [
     ({"method__beta": {"end": 1000.0}}, "end=1000.0 lies beyond limit=2.0"),
     ({"method__beta": {"start": math.nan}}, "start=nan is not a finite number"),
     ({"method__momentum": {"start": 1.5}}, "momentum start=1.5 is not in"),
+    ({"method__momentum": {"steps": -1}}, "momentum steps=-1 must not be negative"),
     ({"method__features": {"weight": -1.0}}, "weight=-1.0 must not be negative"),
     ({"method__tap_weight": -1.0}, "tap_weight=-1.0 must not be negative"),
     ({"optimizer__lr_batch": 0}, "config.optimizer: lr_batch=0 must be positive"),
@@ -364,6 +366,18 @@ def test_a_teacher_that_lags_far_behind_is_warned_of(steps, end, says):
     *_, last = overview(plan(config)).splitlines()
     assert last.removeprefix("warning: ").startswith(says)
     assert last.startswith("warning") == (steps == 10)
+
+
+def test_a_teacher_may_be_behind_by_the_same_share_of_any_run():
+    momentum = {"start": 0.9, "middle": 0.95, "end": 0.99, "rise": 0.125}
+    for meant_for, differ in ((0, [32]), (800, [0, 1])):
+        changed = {"method__momentum": momentum | {"steps": meant_for}}
+        said = [
+            overview(plan(tiny_config(total_steps=steps, **changed))).splitlines()[-1]
+            for steps in (100, 800)
+        ]
+        short, long = (int(re.search(r"(\d+)% of all", line)[1]) for line in said)
+        assert abs(short - long) in differ, said
 
 
 def test_what_cannot_be_kept_is_warned_of():

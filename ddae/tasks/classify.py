@@ -134,7 +134,7 @@ class Classify(Task):
     def ema_of(self, params: Params) -> Params:
         return params if self.average else {}
 
-    def momentum(self, progress: Scalar) -> Scalar:
+    def momentum(self, progress: Scalar, total_steps: int) -> Scalar:
         return jnp.asarray(self.average, jnp.float32)
 
     def loss(

@@ -131,8 +131,8 @@ class Pretrain(Task):
         """The encoder, where the method has a teacher."""
         return {"encoder": params["encoder"]} if self.method.has_teacher else {}
 
-    def momentum(self, progress: Scalar) -> Scalar:
-        return self.method.momentum(progress)
+    def momentum(self, progress: Scalar, total_steps: int) -> Scalar:
+        return self.method.momentum(progress, total_steps)
 
     def loss(
         self,

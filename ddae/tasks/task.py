@@ -58,8 +58,8 @@ class Task(Protocol):
         """The part of `params` that has a moving average; {} where there is none."""
         return {}
 
-    def momentum(self, progress: Scalar) -> Scalar:
-        """Momentum of that average at progress t in [0, 1]."""
+    def momentum(self, progress: Scalar, total_steps: int) -> Scalar:
+        """Momentum of that average at progress t in [0, 1] of so many steps."""
         return jnp.zeros((), jnp.float32)
 
     def loss(

@@ -310,7 +310,8 @@ def overview(job: Job) -> str:
 def _average(job: Job) -> str:
     """How far the moving average, a teacher's or a classifier's, lags behind."""
     steps = job.total_steps
-    lag = mean_lag(jax.vmap(job.task.momentum)(jnp.arange(steps) / steps))
+    momentum = jax.vmap(lambda t: job.task.momentum(t, steps))
+    lag = mean_lag(momentum(jnp.arange(steps) / steps))
     said = f"the moving average ends {lag:,.0f} steps behind, {lag / steps:.0%} of all"
     if lag > SLOW * steps:
         return f"warning: {said}; a lower momentum suits so short a run"

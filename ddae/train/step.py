@@ -87,7 +87,7 @@ def make_step(
         (metrics, observed), grads = _gradient(loss, trained, rows, accumulate, mesh)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
-        momentum = task.momentum(progress)
+        momentum = task.momentum(progress, total_steps)
 
         def updated():
             new, optimizer_state = optimizer.update(
