@@ -312,7 +312,7 @@ OF_6400 = tuple(
         ("taps", "pixels", "the taps alone"),
         ("taps+weights", "taps", "the weights alone, without a teacher"),
         ("ddae", "ddae,beta=0", "the weights alone, with a teacher"),
-        ("ddae", "ddae,far-near", "near to far against far to near"),
+        ("ddae,decoder-twice", "mae", "all of DDAE, its decoders of two blocks too"),
         ("ddae,beta=0", "taps", "the teacher alone, all patches alike"),
         ("ddae", "taps+weights", "the teacher alone, under weights"),
     )
@@ -636,6 +636,18 @@ def page():
             )
             for steps in (1600, 3200, 6400)
         ),
+        *(
+            (
+                "(b) and not by its decoders",
+                "DDAE against MAE with a decoder of one block, as each of DDAE's,"
+                f" {steps} steps each (study {number})",
+                found.difference(f"ddae{row}", f"pixels{row}"),
+            )
+            for steps, number, found, row in (
+                (800, 2, parts, ""),
+                (6400, 3, epochs, ",6400"),
+            )
+        ),
         (
             "difficulty by distance matters",
             "DDAE against DDAE with beta = 0, 800 steps each (study 2)",
@@ -696,7 +708,7 @@ KEEPS = ("parts", "epochs")
 """Studies whose weights others read: docs/runs.md's tokenizer, and `ddae.analyse`."""
 
 FRONT = ("untrained", "mae", "taps+weights", "ddae,beta=0", "ddae")
-LONGEST = ("mae,6400", "ddae,6400")
+LONGEST = ("mae,6400", "pixels,6400", "ddae,beta=0,6400", "ddae,6400")
 """What the README shows of studies 2 and 3."""
 BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
 
@@ -710,12 +722,18 @@ def front():
         records += [r for r in found.records if r["row"] in names]
     chosen = dataclasses.replace(parts.study, rows=tuple(rows), control="")
     scores = [s for s in TRANSFER if s in report.scores_of(records)]
+
+    def longest(row):
+        return verdict(epochs.difference("ddae,6400", f"{row},6400"))
+
     table = report.markdown(chosen, records, scores)
     for score, name in NAMES.items():
         table = table.replace(score, name)
     said = [
         f"kNN, DDAE less MAE: {verdict(parts.difference('ddae', 'mae'))}.",
-        f"At 6400 steps: {verdict(epochs.difference(*reversed(LONGEST)))}.",
+        f"At 6400 steps: {longest('mae')}; less MAE with a decoder of one block, as"
+        f" each of DDAE's (`pixels`): {longest('pixels')}; less itself with all hidden"
+        f" patches alike (`beta=0`): {longest('ddae,beta=0')}.",
         "DDAE of 3200 steps less MAE of 6400:"
         f" {verdict(epochs.difference('ddae,3200', 'mae,6400'))}; less MAE of eight"
         f" times its steps: {pooled_verdict(epochs, EIGHTH)}.",

@@ -5,7 +5,7 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
 small scale 200 to 6400 steps of both, and long ones of DDAE's parts, called as in
-parts.py, and of the schedule turned round. DIR as in configs/studies/beta.py.
+parts.py, and of DDAE with decoders as deep as MAE's. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -16,7 +16,7 @@ STEPS = {
     "ddae": (200, 400, 800, 1600, 3200, 6400),
     "ddae,beta=0": (3200, 6400),
     "taps+weights": (3200, 6400),
-    "ddae,far-near": (6400,),
+    "ddae,decoder-twice": (6400,),
     "taps": (6400,),
     "pixels": (6400,),
 }
@@ -43,16 +43,15 @@ def get_study(text=None):
             row = common.pretraining(chosen["scale"], method, epochs=epochs)
             row["set"] |= {"method.mask.kind": chosen["mask"]}
             if method == "ddae":
-                phase, tilt = chosen["beta"], chosen["tilt"]
-                if series in EVEN:
-                    phase, tilt = "constant", 0.0
-                elif series == "ddae,far-near":
-                    phase = "far-near"
-                row["set"] |= common.beta(phase, tilt)
+                even = series in EVEN
+                phase = "constant" if even else chosen["beta"]
+                row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
             if series in PIXELS:
                 row["set"] |= {"method.features.weight": 0.0}
             if series == "pixels":
                 row["set"] |= {"method.taps": (4,)}
+            if series == "ddae,decoder-twice":
+                row["set"] |= {"method.decoder.depth": 2}
             if small:
                 row["set"] |= {"total_steps": length}
             row |= {"name": f"{series},{length}", "series": series, "x": length}
