@@ -327,6 +327,28 @@ def test_a_pickle_in_an_npz_file_is_refused(tmp_path):
         )
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_file_is_named_wherever_it_is_damaged(tmp_path, save):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 1), np.uint8)
+    for name in ("train", "test"):
+        save(tmp_path / f"{name}.npz", images=pixels, labels=np.arange(3))
+    config = tiny_config(data__name="npz", data__dir=str(tmp_path))
+    path, whole = tmp_path / "train.npz", (tmp_path / "train.npz").read_bytes()
+    refused = 0
+    for at in (*range(0, len(whole), 7), *range(len(whole) - 230, len(whole), 2)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            data.from_config(config, (8, 8, 1))
+        except UserError:
+            refused += 1
+    assert refused > 50
+    path.write_bytes(whole)
+    np.save(tmp_path / "one.npy", pixels)
+    (tmp_path / "one.npy").rename(path)
+    with pytest.raises(UserError, match="train.npz is not an archive of images and l"):
+        data.from_config(config, (8, 8, 1))
+
+
 def test_random_crops_of_arrays_of_any_channels_and_dtype():
     rows, columns = np.mgrid[0:32, 0:32]
     image = np.stack([rows, columns, rows, columns, rows], axis=-1) * 8
@@ -348,6 +370,7 @@ def test_random_crops_of_arrays_of_any_channels_and_dtype():
     [
         (np.array([0, -1, 1]), "label -1 of record 1 is < 0"),
         (np.array([0.5, 1, 2]), "labels must be a row of whole numbers"),
+        (np.array([0, 2**32, 1]), "label 4294967296 of record 1 is no class number"),
         (np.zeros((3, 2), int), "labels must be a row of whole numbers"),
         (np.zeros(0, int), "3 images but 0 labels"),
     ],
@@ -366,6 +389,10 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     np.savez(tmp_path / "train.npz", images=images, **names)
     with pytest.raises(UserError, match="class_names has 2 names, the labels go up to"):
         data.from_config(config, (8, 8, 1))
+    names["class_names"] = [["a"], ["b"], ["c"]]
+    np.savez(tmp_path / "train.npz", images=images, **names)
+    with pytest.raises(UserError, match="class_names must be a row of names"):
+        data.from_config(config, (8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -375,6 +402,8 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
         (np.full((3, 8, 8, 1), 200.0, np.float32), "images of float32, from 200.0 to"),
         (np.zeros((3, 8, 8), np.uint8), r"of \(8, 8\), .*; save images\[..., None\]"),
         (np.zeros((0, 8, 8, 1), np.uint8), "npz train: there is no image in it"),
+        (np.zeros((0, 8, 8, 1), int), "images of int64; give uint8"),
+        (np.full((3, 8, 8, 1), "x"), "images of <U1; give uint8"),
     ],
 )
 def test_wrong_images_in_an_npz_file_are_named(tmp_path, images, says):

@@ -234,6 +234,11 @@ def test_files_are_walked_once_and_again_when_they_change(shards, monkeypatch):
     assert labels_of(splits(shards).train) == [3, 11, 0, 8, 8, 2, 1]
     assert splits(shards).train.identity != first.identity
     for kept in (shards.parent / "cache" / "ddae").iterdir():
+        whole = kept.read_bytes()
+        at = whole.index(b"PK\1\2") + 10  # how it is compressed, as the zip says
+        kept.write_bytes(whole[:at] + b"\77\0" + whole[at + 2 :])
+    assert splits(shards).train.identity == splits(shards).train.identity
+    for kept in (shards.parent / "cache" / "ddae").iterdir():
         kept.write_bytes(b"damaged")
     assert splits(shards).train.identity == splits(shards).train.identity
 

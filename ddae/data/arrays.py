@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from ddae.data.augment import Augment, of_arrays
+from ddae.data.files import BROKEN
 from ddae.data.order import Order
 from ddae.settings import UserError
 
@@ -38,6 +38,12 @@ class ArraySource:
         if labels.min() < 0:
             at = int(np.argmin(labels))
             raise UserError(f"{name} {split}: label {labels[at]} of record {at} is < 0")
+        if labels.max() >= 2**31 - 1:
+            at = int(np.argmax(labels))
+            raise UserError(
+                f"{name} {split}: label {labels[at]} of record {at} is no class number;"
+                " count the classes from 0 on"
+            )
         self.images, self.labels = images, labels.astype(np.int32)
         self.num_classes, self.class_names = int(labels.max()) + 1, class_names
         self.identity: Identity = {
@@ -135,10 +141,11 @@ def _npz(
             " arrays images and labels"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
-            names = file["class_names"].tolist() if "class_names" in file else ()
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            images, labels = np.asarray(file["images"]), np.asarray(file["labels"])
+            names = np.asarray(file["class_names"] if "class_names" in file else [])
+            names = names.astype(str)
+    except (OSError, *BROKEN) as error:
         raise UserError(
             f"{path} is not an archive of images and labels: {error}"
         ) from error
@@ -153,20 +160,24 @@ def _npz(
             " config.image_size and config.model.channels"
         )
     if images.dtype != np.uint8 and not _in_unit_range(images):
+        numbers = images.size and images.dtype.kind in "biuf"
+        span = f", from {images.min()} to {images.max()}" if numbers else ""
         raise UserError(
-            f"{path} holds images of {images.dtype}, from {images.min()} to"
-            f" {images.max()}; give uint8, or float32 in [0, 1]"
+            f"{path} holds images of {images.dtype}{span}; give uint8, or float32 in"
+            " [0, 1]"
         )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be a row of whole numbers")
-    if names and len(names) <= labels.max(initial=0):
+    if names.ndim != 1:
+        raise UserError(f"{path}: class_names must be a row of names")
+    if len(names) and len(names) <= labels.max(initial=0):
         raise UserError(
             f"{path}: class_names has {len(names)} names, the labels go up to"
             f" {labels.max()}"
         )
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
-    return ArraySource(images, labels, "npz", name, tuple(names))
+    return ArraySource(images, labels, "npz", name, tuple(names.tolist()))
 
 
 def _in_unit_range(images: np.ndarray) -> bool:

@@ -49,7 +49,11 @@ def mapping(path: str) -> Callable[..., Iterable[Any]]:
     return ThreadPoolExecutor(THREADS).map if is_remote(path) else map
 
 
-BROKEN = (zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    *(AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise for an .npz file that is damaged, or is none."""
 
 
 def indexed(
@@ -74,8 +78,8 @@ def indexed(
     sizes = [size for _, size, _ in state]
     key = zlib.crc32(repr((EDITION, state)).encode())
     kept = os.path.join(cache_folder(), f"{kind}-{key:08x}.npz")
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, *BROKEN):
-        with np.load(kept, allow_pickle=False) as index:
+    with contextlib.suppress(OSError, *BROKEN):
+        with open(kept, "rb") as opened, np.load(opened, allow_pickle=False) as index:
             if index["state"] == repr(state):
                 return dict(index)
     with ThreadPoolExecutor(threads) as pool:
