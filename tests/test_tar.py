@@ -375,6 +375,20 @@ def test_no_link_leads_out_of_a_shard(shards, tmp_path, kind):
         splits(shards)
 
 
+@pytest.mark.parametrize("kind", ["gnu", "posix"])
+def test_an_image_whose_zeros_tar_left_out_is_refused(shards, tmp_path, kind):
+    """Its bytes do not lie in one piece: those of other files would be read for some
+    of them."""
+    (tmp_path / "images").mkdir()
+    with open(tmp_path / "images" / "black.bmp", "wb") as file:
+        file.write(b"BM")
+        file.truncate(200_000)
+    words = ["tar", "-S", f"--format={kind}", "-cf", shards / "train-000003.tar", "-C"]
+    subprocess.run([*words, tmp_path / "images", "black.bmp"], check=True)
+    with pytest.raises(UserError, match="black.bmp lies there without its zeros; make"):
+        splits(shards)
+
+
 def test_a_file_that_tar_has_met_before_is_read_where_it_was(tmp_path):
     folder = tmp_path / "images"
     for name in ("a", "b"):

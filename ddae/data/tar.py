@@ -277,7 +277,13 @@ def _bytes_of(
     path: str, member: tarfile.TarInfo, known: dict[str, tuple[int, int]]
 ) -> tuple[int, int]:
     """(where the image begins, how many bytes); of a file that tar has met before under
-    another name, those there. Raises `UserError` for another link."""
+    another name, those there. Raises `UserError` for another link, and for a file whose
+    zeros tar has left out."""
+    if member.issparse():
+        raise UserError(
+            f"{path}: {member.name} lies there without its zeros; make the tar file"
+            " anew, without --sparse (-S)"
+        )
     if member.isreg():
         return member.offset_data, member.size
     if member.islnk() and member.linkname in known:
