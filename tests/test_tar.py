@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import shutil
 import subprocess
 import tarfile
@@ -319,6 +320,10 @@ def compressed(path, content):
         (lambda path, _: write_tar(path, []), None),
         (lambda path, _: write_tar(path, [("a.cls", b"x")]), "holds no class number"),
         (
+            lambda path, _: write_tar(path, [("a.cls", b"999999999")]),
+            "a.cls holds no class number, but b'999999999'",
+        ),
+        (
             lambda path, _: write_tar(path, [("a.jpg", b""), *numbered(1)]),
             "a.jpg has no .cls beside it, as others have",
         ),
@@ -402,6 +407,22 @@ def test_a_file_that_tar_has_met_before_is_read_where_it_was(tmp_path):
     records = splits(tmp_path).train.records
     assert records.read(0) == records.read(1) == jpeg(0)
     assert records.class_names == ("a", "b")
+
+
+def test_class_numbers_that_are_links_are_followed_or_refused(tmp_path):
+    """Equal files are often one with many names."""
+    for number, name in enumerate(("0.cls", "0.jpg", "1.cls", "1.jpg")):
+        (tmp_path / name).write_bytes(jpeg(number) if number % 2 else b"7")
+    for kind, file in ((os.link, "train.tar"), (os.symlink, "test.tar")):
+        (tmp_path / "1.cls").unlink()
+        kind(tmp_path / "0.cls", tmp_path / "1.cls")
+        with tarfile.open(tmp_path / file, "w") as tar:
+            for name in ("0.cls", "0.jpg", "1.cls", "1.jpg"):
+                tar.add(tmp_path / name, name)
+    with pytest.raises(UserError, match="test.tar: 1.cls is a link; make the tar file"):
+        splits(tmp_path)
+    shutil.copy(tmp_path / "train.tar", tmp_path / "test.tar")
+    assert labels_of(splits(tmp_path).train) == [7, 7]
 
 
 def test_an_index_that_cannot_be_kept_is_made_again(shards, monkeypatch):

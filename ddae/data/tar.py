@@ -242,8 +242,9 @@ def _walk(path: str, size: int) -> Found:
                 if extension in EXTENSIONS:
                     images.append((*_bytes_of(path, member, known), member.name))
                     known[member.name] = images[-1][:2]
-                elif member.isreg() and extension == ".cls":
-                    numbers[_key(member.name)] = _number(path, tar, member)
+                elif extension == ".cls":
+                    number = _number(path, tar, member, numbers)
+                    numbers[_key(member.name)] = number
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no end at byte {tar.offset} of {size}")
@@ -306,11 +307,21 @@ def _folder(folder: str) -> str:
     return "" if folder == "." else folder
 
 
-def _number(path: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    """The class number in a .cls file, without leading zeros."""
+def _number(
+    path: str,
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    numbers: Mapping[str, str],
+) -> str:
+    """The class number in a .cls file, without leading zeros; of a file that tar has
+    met before under another name, that in `numbers`. Raises `UserError` for another
+    link, and for what is no number of six digits at most."""
+    if member.islnk() and (before := numbers.get(_key(member.linkname))):
+        return before
+    _bytes_of(path, member, {})  # it is a file
     content = tar.extractfile(member)
     text = content.read() if content else b""
-    if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
+    if not re.fullmatch(rb"\s*0*\d{1,6}\s*", text):
         raise UserError(
             f"{path}: {member.name} holds no class number, but {text[:20]!r}"
         )
