@@ -409,6 +409,15 @@ def test_a_file_that_tar_has_met_before_is_read_where_it_was(tmp_path):
     assert records.class_names == ("a", "b")
 
 
+def test_paths_that_are_no_text_are_paths(shards, tmp_path):
+    folder = tmp_path / os.fsdecode(b"s\xfc")
+    shutil.move(shards, folder)
+    (folder / os.fsdecode(b"n\xf6.txt")).touch()
+    train = splits(folder).train
+    assert labels_of(train) == [3, 11, 0, 7, 7, 2, 1]
+    assert "s\\udcfc/train-000000.tar, ./000000.jpg" in train.key(0)
+
+
 def test_class_numbers_that_are_links_are_followed_or_refused(tmp_path):
     """Equal files are often one with many names."""
     for number, name in enumerate(("0.cls", "0.jpg", "1.cls", "1.jpg")):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
-from ddae.data.files import Index, indexed, mapping, open_bytes
+from ddae.data.files import Index, indexed, is_remote, mapping, open_bytes
 from ddae.data.folder import EXTENSIONS, ending, other_spelling, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
@@ -129,7 +129,8 @@ class TarRecords:
     def key(self, index: int) -> str:
         first, last = (int(self._ends[i]) for i in (index, index + 1))
         name = self._names[first + 1 : last].tobytes().decode(errors="replace")
-        return f"{self._paths[self._shards[index]]}, {name}"
+        text = f"{self._paths[self._shards[index]]}, {name}"
+        return text.encode(errors="backslashreplace").decode()  # a path may be no text
 
     def read(self, index: int) -> bytes:
         length = int(self._lengths[index])
@@ -198,17 +199,23 @@ def _shards(root: str, split: str) -> list[str]:
 def _tars(folder: str, wanted: str) -> tuple[list[str], list[str]]:
     """(plain, compressed) tar files in `folder` whose names match `wanted`, hidden ones
     left out."""
-    gfile = tensorflow().io.gfile
-    names = sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
     plain, packed = (
         [
             os.path.join(folder, name)
-            for name in names
+            for name in _names(folder)
             if re.fullmatch(wanted + ending, name) and not name.startswith(".")
         ]
         for ending in (r"\.tar", r"\.(tar\.\w+|tgz)")
     )
     return plain, packed
+
+
+def _names(folder: str) -> list[str]:
+    """Of all that lies in `folder`, in alphabetical order; none where it is none."""
+    if not is_remote(folder):  # TensorFlow reads no name that is no text
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    gfile = tensorflow().io.gfile
+    return sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
 
 
 def _check_whole(paths: list[str]) -> None:
