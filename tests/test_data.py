@@ -471,6 +471,11 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path, capsys):
     assert pack.main(oblong) == 0
     with np.load(tmp_path / "out/train.npz") as file:
         assert file["images"].shape == (2, 4, 8, 3)
+    # A class of which nothing is left to train on is one all the same.
+    (tmp_path / "images/train/b/1.png").write_bytes(b"no image")
+    assert pack.main([*oblong[:2], folder, "--image_size=8", "--on_error=skip"]) == 0
+    splits = data.from_settings(settings, (8, 8, 3))
+    assert splits.train.num_classes == splits.held_out.num_classes == 2
     for file in (tmp_path / "images/test").rglob("*.png"):
         file.write_bytes(b"no image")
     capsys.readouterr()

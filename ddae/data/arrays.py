@@ -45,7 +45,8 @@ class ArraySource:
                 " count the classes from 0 on"
             )
         self.images, self.labels = images, labels.astype(np.int32)
-        self.num_classes, self.class_names = int(labels.max()) + 1, class_names
+        self.num_classes = max(int(labels.max()) + 1, len(class_names))
+        self.class_names = class_names
         self.identity: Identity = {
             "name": name,
             "split": split,
@@ -122,7 +123,7 @@ def npz_sources(
     refuse_colours(data)
     train = _npz(data, data.train_split, image_shape)
     held_out = _npz(data, data.eval_split, image_shape)
-    if held_out.num_classes > train.num_classes:
+    if held_out.labels.max() >= train.num_classes:
         at = int(np.argmax(held_out.labels))
         raise UserError(
             f"{data.eval_split}.npz: label {held_out.labels[at]} of record {at} is not"
