@@ -389,6 +389,12 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     np.savez(tmp_path / "train.npz", images=images, **names)
     with pytest.raises(UserError, match="class_names has 2 names, the labels go up to"):
         data.from_config(config, (8, 8, 1))
+    names["class_names"] = ["a", "b", "c"]
+    np.savez(tmp_path / "train.npz", images=images, **names)
+    swapped = names | {"class_names": np.array([b"a", b"c", b"b"])}
+    np.savez(tmp_path / "test.npz", images=images, **swapped)
+    with pytest.raises(UserError, match="test.npz: class 1 is 'c', and 'b' in the tra"):
+        data.from_config(config, (8, 8, 1))
     names["class_names"] = [["a"], ["b"], ["c"]]
     np.savez(tmp_path / "train.npz", images=images, **names)
     with pytest.raises(UserError, match="class_names must be a row of names"):

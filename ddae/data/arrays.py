@@ -118,7 +118,7 @@ def npz_sources(
     class_names [k], where it has them.
 
     Raises `UserError` where a file is missing, is no such archive, or holds images of
-    another shape or labels that the training set has not.
+    another shape or labels, or names of them, that the training set has not.
     """
     refuse_colours(data)
     train = _npz(data, data.train_split, image_shape)
@@ -129,6 +129,13 @@ def npz_sources(
             f"{data.eval_split}.npz: label {held_out.labels[at]} of record {at} is not"
             f" below the {train.num_classes} classes of the training set"
         )
+    names = zip(train.class_names, held_out.class_names, strict=False)
+    for number, (one, two) in enumerate(names):
+        if one != two:
+            raise UserError(
+                f"{data.eval_split}.npz: class {number} is {two!r}, and {one!r} in the"
+                " training set; number the labels alike"
+            )
     return train, held_out
 
 
