@@ -7,6 +7,7 @@ import itertools
 import pathlib
 import shutil
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -260,6 +261,30 @@ def test_any_image_set_of_tfds_grey_or_unlabelled(tmp_path, labelled):
     (batch,) = splits.train.batches(np.arange(6), 6)
     np.testing.assert_array_equal(batch["image"], images)
     assert batch["label"].tolist() == ([0, 1, 2] * 2 if labelled else [0] * 6)
+
+
+@pytest.mark.parametrize(
+    "keys, names, found",
+    [
+        (("scan", "fine"), ["coarse", "fine", "scan", "label", "image"], "scan fine"),
+        (None, ["coarse", "label", "mask", "image"], "image label"),
+        (({"a": "scan"}, ("fine",)), ["fine", "coarse", "scan", "mask"], "mask coarse"),
+    ],
+)
+def test_of_several_labels_the_same_is_taken_in_every_process(keys, names, found):
+    import tensorflow_datasets
+
+    features, info = tensorflow_datasets.features, types.SimpleNamespace()
+    kinds = {
+        name: features.Image()
+        if name in ("image", "mask", "scan")
+        else features.ClassLabel(num_classes=2)
+        for name in names
+    }
+    info.full_name, info.supervised_keys = "mine/1.0.0", keys
+    for order in (names, names[::-1]):
+        info.features = {name: kinds[name] for name in order}
+        assert tfds._features(info) == tuple(found.split())
 
 
 def test_prepare_clears_what_an_interrupted_run_left_and_keeps_a_finished_copy(

@@ -214,16 +214,20 @@ def errors_alone() -> Iterator[None]:
 
 
 def _features(info: Any) -> tuple[str, str | None]:
-    """Names of the image and of the label, None where there is none."""
+    """Names of the image and of the label, None where there is none: what the set says
+    is learned from what, then those called image and label, then the first of the
+    alphabet (TFDS reads a set's features in another order in each process)."""
     import tensorflow_datasets as tfds
 
-    def first(kind: type) -> str | None:
-        return next((k for k, f in info.features.items() if isinstance(f, kind)), None)
+    def first(kind: type, usual: str) -> str | None:
+        names = [k for k, f in info.features.items() if isinstance(f, kind)]
+        liked = [*(info.supervised_keys or ()), usual, *sorted(names)]
+        return next((name for name in liked if name in names), None)
 
-    image = first(tfds.features.Image)
+    image = first(tfds.features.Image, "image")
     if image is None:
         raise UserError(f"{info.full_name} has no image, but {list(info.features)}")
-    return image, first(tfds.features.ClassLabel)
+    return image, first(tfds.features.ClassLabel, "label")
 
 
 def _offsets(files: Sequence[Any]) -> list[Int[np.ndarray, " n"]]:
