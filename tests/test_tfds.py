@@ -122,6 +122,10 @@ def test_parts_of_a_split(clean):
         assert len(part.train) == 6
         with pytest.raises(UserError, match=r"no split 'test', but \['train', 'valid"):
             splits(clean[file_format], eval_split="test")
+        with pytest.raises(
+            UserError, match=r"1.0 validation\[:5%\]: there is no image"
+        ):
+            splits(clean[file_format], eval_split="validation[:5%]")
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -40,6 +40,8 @@ class TfdsRecords:
                 f"{info.full_name} has no split {split!r}, but {sorted(info.splits)};"
                 " set config.data.train_split and config.data.eval_split"
             ) from error
+        if not files:
+            raise UserError(f"{info.full_name} {split}: there is no image in it")
         self.name, self.split = info.full_name, split
         self._image, self._label = _features(info)
         label = info.features[self._label] if self._label else None
