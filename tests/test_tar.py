@@ -257,6 +257,11 @@ def test_files_are_walked_once_and_again_when_they_change(shards, monkeypatch):
         ),
         (["train-0.tar", "train-1.tar.gz"], "train-1.tar.gz is compressed, .* move it"),
         (
+            ["train/0.tar", "train/1.tar.part"],
+            "1.tar.part is a tar file that is not fi",
+        ),
+        (["train-0.tar", "train-0.tar.md5", "train-0.tar.idx"], None),
+        (
             ["train-00-of-03.tar", "train-02-of-03.tar"],
             r"/train-\*-of-03.tar: 1 of 3 files are missing: number 1$",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import re
 import tarfile
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test")
 """Folders that hold those of the classes, where all images lie in one."""
+
+PACKED = r"\.(tar\.(gz|bz2|xz|lzma|zst|lz4|br|Z)|tgz|tbz2?|txz|tzst)"
+BEGUN = r"\.tar\.(part|partial|tmp|download|crdownload|incomplete)"
+"""Endings of tar files that cannot be read. Others, as .tar.md5, are no tar files."""
 
 Found = tuple[list[tuple[int, int, str, str, bool]], Mapping[str, int]]
 """Of each image: where its bytes begin, how many, its name, the number of its class or
@@ -176,14 +181,25 @@ def _shards(root: str, split: str) -> list[str]:
     within = os.path.join(root, split)
     folder, name = os.path.split(within)
     of_split = re.escape(name) + r"([-_.]?\d+([-_]of[-_]\d+)?)?"
-    beside, packed = _tars(folder, of_split)
-    inside, also_packed = _tars(within, ".*")
-    found = beside + inside
-    if packed := packed + also_packed:
+    listed = ((folder, of_split, _names(folder)), (within, ".*", _names(within)))
+
+    def tars(ending: str) -> list[list[str]]:
+        return [
+            [os.path.join(at, n) for n in names if re.fullmatch(wanted + ending, n)]
+            for at, wanted, names in listed
+        ]
+
+    if begun := next(itertools.chain(*tars(BEGUN)), ""):
         raise UserError(
-            f"{packed[0]} is compressed, and cannot be read at random; unpack it to a"
+            f"{begun} is a tar file that is not finished; finish it, or remove it"
+        )
+    if packed := next(itertools.chain(*tars(PACKED)), ""):
+        raise UserError(
+            f"{packed} is compressed, and cannot be read at random; unpack it to a"
             " .tar (photographs do not shrink), and move it away"
         )
+    beside, inside = tars(r"\.tar")
+    found = beside + inside
     if not found:
         raise UserError(
             f"no tar files {within}.tar, {within}-000.tar or {within}/*.tar"
@@ -196,26 +212,15 @@ def _shards(root: str, split: str) -> list[str]:
     return found
 
 
-def _tars(folder: str, wanted: str) -> tuple[list[str], list[str]]:
-    """(plain, compressed) tar files in `folder` whose names match `wanted`, hidden ones
-    left out."""
-    plain, packed = (
-        [
-            os.path.join(folder, name)
-            for name in _names(folder)
-            if re.fullmatch(wanted + ending, name) and not name.startswith(".")
-        ]
-        for ending in (r"\.tar", r"\.(tar\.\w+|tgz)")
-    )
-    return plain, packed
-
-
 def _names(folder: str) -> list[str]:
-    """Of all that lies in `folder`, in alphabetical order; none where it is none."""
+    """Of what lies in `folder`, in alphabetical order, hidden files left out; none
+    where it is no folder."""
     if not is_remote(folder):  # TensorFlow reads no name that is no text
-        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    gfile = tensorflow().io.gfile
-    return sorted(gfile.listdir(folder)) if gfile.isdir(folder) else []
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+    else:
+        gfile = tensorflow().io.gfile
+        names = gfile.listdir(folder) if gfile.isdir(folder) else []
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _check_whole(paths: list[str]) -> None:
