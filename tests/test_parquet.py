@@ -41,7 +41,8 @@ def rows(images):
 
 def write(path, group=3, classes=(), **columns):
     """A parquet file in groups of rows, with the note that `datasets` leaves in it."""
-    features = {name: {"_type": "ClassLabel"} for name in classes}
+    features = {"words": [{"_type": "Value"}]}  # a list, as it writes some
+    features |= {name: {"_type": "ClassLabel"} for name in classes}
     note = {"huggingface": json.dumps({"info": {"features": features}})}
     table = pa.table(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,17 @@ def test_columns_are_found_or_asked_for(tmp_path, capsys):
     bare = write(tmp_path / "bare.parquet", **columns)
     assert run(tmp_path / "out", bare, "--label=none") == 0
     assert list(members(tmp_path / "out/bare.tar")) == ["00000000.jpg", "00000001.jpg"]
+
+
+@pytest.mark.parametrize(
+    "note", ["", "null", "[]", '{"info": null}', '{"info": {"features": null}}', "7"]
+)
+def test_a_note_that_is_none_of_datasets_is_passed_over(tmp_path, note):
+    table = pa.table({"image": rows([encoded(0)]), "label": pa.array([3])})
+    table = table.replace_schema_metadata({"huggingface": note})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert run(tmp_path / "out", tmp_path / "a.parquet") == 0
+    assert members(tmp_path / "out/a.tar")["00000000.cls"] == b"3"
 
 
 def members(path):

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -137,17 +137,27 @@ def _columns(path: str, image: str, label: str) -> tuple[str, str]:
         or types.is_large_binary(_bytes_type(field.type))
     ]
     numbers = [field.name for field in schema if types.is_integer(field.type)]
-    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = said.get("info", {}).get("features", {})
-    classes = [
-        name for name in numbers if features.get(name, {}).get("_type") == "ClassLabel"
-    ]
+    classes = [name for name in numbers if name in _class_labels(schema.metadata)]
     if not binary:
         raise UserError(f"{path} has no column of images, but {schema.names}")
     images = _only(path, "image", image, binary)
     if label == "none":
         return images, ""
     return images, _only(path, "label", label, numbers if label else classes or numbers)
+
+
+def _class_labels(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """The columns that `datasets` calls classes in its note; none without one, or where
+    it is not as we know it."""
+    try:
+        said = json.loads((metadata or {})[b"huggingface"])
+        return [
+            name
+            for name, kind in said["info"]["features"].items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        ]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return []
 
 
 def _bytes_type(kind: Any) -> Any:
