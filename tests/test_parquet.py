@@ -140,6 +140,17 @@ def test_a_note_that_is_none_of_datasets_is_passed_over(tmp_path, note):
     assert members(tmp_path / "out/a.tar")["00000000.cls"] == b"3"
 
 
+def test_it_is_said_where_the_classes_come_from(tmp_path, capsys):
+    """Those in words are passed over, and a number may be no class."""
+    words = pa.array(["cat"])
+    for name, columns in (("number", {"n": pa.array([3])}), ("word", {"n": words})):
+        path = write(tmp_path / f"{name}.parquet", image=rows([encoded(0)]), **columns)
+        assert run(tmp_path / "out", path) == 0
+    said = capsys.readouterr().out
+    assert "number.tar: 1 images, classes by 'n'\n" in said
+    assert "word.tar: 1 images, of no class\n" in said
+
+
 def members(path):
     with tarfile.open(path) as tar:
         return {name: tar.extractfile(name).read() for name in tar.getnames()}
@@ -151,6 +162,12 @@ def members(path):
         ({"text": ["a"]}, (), "has no column of images, but ['text']"),
         ({"image": [b"BM"]}, ("--image=jpg",), "--image=jpg is none of ['image']"),
         ({"image": [b"RIFX"]}, (), "row 0: 'image' begins as no image we read"),
+        ({"image": [b"RIFF\0\0\0\0WAVE"]}, (), "row 0: 'image' begins as no image we"),
+        (
+            {"image": [b"BM"], "id": [2**40]},
+            (),
+            "row 0: 'id' is 1099511627776, no class",
+        ),
         ({"image": [None], "n": [0]}, (), "row 0: 'image' holds no bytes"),
         ({"a": [b"GIF8"], "b": [b"BM"]}, (), "has ['a', 'b']; say which with --image"),
         ({"image": [b"BM"], "n": [-1]}, (), "row 0: 'n' is -1, no class"),

@@ -35,15 +35,18 @@ BEGINNINGS = {
 }
 """The ending of a file by its first bytes."""
 
+MOST_CLASSES = 10**6
+"""A number as large as that is a record's, not a class's."""
+
 ROWS = 64
 """Read at a time."""
 
 
 def write_tars(
     out: str, paths: Sequence[str], image: str = "", label: str = ""
-) -> dict[str, int]:
-    """Writes a tar file below `out` for each of `paths`; {tar file: images}, of those
-    that were written.
+) -> dict[str, tuple[int, str]]:
+    """Writes a tar file below `out` for each of `paths`; {tar file: (images, column of
+    the labels)}, of those that were written.
 
     image, label: names of columns; empty takes the only one it can be, and no labels
     where there is none, "none" no labels. Raises `UserError` naming the file, and the
@@ -70,7 +73,7 @@ def write_tars(
             with commands.whole(target) as file:
                 for _ in _write(file, path, *columns[path]):
                     progress.advance(bar)
-    return {target: counts[path] for target, path in to_do.items()}
+    return {target: (counts[path], columns[path][1]) for target, path in to_do.items()}
 
 
 def _newer(target: str, path: str) -> bool:
@@ -93,11 +96,11 @@ def _write(file: Any, path: str, images: str, labels: str) -> Iterator[None]:
                     " the images in them (datasets: push_to_hub)"
                 )
             ending = next((BEGINNINGS[b] for b in BEGINNINGS if data.startswith(b)), "")
-            if not ending:
+            if not ending or (ending == ".webp" and data[8:12] != b"WEBP"):
                 raise UserError(f"{where}: {images!r} begins as no image we read")
             _add(tar, f"{row:08d}{ending}", data)
             if labels:
-                if number is None or number < 0:
+                if number is None or not 0 <= number < MOST_CLASSES:
                     raise UserError(
                         f"{where}: {labels!r} is {number}, no class; --label=none"
                         " leaves them all out"
@@ -216,8 +219,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(args: Any) -> None:
     written = write_tars(args.out, args.files, args.image, args.label)
-    for path, count in written.items():
-        print(f"{path}: {count} images")
+    for path, (count, label) in written.items():
+        classes = f"classes by {label!r}" if label else "of no class"
+        print(f"{path}: {count} images, {classes}")
     if kept := len(args.files) - len(written):
         print(f"{kept} files in {args.out} are kept as they are")
 
