@@ -439,6 +439,17 @@ def test_class_numbers_that_are_links_are_followed_or_refused(tmp_path):
     assert labels_of(splits(tmp_path).train) == [7, 7]
 
 
+def test_an_index_that_a_full_disk_cuts_off_is_not_left_there(shards, monkeypatch):
+    def full(path, **_):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert len(splits(shards).train) == 7
+    assert list((shards.parent / "cache" / "ddae").iterdir()) == []
+
+
 def test_an_index_that_cannot_be_kept_is_made_again(shards, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert len(splits(shards).train) == 7

@@ -91,8 +91,12 @@ def indexed(
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         part = f"{kept}.{os.getpid()}.npz"
         arrays: dict[str, Any] = {"state": np.array(repr(state)), **index}
-        np.savez(part, **arrays)
-        os.replace(part, kept)
+        try:
+            np.savez(part, **arrays)
+            os.replace(part, kept)
+        finally:  # of a full disk
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(part)
     return index
 
 
