@@ -122,6 +122,7 @@ def test_files_of_a_shard_that_may_be_images_are_counted(tmp_path, capsys):
 def test_hidden_files_of_a_shard_are_no_images(shards):
     """What a Mac lays beside a file, and a viewer into a folder."""
     hidden = [("./._000000.jpg", b"no image"), ("./.thumbs/000009.jpg", jpeg(9))]
+    hidden += [("./..000000.jpg", b"no image")]
     write_tar(shards / "test-000000.tar", hidden + numbered(3, first=20))
     assert labels_of(splits(shards).held_out) == [3]
 

@@ -23,7 +23,7 @@ THREADS = 64
 
 Index = dict[str, np.ndarray]
 
-EDITION = 2
+EDITION = 3
 """Of the index: raise it with any change to what is kept, so that old ones are not
 read."""
 

@@ -247,7 +247,7 @@ def _walk(path: str, size: int) -> Found:
     try:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                if member.isdir() or re.search(r"(^|/)\.[^./]", member.name):
+                if member.isdir() or re.search(r"(^|/)\.(?!\.?(/|$))", member.name):
                     continue  # hidden, as the ._NAME of a Mac
                 extension = ending(member.name)
                 endings[extension] += 1
