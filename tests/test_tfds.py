@@ -291,6 +291,19 @@ def test_of_several_labels_the_same_is_taken_in_every_process(keys, names, found
         assert tfds._features(info) == tuple(found.split())
 
 
+def test_masks_are_no_images_and_images_of_floats_are_refused():
+    import tensorflow_datasets
+
+    features = tensorflow_datasets.features
+    mask = features.LabeledImage(labels=3, shape=(8, 8, 1))
+    info = types.SimpleNamespace(full_name="mine/1.0.0", supervised_keys=None)
+    info.features = {"mask": mask, "scan": features.Image()}
+    assert tfds._features(info) == ("scan", None)
+    info.features["scan"] = features.Image(shape=(8, 8, 1), dtype=np.float32)
+    with pytest.raises(UserError, match="mine/1.0.0: 'scan' holds images of float32; "):
+        tfds._features(info)
+
+
 def test_prepare_clears_what_an_interrupted_run_left_and_keeps_a_finished_copy(
     tmp_path, capsys
 ):

@@ -218,17 +218,22 @@ def errors_alone() -> Iterator[None]:
 def _features(info: Any) -> tuple[str, str | None]:
     """Names of the image and of the label, None where there is none: what the set says
     is learned from what, then those called image and label, then the first of the
-    alphabet (TFDS reads a set's features in another order in each process)."""
+    alphabet (TFDS reads a set's features in another order in each process). Raises
+    `UserError` for no image, and for images of floats, of which TFDS keeps the bits."""
     import tensorflow_datasets as tfds
 
     def first(kind: type, usual: str) -> str | None:
-        names = [k for k, f in info.features.items() if isinstance(f, kind)]
+        names = [k for k, f in info.features.items() if type(f) is kind]
         liked = [*(info.supervised_keys or ()), usual, *sorted(names)]
         return next((name for name in liked if name in names), None)
 
     image = first(tfds.features.Image, "image")
     if image is None:
         raise UserError(f"{info.full_name} has no image, but {list(info.features)}")
+    if (kind := np.dtype(info.features[image].np_dtype)).kind == "f":
+        raise UserError(
+            f"{info.full_name}: {image!r} holds images of {kind}; save npz files"
+        )
     return image, first(tfds.features.ClassLabel, "label")
 
 
