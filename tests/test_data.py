@@ -508,6 +508,14 @@ def test_webp_with_transparency_or_frames_is_what_pillow_makes_of_it(frames, los
     assert np.abs(grey - np.asarray(wanted.convert("L"), int)).max() <= 1
 
 
+def test_what_is_transparent_in_a_gif_is_black():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert decode.decode(encoded(image, "GIF"), 3).numpy().all()
+    content = encoded(image, "GIF", transparency=1)
+    assert not decode.decode(content, 3).numpy().any()
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP", "PNG", "JPEG"])
 def test_every_kind_is_read_in_grey_and_in_colour(kind):
     image = Image.fromarray(np.asarray(photograph(0))).resize((40, 30))

@@ -29,8 +29,8 @@ def decode(data: Any, channels: int) -> Any:
     """The whole image: JPEG, PNG, GIF (first frame), BMP or WEBP, by its own bytes.
 
     16-bit PNG is scaled to 8 bits, CMYK turned to RGB, but not to grey; transparency is
-    left out, as by Pillow's convert("RGB"). Anything else, a truncated file or a BMP of
-    numbered colours included, is an InvalidArgumentError.
+    left out, as by Pillow's convert("RGB"), but black in a GIF. Anything else, a
+    truncated file or a BMP of numbered colours included, is an InvalidArgumentError.
     """
     tf = tensorflow()
 
