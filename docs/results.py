@@ -469,6 +469,26 @@ def other_laws():
     return lines
 
 
+def finer_grid():
+    """Study 6."""
+    grid = study("grid")
+    lines = ["## Study 6: does distance count for more on a finer grid?", ""]
+    if not grid.records:
+        return [*lines, "Not run.", ""]
+    lines += [
+        "Patch 2, a grid of 16 x 16, where patches lie twice as far from what is"
+        " visible; 1600 steps of 32 images.",
+        "",
+        *grid.section(),
+    ]
+    for score in ("knn20_top1", "linear_top1"):
+        lines.append(
+            f"- {NAMES[score]}, `ddae` less `ddae,beta=0`:"
+            f" {verdict(grid.difference('ddae', 'ddae,beta=0', score))}."
+        )
+    return [*lines, ""]
+
+
 def tried():
     """What was changed where a claim did not hold."""
     tries = study("tries")
@@ -555,7 +575,7 @@ def defaults():
 def not_run():
     """What the page does not show."""
     lines = ["## What was not run", ""]
-    for name in ("beta", "parts", "epochs", "others", "laws", "tries"):
+    for name in ("beta", "parts", "epochs", "others", "laws", "grid", "tries"):
         found = study(name)
         have = {(r["row"], int(r["seed"])): r for r in found.records}
         rows, runs = found.study.rows, runs_of(found.study)
@@ -574,7 +594,7 @@ def not_run():
         *lines,
         "- the LARS probe, and fine-tuning but in `parts`, which the studies at"
         " `scale=full` take as follow-ups of every row",
-        "- patch 2; ViT-Ti; everything at `scale=full`",
+        "- patch 2 but in `grid`; ViT-Ti; everything at `scale=full`",
         "",
     ]
 
@@ -662,6 +682,11 @@ def page():
             for steps in (3200, 6400)
         ),
         (
+            "difficulty by distance matters",
+            "the same on a grid of 16 x 16, 1600 steps each (study 6)",
+            study("grid").difference("ddae", "ddae,beta=0"),
+        ),
+        (
             "and it is the distance that does",
             "DDAE against the same weights at other patches, 800 steps (study 5)",
             study("laws").difference("power", "elsewhere"),
@@ -693,6 +718,7 @@ def page():
         claim_d,
         direction,
         other_laws,
+        finer_grid,
         defaults,
         tried,
         not_run,
@@ -743,7 +769,9 @@ def front():
         f" {verdict(parts.difference('taps+weights', 'mae'))}.",
         "DDAE less DDAE with the same weights at other patches than theirs:"
         f" {verdict(study('laws').difference('power', 'elsewhere'))}.",
-        f"What the teacher adds: {verdict(parts.difference('ddae', 'taps+weights'))}.",
+        "What the teacher adds, after 800 steps:"
+        f" {verdict(parts.difference('ddae', 'taps+weights'))}; after 6400, all patches"
+        f" alike: {verdict(epochs.difference('ddae,beta=0,6400', 'taps,6400'))}.",
         "All studies, their commands and verdicts: [docs/results.md](docs/results.md).",
     ]
     return "\n".join(
