@@ -243,6 +243,11 @@ def claim_a():
         lines.append("")
     return [
         *lines,
+        "Less MAE with a decoder of one block, as each of DDAE's, `ddae,3200` less"
+        f" `pixels,6400`: {verdict(epochs.difference('ddae,3200', 'pixels,6400'))};"
+        " `ddae,6400` less `pixels,6400`:"
+        f" {verdict(epochs.difference('ddae,6400', 'pixels,6400'))}.",
+        "",
         "What DDAE's teacher adds to deep dynamic supervision alone (`ddae,STEPS` less"
         f" `taps+weights,STEPS`): {teacher_adds(epochs)}.",
         "",
