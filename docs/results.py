@@ -262,6 +262,14 @@ def claim_a():
     ]
 
 
+def more_teacher(epochs):
+    """DDAE with a larger weight of its teacher less itself, of 6400 steps."""
+    return "; ".join(
+        f"`{row}` {verdict(epochs.difference(f'ddae,{row},6400', 'ddae,6400'))}"
+        for row in ("features=.25", "features=1")
+    )
+
+
 def weights_add(epochs):
     """DDAE less itself with all patches alike, at each length of study 3."""
     return "; ".join(
@@ -573,7 +581,8 @@ def defaults():
         f" {weight('features=1')}; `features=.25` {weight('features=.25')};"
         f" `features=.025` {weight('features=.025')}. It is the"
         " choice of runs that end before their teacher has learned much. With it less"
-        f" without (`taps+weights`): {teacher_adds(study('epochs'))}.",
+        f" without (`taps+weights`): {teacher_adds(study('epochs'))}. More of it after"
+        f" 6400 steps, less `ddae`: {more_teacher(study('epochs'))}.",
         "",
     ]
 

@@ -5,7 +5,8 @@ python -m ddae.study configs/studies/epochs.py:scale=small \\
 
 MAE for 50 to 800 epochs, DDAE for 50 to 200, each with its own schedules drawn out; at
 small scale 200 to 6400 steps of both, and long ones of DDAE's parts, called as in
-parts.py, and of DDAE with decoders as deep as MAE's. DIR as in configs/studies/beta.py.
+parts.py, and of DDAE with decoders as deep as MAE's or more of its teacher. DIR as in
+configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -17,14 +18,20 @@ STEPS = {
     "ddae,beta=0": (3200, 6400),
     "taps+weights": (3200, 6400),
     "ddae,decoder-twice": (6400,),
+    "ddae,features=.25": (6400,),
+    "ddae,features=1": (6400,),
     "taps": (6400,),
     "pixels": (6400,),
 }
+FEATURES = {
+    **{name: 0.0 for name in ("taps+weights", "taps", "pixels")},
+    "ddae,features=.25": 0.25,
+    "ddae,features=1": 1.0,
+}
+"""Series with another weight of the teacher's features than DDAE's."""
+
 EVEN = ("ddae,beta=0", "taps", "pixels")
 """Series in which all hidden patches weigh alike."""
-
-PIXELS = ("taps+weights", "taps", "pixels")
-"""Those without a teacher."""
 
 FEW = ("mae,200", "ddae,200", "mae,400", "mae,800", "ddae,800")
 """Rows of small scale with three seeds; those that the claims compare have five."""
@@ -46,8 +53,8 @@ def get_study(text=None):
                 even = series in EVEN
                 phase = "constant" if even else chosen["beta"]
                 row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
-            if series in PIXELS:
-                row["set"] |= {"method.features.weight": 0.0}
+            if series in FEATURES:
+                row["set"] |= {"method.features.weight": FEATURES[series]}
             if series == "pixels":
                 row["set"] |= {"method.taps": (4,)}
             if series == "ddae,decoder-twice":
