@@ -22,7 +22,9 @@ def get_config(text=None):
     config.method.decoder.width = 64
     config.method.decoder.num_heads = 4
 
-    # A run of 1500 steps wants a teacher that moves faster than the default.
+    # A run of 1500 steps wants a teacher that moves faster than the default, and less
+    # of it.
+    config.method.features.weight = 0.1
     config.method.momentum.start = 0.98
     config.method.momentum.middle = 0.99
     config.method.momentum.end = 0.999

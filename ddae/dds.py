@@ -91,7 +91,7 @@ class FeatureSettings:
     (`TeacherView`).
     """
 
-    weight: float = 0.1
+    weight: float = 1.0
     ramp: float = 0.25
     target: Literal["same_depth", "last", "mean", "middle"] = "same_depth"
     mean_of: int = 4

@@ -40,6 +40,7 @@ COMMANDS = {
     " --workdir=runs/quickstart",
     "ddae_cifar10": "python train.py --config=configs/ddae_cifar10.py:size=Nano"
     f"{CIFAR} --config.method.decoder.depth=1 '--config.method.taps=(4,6)'"
+    " --config.method.features.weight=0.1"
     " --config.method.momentum.start=0.98 --config.method.momentum.middle=0.99"
     " --config.method.momentum.end=0.999 --workdir=runs/ddae_cifar10",
     "mae_cifar10": "python train.py --config=configs/mae_cifar10.py:size=Nano"

@@ -70,6 +70,8 @@ def pretraining(scale: str, name: str, *, epochs: int = 100, **changes) -> dict:
         text += ",dds"
         if scale == "small":
             keys["method.dds.taps"] = (2, 4)
+    if method == "ddae":  # what hundreds of steps bear; rows say where it is more
+        keys["method.features.weight"] = 0.1
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     return {"config": text, "set": keys}
 

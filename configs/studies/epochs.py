@@ -19,7 +19,8 @@ STEPS = {
     "taps+weights": (3200, 6400),
     "ddae,decoder-twice": (6400,),
     "ddae,features=.25": (6400,),
-    "ddae,features=1": (6400,),
+    "ddae,features=1": (1600, 3200, 6400),
+    "ddae,features=1,beta=0": (6400,),
     "taps": (6400,),
     "pixels": (6400,),
 }
@@ -27,10 +28,11 @@ FEATURES = {
     **{name: 0.0 for name in ("taps+weights", "taps", "pixels")},
     "ddae,features=.25": 0.25,
     "ddae,features=1": 1.0,
+    "ddae,features=1,beta=0": 1.0,
 }
 """Series with another weight of the teacher's features than DDAE's."""
 
-EVEN = ("ddae,beta=0", "taps", "pixels")
+EVEN = ("ddae,beta=0", "ddae,features=1,beta=0", "taps", "pixels")
 """Series in which all hidden patches weigh alike."""
 
 FEW = ("mae,200", "ddae,200", "mae,400", "mae,800", "ddae,800")
