@@ -755,8 +755,8 @@ def page():
 KEEPS = ("parts", "epochs")
 """Studies whose weights others read: docs/runs.md's tokenizer, and `ddae.analyse`."""
 
-FRONT = ("untrained", "mae", "taps+weights", "ddae,beta=0", "ddae")
-LONGEST = ("mae", "pixels", "ddae,beta=0", "ddae", "ddae,features=1")
+FRONT = ("untrained", "mae", "ddae")
+LONGEST = ("mae", "pixels", "ddae", "ddae,features=1")
 """What the README shows of studies 2 and 3."""
 BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
 
@@ -789,7 +789,7 @@ def front():
         f" less MAE of eight times its steps: {pooled_verdict(epochs, EIGHTH)}.",
         "At equal cost of training:"
         f" {verdict(parts.difference('ddae', 'mae,cost-of-ddae'))}.",
-        "Deep dynamic supervision alone (`taps+weights`) less MAE:"
+        "Deep dynamic supervision alone, without a teacher, less MAE:"
         f" {verdict(parts.difference('taps+weights', 'mae'))}.",
         "DDAE less DDAE with the same weights at other patches than theirs:"
         f" {verdict(study('laws').difference('power', 'elsewhere'))}.",
