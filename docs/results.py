@@ -204,10 +204,10 @@ EIGHTH = tuple((f"ddae,{n}", f"mae,{8 * n}") for n in (200, 400, 800))
 """Of study 3: DDAE for an eighth of MAE's steps, as 100 epochs are of 800."""
 
 
-def teacher_adds(epochs):
-    """DDAE less its weights and taps alone, at each length of study 3."""
+def longer(epochs, other):
+    """DDAE less the row `other`, at each length of study 3 that has both."""
     return "; ".join(
-        f"of {n} steps {verdict(epochs.difference(f'ddae,{n}', f'taps+weights,{n}'))}"
+        f"of {n} steps {verdict(epochs.difference(f'ddae,{n}', f'{other},{n}'))}"
         for n in (3200, 6400)
     )
 
@@ -249,7 +249,7 @@ def claim_a():
         f" {verdict(epochs.difference('ddae,6400', 'pixels,6400'))}.",
         "",
         "What DDAE's teacher adds to deep dynamic supervision alone (`ddae,STEPS` less"
-        f" `taps+weights,STEPS`): {teacher_adds(epochs)}.",
+        f" `taps+weights,STEPS`): {longer(epochs, 'taps+weights')}.",
         "",
         "And in study 2, kNN:",
         "",
@@ -267,14 +267,6 @@ def more_teacher(epochs):
     return "; ".join(
         f"`{row}` {verdict(epochs.difference(f'ddae,{row},6400', 'ddae,6400'))}"
         for row in ("features=.25", "features=1")
-    )
-
-
-def weights_add(epochs):
-    """DDAE less itself with all patches alike, at each length of study 3."""
-    return "; ".join(
-        f"of {n} steps {verdict(epochs.difference(f'ddae,{n}', f'ddae,beta=0,{n}'))}"
-        for n in (3200, 6400)
     )
 
 
@@ -554,7 +546,7 @@ def defaults():
         f" {shared('tilt-0.5', 'tilt+0')}, less +.5"
         f" {shared('tilt-0.5', 'tilt+0.5')}. Against beta = 0 at every"
         f" tap, in study 2: {verdict(parts.difference('ddae', 'ddae,beta=0'))}; in"
-        f" study 3, {weights_add(study('epochs'))}; with"
+        f" study 3, {longer(study('epochs'), 'ddae,beta=0')}; with"
         " the teacher's weight 1:"
         f" {verdict(parts.difference(*AT_ONE))}. Under random masks, where few patches"
         " are far from a visible one, near to far less constant:"
@@ -570,7 +562,7 @@ def defaults():
         f" `features=.025` {weight('features=.025')}. After 6400 steps more of it, less"
         f" `ddae`: {more_teacher(study('epochs'))}: 1 was chosen by these very runs,"
         " the most of three. Of .1 less none (`taps+weights`):"
-        f" {teacher_adds(study('epochs'))}.",
+        f" {longer(study('epochs'), 'taps+weights')}.",
         "",
     ]
 

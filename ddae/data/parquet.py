@@ -56,6 +56,8 @@ def write_tars(
     pyarrow()
     targets: dict[str, str] = {}
     for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"no file {path}")
         name = os.path.splitext(os.path.basename(path))[0]
         target = os.path.join(out, f"{name}.tar")
         if target in targets:
@@ -78,8 +80,6 @@ def write_tars(
 
 def _newer(target: str, path: str) -> bool:
     """Whether `target` is there, and was written after `path`."""
-    if not os.path.isfile(path):
-        raise UserError(f"no file {path}")
     there = os.path.isfile(target)
     return there and os.path.getmtime(target) >= os.path.getmtime(path)
 

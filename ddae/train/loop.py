@@ -35,11 +35,7 @@ from ddae.train.metrics import (
     write_config,
 )
 from ddae.train.optimizer import rules_of
-from ddae.train.partial import (
-    load_frozen,
-    load_pretrained,
-    rest_of,
-)
+from ddae.train.partial import load_frozen, load_pretrained, rest_of
 from ddae.train.plan import Job, as_begun, overview, plan, said_change, spelled_out
 from ddae.train.processes import agree, of_first, together
 from ddae.train.sharding import flag_devices
