@@ -23,6 +23,7 @@ import plan  # noqa: E402
 import scaling  # noqa: E402
 import step  # noqa: E402
 import tiles  # noqa: E402
+from performance_compiled import compiled_rows  # noqa: E402
 from performance_goals import (  # noqa: E402
     about_remat,
     cpu_goals,
@@ -152,6 +153,13 @@ besides: a norm's gradient, a GELU's. The profiles were taken without XLA's comm
 buffers, and before attention among few tokens had its kernel."""
 
 
+COMPILED_NOTE = """
+
+The same step compiled without and with a lever. Traffic: bytes read and written outside
+matrix products and attention, here in GB, and the kernels that do it. All of it is what
+the compiler's program says; only what the table above gives in ms was timed."""
+
+
 def history_rows(rows):
     """What the step took before, and what it takes now."""
     for method in ("mae", "ddae"):
@@ -243,6 +251,8 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
             yield measure.table([where(row) | shown(row) for row in found])
     yield "\n## Levers\n"
     yield measure.table(lever_rows(rows))
+    yield f"\n### As compiled for devices that were not there{COMPILED_NOTE}\n"
+    yield measure.table(compiled_rows(rows))
     failed = [r for r in of(rows, "part") if not r["ok"]]
     if failed:
         yield "\n## What failed\n"

@@ -1,7 +1,7 @@
 """What each lever gave, of the rows that docs/performance.py reads."""
 
 import measure
-import scaling
+import performance_compiled as compiled
 from performance_goals import of, tiny_steps, todays
 
 from ddae import flops, tasks
@@ -123,60 +123,24 @@ def _dispatched(rows):
     return "; ".join(said)
 
 
-def _planned(rows, say, lever, until=()):
-    """`until`: levers that came after it, the last of them first."""
-    said = []
-    for before in of(rows, "plan_before", lever=lever):
-        now = of(rows, "plan", command=before["command"])
-        for lever_after in until:
-            keys = {"lever": lever_after, "command": before["command"]}
-            now = of(rows, "plan_before", **keys) or now
-        if now:
-            what = f"{before['method']}-{before['size']} for {before['slice']}"
-            if before["remat"] != "off":
-                what += f", remat {before['remat']}"
-            said.append(f"{what}: {say(before)} became {say(now[-1])}")
-    return said and f"as compiled, {'; '.join(said)}"
-
-
-def _needed(row):
-    return f"{row['planned_bytes'] / 2**30:.1f} GiB planned"
-
-
-def _copies(row):
-    return f"{row['copies']} copies of {row['copied_bytes'] / 2**30:.2f} GiB a step"
-
-
 def _biased(rows):
-    found = {r["attention"]: r for r in of(rows, "plan_bias")}
-    if found.keys() < {"xla", "cudnn"}:
+    steps = [of(rows, "step", method="simmim", attention=a) for a in ("xla", "cudnn")]
+    if not all(steps):
         return None
-    said = (
-        f"{_moved(row)} and {row['planned_bytes'] / 2**30:.1f} GiB planned"
-        for row in (found["xla"], found["cudnn"])
-    )
-    what = "{method}-{size} at batch {batch}".format(**found["xla"])
-    steps = [of(rows, "step", method="simmim", attention=a) for a in found]
-    taken = [f"{1e3 * r[-1]['step_seconds']:.1f} ms" for r in steps if r]
-    taken = f"{' became '.join(taken)}; " if len(taken) == 2 else ""
-    return f"{what}: {taken}as compiled, {' became '.join(said)}"
+    taken = (f"{1e3 * found[-1]['step_seconds']:.1f} ms" for found in steps)
+    return f"a step of SimMIM-B {' became '.join(taken)}"
 
 
 def _by_tanh(rows):
-    """What plans have become with GELU by tanh, and steps where they were timed."""
+    """Steps that were timed with both."""
     said = []
-    for row in of(rows, "plan_tanh"):
-        keys = {key: row[key] for key in ("method", "size", "batch", "dtype", "remat")}
-        plain = of(rows, "plan", slice=row["slice"], scan=row["scan"], **keys)
-        what = f"{row['method']}-{row['size']} for {row['slice']}"
-        for tanh in of(rows, "step", platform="gpu", gelu="tanh", **keys)[-1:]:
-            command = tanh["command"].replace(" --set=model.gelu=tanh", "")
-            exact = of(rows, "step", platform="gpu", command=command)
-            times = (1e3 * found["step_seconds"] for found in (*exact[-1:], tanh))
-            what += f", {' became '.join(f'{ms:.1f} ms' for ms in times)}"
-        if plain:
-            said.append(f"{what}: {_moved(plain[0])} became {_moved(row)}")
-    return said and f"as compiled, {'; '.join(said)}"
+    for tanh in of(rows, "step", platform="gpu", gelu="tanh"):
+        command = tanh["command"].replace(" --set=model.gelu=tanh", "")
+        for exact in of(rows, "step", platform="gpu", command=command)[-1:]:
+            times = (f"{1e3 * row['step_seconds']:.1f} ms" for row in (exact, tanh))
+            what = f"{tanh['method']}-{tanh['size']} at batch {tanh['batch']}"
+            said.append(f"{what} {' became '.join(times)}")
+    return "; ".join(said)
 
 
 def _alone(rows):
@@ -191,28 +155,12 @@ def _alone(rows):
 
 
 def _short(rows):
-    both = _timed(rows, PRODUCTS), _alone(rows) and f"attention alone: {_alone(rows)}"
-    return ". ".join(filter(None, both))
+    alone = _alone(rows) and f"attention alone: {_alone(rows)}"
+    return _said(_timed(rows, PRODUCTS), alone)
 
 
-def _traffic(rows):
-    whole = _planned(rows, _moved, "traffic", until=("short",))
-    return ". ".join(filter(None, (_timed(rows, NORMAL, PRODUCTS), whole)))
-
-
-def _held(row):
-    return (
-        f"{_moved(row)}, {row['copied_bytes'] / 1e9:.1f} GB of it copied,"
-        f" {row['planned_bytes'] / 2**30:.1f} GiB planned"
-    )
-
-
-def _summed(row):
-    return f"{scaling.said(row)} between devices, {_moved(row)}"
-
-
-def _moved(row):
-    return f"{row['other_bytes'] / 1e9:.1f} GB in {row['kernels']} kernels"
+def _said(*parts):
+    return ". ".join(filter(None, parts))
 
 
 def _saved(rows):
@@ -269,23 +217,22 @@ def lever_rows(rows):
             ),
             (
                 "GELU by tanh: on a GPU the product before it ends in it, and it is no"
-                " kernel of its own. What a step reads and writes outside matrix"
-                " products and attention",
-                _by_tanh(rows),
+                " kernel of its own",
+                _said(_by_tanh(rows), compiled.in_short(rows, "tanh")),
                 "`config.model.gelu=tanh`: it is another function, up to 5e-4 off; not"
                 " timed",
             ),
             (
                 "the gradient of attention's bias summed by Pallas's kernel that gives"
                 " those of queries, keys and values",
-                _planned(rows, _moved, "bias"),
+                compiled.in_short(rows, "bias"),
                 "always, where that kernel is; not timed",
             ),
             (
                 "a relative position bias for each device within a step: of its"
                 " gradient they sum the table's, [entries, heads], and not the bias's,"
                 " [heads, tokens, tokens]",
-                _planned(rows, _summed, "table"),
+                compiled.in_short(rows, "table"),
                 "always; not timed",
             ),
             (
@@ -313,61 +260,59 @@ def lever_rows(rows):
             ),
             (
                 "on GPUs and TPUs that choice, not a branch",
-                _planned(
-                    rows, _copies, "state", until=("bias", "chain", "turns", "norm")
-                ),
+                compiled.in_short(rows, "state"),
                 "always; not timed",
             ),
             (
                 "FSDP's gradients scattered as they are summed, kernels of blocks"
                 " gathered in half precision",
-                _planned(
-                    rows, scaling.said, "fsdp", until=("bias", "chain", "turns", "norm")
-                ),
+                compiled.in_short(rows, "fsdp"),
                 "always; not timed",
             ),
             (
                 "a norm's scale and shift taken in by the Linear after it, of which"
                 " nothing but the Linear's input is kept",
-                _planned(rows, _held, "norm", until=("bias", "chain", "turns")),
+                compiled.in_short(rows, "norm"),
                 "always, in blocks; not timed",
             ),
             (
                 "a norm's second sum over what its first one gives: XLA has one kernel"
                 " of Triton for such a chain, and for its gradient with the addition"
                 " after it",
-                _planned(rows, _moved, "chain", until=("bias",)),
+                compiled.in_short(rows, "chain"),
                 "on GPUs; not timed. A TPU would read more",
             ),
             (
                 "heads take turns: of each the gradient is taken with its loss, and the"
                 " next but one waits for it; else XLA may keep the activations of all",
-                _planned(rows, _needed, "turns", until=("bias", "chain")),
+                compiled.in_short(rows, "turns"),
                 "always, where a method has several heads; not timed",
             ),
             (
                 "norms taken in by the Linear and heads' turns, together, on TPUs",
-                _planned(rows, _needed, "tpu", until=("table", "loops")),
+                compiled.in_short(rows, "tpu"),
                 "always; not timed",
             ),
             (
                 "where blocks are scanned no loop over two, for which a GPU's compiler"
                 " sets aside at once what the loops of all heads keep; and nothing kept"
                 " beside a view of it",
-                _planned(rows, _needed, "loops", until=("table", "bias")),
+                compiled.in_short(rows, "loops"),
                 "always; not timed. On a CPU these blocks lose their remat",
             ),
             (
                 "queries, keys and values as products of their own, and a stack filled"
                 " up to an even number of tokens once, not every block, where flash"
-                " attention is; targets normalised by variances of one pass. What a"
-                " step reads and writes outside matrix products and attention",
-                _traffic(rows),
+                " attention is; targets normalised by variances of one pass",
+                _said(
+                    _timed(rows, NORMAL, PRODUCTS),
+                    compiled.in_short(rows, "products"),
+                ),
                 "always",
             ),
             (
                 "flash attention with a learned bias (SimMIM, BEiT)",
-                _biased(rows),
+                _said(_biased(rows), compiled.in_short(rows, "flash")),
                 "`config.model.attention=cudnn` alone, until its gradients are compared"
                 " on a GPU",
             ),
