@@ -142,24 +142,7 @@ def load_pretrained(
         return None
     stored, theirs = load_params(init.workdir)
     old, new = encoder_from_config(theirs), encoder_from_config(config)
-    differs = _differing(old, new)
-    for key, was, now in LEARNT:
-        if (getattr(old, key), getattr(new, key)) == (was, now):
-            del differs[key]
-    mend = f"set {_flags('config.model', differs)}"
-    for key in differs.keys() - EXTRAS:
-        raise UserError(
-            f"{init.workdir} was trained with config.model.{key}={differs[key]}, here"
-            f" it is {config['model'].get(key)}; {mend}"
-        )
-    if old.positions == new.positions == "sincos":
-        known = old.position_grid or old.grid
-        if known != (new.position_grid or new.grid):
-            raise UserError(
-                f"{init.workdir} learned with sine-cosine positions of grid {known};"
-                f" set config.model.position_grid={known} to have them resized to"
-                f" {new.grid}"
-            )
+    extras = _differing_extras(init.workdir, config, old, new)
     weights = _as_here(stored["encoder"], old, new)
     try:
         tree, loaded = load_into(
@@ -170,7 +153,7 @@ def load_pretrained(
             resize=_resizer(old.grid, new.grid),
         )
     except UserError as error:
-        flags = _flags("config.model", differs)
+        flags = _flags("config.model", extras)
         flags += _without_norm(init, params["encoder"], weights)
         said = f"{init.workdir}: {error}"
         raise UserError(f"{said}; set {flags.strip()}" if flags else said) from error
@@ -180,6 +163,32 @@ def load_pretrained(
     rest = {name: x for name, x in stored.items() if name not in ENCODERS}
     others = _other_standardisation(theirs, config)
     return Pretrained(encoder, rest, theirs, loaded, init.workdir, others)
+
+
+def _differing_extras(
+    workdir: str, config: Mapping[str, Any], old: Encoder, new: Encoder
+) -> dict[str, Any]:
+    """Of `EXTRAS` those that `old`, the encoder in `workdir`, has otherwise than `new`,
+    by their keys in config.model. Raises `UserError` where anything else differs that
+    is no part of `LEARNT`, and for fixed positions of another grid than `new` names."""
+    differs = _differing(old, new)
+    for key, was, now in LEARNT:
+        if (getattr(old, key), getattr(new, key)) == (was, now):
+            del differs[key]
+    if other := [key for key in differs if key not in EXTRAS]:
+        raise UserError(
+            f"{workdir} was trained with config.model.{other[0]}={differs[other[0]]},"
+            f" here it is {config['model'].get(other[0])}; set"
+            f" {_flags('config.model', differs)}"
+        )
+    known = old.position_grid or old.grid
+    fixed = old.positions == new.positions == "sincos"
+    if fixed and known != (new.position_grid or new.grid):
+        raise UserError(
+            f"{workdir} learned with sine-cosine positions of grid {known}; set"
+            f" config.model.position_grid={known} to have them resized to {new.grid}"
+        )
+    return differs
 
 
 def _other_standardisation(theirs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
