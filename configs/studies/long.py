@@ -5,8 +5,8 @@ python -m ddae.study configs/studies/long.py:scale=small --workdir=runs/study_lo
 
 The teacher's weight is 1 and masks are random, where studies 1 to 5 mostly have .1 and
 blockwise ones. pixels is MAE with a decoder as deep as each of DDAE's; beta=0 weighs
-all patches alike; one-tap does so too and supervises the last block only. DIR as in
-configs/studies/beta.py.
+all patches alike; one-tap does so too and supervises the last block only. mae,longer
+has half as many steps more: it costs what DDAE does. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -20,6 +20,7 @@ LAST = {"method.taps": (4,)}
 
 ROWS = {
     "mae": {},
+    "mae,longer": {},
     "ddae": {},
     "ddae,beta=0": ALIKE,
     "ddae,one-tap": ALIKE | LAST,
@@ -35,8 +36,10 @@ def get_study(text=None):
     small = chosen["scale"] == "small"
     rows = []
     for name, changes in ROWS.items():
-        method = "mae" if name == "mae" else "ddae"
-        row = common.pretraining(chosen["scale"], method, epochs=chosen["epochs"])
+        method = "mae" if name.startswith("mae") else "ddae"
+        longer = 1.5 if name == "mae,longer" else 1
+        epochs = int(chosen["epochs"] * longer)
+        row = common.pretraining(chosen["scale"], method, epochs=epochs)
         row["set"] |= {"method.mask.kind": chosen["mask"]}
         if method == "ddae":
             row["set"] |= {"method.features.weight": 1.0}
@@ -44,7 +47,7 @@ def get_study(text=None):
         last = {} if small else {"method.taps": (12,)}
         row["set"] |= changes | (last if "method.taps" in changes else {})
         if small:
-            row["set"] |= {"total_steps": STEPS}
+            row["set"] |= {"total_steps": int(STEPS * longer)}
         rows.append({"name": name} | row)
     return {
         "about": "parts of DDAE in a long run, its teacher at weight 1",
