@@ -50,7 +50,9 @@ def test_nothing_that_a_t_test_does_not_show_is_called_a_difference(
     assert words in results.verdict(found)
 
 
-@pytest.mark.parametrize("name", ["beta", "epochs", "laws", "others", "parts", "tries"])
+@pytest.mark.parametrize(
+    "name", ["beta", "epochs", "laws", "long", "others", "parts", "tries"]
+)
 def test_every_kept_run_has_the_config_of_the_row_it_is_named_after(results, name):
     found = results.study(name)
     assert not {r["row"] for r in found.records} - {r.name for r in found.study.rows}
