@@ -44,7 +44,7 @@ from results_found import (  # noqa: E402
     study,
     verdict,
 )
-from results_front import BEGIN, END, front  # noqa: E402
+from results_front import BEGIN, END, PICTURE, draw, front  # noqa: E402
 
 from ddae.study import report  # noqa: E402
 from ddae.study.table import runs_of  # noqa: E402
@@ -362,6 +362,7 @@ def main():
     (DOCS / "results.md").write_text(page())
     for path, drawn in FIGURES.items():
         Image.fromarray(report.draw(*drawn)).save(path)
+    Image.fromarray(draw()).save(PICTURE)
     readme = DOCS.parent / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     readme.write_text(before + BEGIN + front() + END + rest.partition(END)[2])

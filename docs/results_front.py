@@ -1,8 +1,10 @@
 """What the README shows of the studies, for docs/results.py."""
 
 from results_claims import EIGHTH, KNN, LONG_AT_ONE
-from results_found import pooled_verdict, scale, study, verdict
+from results_found import DOCS, KEPT, pooled_verdict, scale, study, verdict
+from scipy import stats
 
+from ddae.eval.figures import new_figure, to_array
 from ddae.study import report
 
 BLOCKWISE = "6400 steps, blockwise masks"
@@ -34,6 +36,37 @@ FRONT = (
 BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
 
 
+PICTURE = KEPT / "differences.png"
+
+
+def pairs_of(name, first, second):
+    """The differences of a row of FRONT, a seed each."""
+    records = study(name).records
+    one, other = (report.values_of(records, row, KNN) for row in (first, second))
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def draw():
+    """The differences of FRONT: each seed's, their mean and its interval of 95 %."""
+    rows = [row for row in FRONT if len(pairs_of(*row[3:])) > 1]
+    figure, axes = new_figure(1, 1, width=7.2, height=0.34 * len(rows) + 1.1)
+    axis = axes[0, 0]
+    axis.axvline(0.0, color="0.6", linewidth=1)
+    for number, (_, _, _, *compared) in enumerate(rows):
+        values = pairs_of(*compared)
+        mean, error, count = study(compared[0]).difference(*compared[1:])
+        half = error * stats.t.ppf(0.975, count - 1)
+        colour = "0.35" if abs(mean) <= half else "C2" if mean > 0 else "C3"
+        axis.errorbar(mean, number, xerr=half, fmt="o", color=colour, capsize=3)
+        axis.plot(values, [number] * count, "|", color=colour, alpha=0.6)
+    names = [f"{one}  less  {other}  ({runs})" for runs, one, other, *_ in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("kNN top-1, points: mean, its 95 % interval, seeds", fontsize=8)
+    return to_array(figure)
+
+
 def front():
     """The README's part: a table of differences, a figure, a sentence."""
     lines = [
@@ -58,7 +91,7 @@ def front():
         [
             *lines,
             "",
-            "![kNN over steps](docs/results/studies/epochs/knn20_top1.png)",
+            f"![differences]({PICTURE.relative_to(DOCS.parent)})",
             "",
             f"Untrained: {report.cell(list(untrained.values()))}. DDAE, its teacher at"
             f" weight .1, less MAE of eight times its steps: {eighth}. What the rows"
