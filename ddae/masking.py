@@ -123,7 +123,6 @@ def block_mask(
     takes none, the count is filled up with single patches at random.
     """
     h, w = grid
-    check_num_masked(num_masked, h * w)
 
     def rectangle(key: Key[Array, ""], left: Int[Array, ""]) -> Bool[Array, "h w"]:
         return _rectangle(key, grid, min_area, left)

@@ -60,8 +60,6 @@ class TargetContext:
             zeros = jnp.zeros((b, h * w, k), patches.dtype)
             ids = self.seen.ids_visible
             return jax.vmap(lambda x, i, p: x.at[i].set(p))(zeros, ids, patches)
-        if t == h * w:
-            return patches
         times = math.isqrt(h * w // t)
         coarse = patches.reshape(b, h // times, w // times, k)
         fine = coarse.repeat(times, axis=1).repeat(times, axis=2)

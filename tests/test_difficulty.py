@@ -102,6 +102,12 @@ def test_beta_zero_is_one_to_the_bit(m):
         assert (np.asarray(function(distance, jnp.float32(0.0))) == 1.0).all()
 
 
+def test_weights_of_an_image_are_its_own_however_far_anothers_patches_are():
+    distance = jnp.array([[1.0, 1.0, 2.0], [1.0, 2.0, 30.0]])
+    alone = [difficulty_weights(row[None], 40.0)[0] for row in distance]
+    np.testing.assert_array_equal(difficulty_weights(distance, 40.0), alone)
+
+
 def test_effective_sample_size():
     assert effective_sample_size(jnp.ones((1, 8)))[0] == 1.0
     alone = jnp.array([[8.0] + [0.0] * 7])

@@ -144,21 +144,23 @@ def test_a_part_is_drawn_evenly_and_for_each_example_anew():
     np.testing.assert_allclose(seen[:, hidden].mean(axis=0), 1 / 3, atol=0.053)
 
 
-def test_rectangles_reach_all_four_sides_and_span_none(monkeypatch):
+@pytest.mark.parametrize("grid", [(5, 12), (12, 5)])
+def test_rectangles_reach_all_four_sides_and_span_none(grid, monkeypatch):
     monkeypatch.setattr(masking, "ASPECTS", (0.2, 5.0))
-    grid, limit = (5, 12), jnp.int32(20)
+    limit = jnp.int32(20)
     keys = jax.random.split(jax.random.key(2), 4000)
     draw = jax.vmap(lambda key: _rectangle(key, grid, 2, limit))
     blocks = np.asarray(jax.jit(draw)(keys))
     blocks = blocks[blocks.any(axis=(1, 2))]
     rows, columns = blocks.any(axis=2), blocks.any(axis=1)
-    assert rows.sum(axis=1).max() == 4 and columns.sum(axis=1).max() < 12
+    sides = rows.sum(axis=1).max(), columns.sum(axis=1).max()
+    assert min(sides) == 4 and max(sides) < 12
     for side in (rows, columns):
         first, last = side[:, 0].mean(), side[:, -1].mean()
         assert first > 0.1 and abs(first - last) < 0.05
     # Where it lies down says nothing of where it lies across.
     top, left = rows.argmax(axis=1), columns.argmax(axis=1)
-    small = (rows.sum(axis=1) < 3) & (columns.sum(axis=1) < 4)
+    small = (rows.sum(axis=1) < 4) & (columns.sum(axis=1) < 4)
     assert abs(np.corrcoef(top[small], left[small])[0, 1]) < 0.1
 
 

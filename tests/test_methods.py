@@ -16,7 +16,7 @@ from tiny import constant_beta
 from ddae import losses, tasks
 from ddae.dds import FeatureSettings, with_dds, with_features
 from ddae.masking import Masking, _rectangle
-from ddae.methods import METHODS, beit, beit_v2, simmim
+from ddae.methods import METHODS, beit, beit_v2, mae, simmim
 from ddae.models.build import ModelSettings
 from ddae.models.tokenizer import averaged, k_means, nearest, sums_of, unit
 from ddae.models.vit import VIT_SPECS
@@ -326,6 +326,13 @@ def test_simmim_is_mae_with_one_linear_and_l1():
     assert term.loss is losses.l1 and not term.target.standardise
     (ids,) = beit(ENCODER, tokenizer=make("beit", settings_only=True)).terms
     assert ids.loss is losses.cross_entropy
+
+
+@pytest.mark.parametrize("build", [mae, simmim])
+def test_a_head_of_pixels_has_a_value_for_each_of_a_patch(build):
+    encoder = ENCODER.clone(grid=(2, 2), patch_size=4, channels=3)
+    (head,) = build(encoder).heads.values()
+    assert head.outputs == {"pixels": 4 * 4 * 3}
 
 
 def test_beit_v2_reads_three_quarters_of_the_depth():

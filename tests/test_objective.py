@@ -36,8 +36,10 @@ from ddae.objective import (
     evaluate_terms,
     head_taps,
     in_turn,
+    teacher_layers,
 )
-from ddae.targets import Frozen, Pixels, TargetContext, TeacherLayer, TeacherView
+from ddae.patches import patchify, standardise_patches
+from ddae.targets import Frozen, Hog, Pixels, TargetContext, TeacherLayer, TeacherView
 from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
 
 ENCODER = Encoder(VIT_SPECS["Pico"], (4, 4), 2, channels=1)
@@ -424,6 +426,12 @@ def test_a_teacher_that_sees_what_it_cannot_is_an_error(features, says):
         tasks.from_config(tiny_config(method__features=features))
 
 
+def test_a_teacher_may_see_all_that_is_hidden():
+    features = FeatureSettings(share=0.75)
+    method = with_features(mae(ENCODER, decoder=DECODER), features)
+    assert method.teacher_view.num_patches((4, 4)) == 12 == 16 - 4
+
+
 def context_of(mask, image, **changes):
     given = {"image": image, "standardised": image, "mask": mask, "teacher": {}}
     given |= {"grid": (4, 4), "patch_size": 2}
@@ -496,6 +504,15 @@ def test_what_the_teacher_did_not_see_has_no_part_in_the_loss(keys):
         np.testing.assert_allclose(total / count, wanted, rtol=1e-5)
 
 
+def test_pixels_are_maes_and_histograms_maskfeats_unless_told_otherwise(
+    keys, digit_images
+):
+    context = context_of(random_mask(keys, (4, 4), 12), digit_images[:8])
+    expected = standardise_patches(patchify(context.standardised, 2))
+    np.testing.assert_array_equal(Pixels()(context), expected)
+    assert Hog()(context).shape == (8, 16, 4 * 9)
+
+
 def test_a_coarse_teachers_patch_stands_for_its_cell():
     grid = (2, 4)
     mask = Masking(ratio=0.5).draw(jax.random.key(0)[None], grid)
@@ -528,6 +545,14 @@ def test_the_loss_of_features_is_the_one_that_is_named(name, loss):
 def test_the_teacher_moves_as_it_was_told(build):
     momentum = Momentum(start=0.5, middle=0.6, end=0.7, rise=0.1)
     assert build(ENCODER, momentum=momentum).momentum is momentum
+
+
+def test_layers_of_the_teacher_ascend():
+    terms = [
+        pixel_term(name=str(layer), target=TeacherLayer(teacher_layers=(layer,)))
+        for layer in (8, 1, 8)
+    ]
+    assert teacher_layers(tuple(terms)) == (1, 8)
 
 
 def test_data2vecs_target_is_its_public_codes():

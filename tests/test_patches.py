@@ -23,13 +23,15 @@ def test_a_patch_is_row_column_channel():
     np.testing.assert_array_equal(patches[1, 4], images[1, 2:4, 2:4].reshape(-1))
 
 
-def test_patch_size_that_does_not_divide_is_an_error():
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 9)])
+def test_patch_size_that_does_not_divide_is_an_error(size):
     with pytest.raises(ValueError, match="patch_size=3 does not divide"):
-        patchify(jnp.zeros((1, 8, 8, 1)), 3)
+        patchify(jnp.zeros((1, *size, 1)), 3)
 
 
-def test_variance_is_unbiased():
-    patches = np.random.default_rng(1).normal(size=(1, 2, 12)).astype(np.float32)
+@pytest.mark.parametrize("scale", [1.0, 1e-3])  # of the latter half is the epsilon
+def test_variance_is_unbiased(scale):
+    patches = np.random.default_rng(1).normal(0, scale, (1, 2, 12)).astype(np.float32)
     expected = patches - patches.mean(axis=-1, keepdims=True)
     expected /= np.sqrt(patches.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
     patches = jnp.asarray(patches)

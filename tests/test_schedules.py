@@ -15,13 +15,13 @@ from ddae.schedules import (
 )
 
 
-@pytest.mark.parametrize("step", [0, 3, 9, 10, 55, 100])
+@pytest.mark.parametrize("step", [0, 3, 9, 10, 55, 100, 130])
 def test_warmup_then_cosine(step):
     rate = warmup_cosine(jnp.int32(step), peak=2.0, warmup_steps=10, total_steps=100)
     if step < 10:
         expected = 2.0 * step / 10
     else:
-        expected = 1 + math.cos(math.pi * (step - 10) / 90)
+        expected = 1 + math.cos(math.pi * min(step - 10, 90) / 90)
     np.testing.assert_allclose(rate, expected, atol=1e-6)
 
 
@@ -74,6 +74,13 @@ def test_ema_momentum_ends_along_a_cosine():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     last = ema_momentum(1.0, **(curve | {"rise": 1.0}))
     np.testing.assert_allclose(last, 0.5, rtol=1e-6)
+
+
+def test_momentum_is_that_of_the_table_and_may_be_1():
+    preset = Momentum()
+    for t, expected in ((0.0, 0.999), (0.125, 0.9999), (1.0, 0.99999)):
+        np.testing.assert_allclose(1 - preset(t, 100), 1 - expected, rtol=1e-2)
+    assert Momentum(start=0.0, middle=1.0, end=1.0)(1.0, 100) == 1.0
 
 
 def test_momentum_of_another_length_is_that_of_the_same_share_of_the_run():
