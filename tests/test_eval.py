@@ -116,6 +116,7 @@ def test_knn_says_nothing_where_it_could_not_be_wrong(tmp_path, capsys):
     [
         ({"knn": {"k": 0}}, "knn.k=0"),
         ({"knn": {"pool": "max"}}, "pool='max'"),
+        ({"knn": {"temperature": 0.0}}, "temperature=0.0 must be positive"),
         ({"knn": {"kk": 1}}, "evaluators.knn.kk .*'k'"),
         ({"probe": {}}, "evaluators.probe is not one of"),
     ],

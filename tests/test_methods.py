@@ -159,6 +159,31 @@ def test_small_init_is_beits():
         np.testing.assert_allclose(down.std(), expected, rtol=0.03)
 
 
+def test_no_gradient_reaches_a_frozen_network():
+    task = Pretrain(make("mvp"), Standardisation(mean=(0.3,), std=(0.4,)))
+    params = jax.jit(task.init)(jax.random.key(1))
+    keys = jax.random.split(jax.random.key(5), 6)
+
+    def loss(frozen):
+        given = params | {"frozen": frozen}
+        return task.loss(given, {}, {"image": images_of()}, jnp.float32(0.5), keys)[0]
+
+    gradient = jax.jit(jax.grad(loss))(params["frozen"])
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradient))
+
+
+def test_first_weights_of_mae_are_not_beits():
+    task = Pretrain(make("mae"), Standardisation(mean=(0,), std=(1,)))
+    params = jax.jit(task.init)(jax.random.key(0))
+    for block in (
+        params["encoder"]["block_01"],
+        params["heads"]["block02"]["block_00"],
+    ):
+        up = np.asarray(block["mlp"]["up"]["kernel"])
+        limit = np.sqrt(6 / sum(up.shape))  # Xavier's, uniform
+        assert 0.98 * limit < np.abs(up).max() <= limit
+
+
 def plain_hog(image, window, bins):
     """From the formula, a pixel at a time."""
     height, width, channels = image.shape
@@ -333,6 +358,13 @@ def test_a_head_of_pixels_has_a_value_for_each_of_a_patch(build):
     encoder = ENCODER.clone(grid=(2, 2), patch_size=4, channels=3)
     (head,) = build(encoder).heads.values()
     assert head.outputs == {"pixels": 4 * 4 * 3}
+
+
+def test_maes_decoder_is_computed_as_the_encoder_is():
+    told = {"dtype": jnp.bfloat16, "remat": "full", "scan": True}
+    told |= {"gelu": "tanh", "kernel": "xla"}
+    (head,) = mae(ENCODER.clone(**told)).heads.values()
+    assert {name: getattr(head, name) for name in told} == told
 
 
 def test_beit_v2_reads_three_quarters_of_the_depth():

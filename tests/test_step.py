@@ -449,6 +449,24 @@ def test_the_step_cuts_images_as_it_is_told(settings, given, digit_images, keys)
     np.testing.assert_array_equal(found["label"], batch["label"])
 
 
+def test_moments_may_be_those_of_the_last_gradient_alone():
+    settings = OptimizerSettings(base_lr=0.1, weight_decay=0.0, b1=0.0, b2=0.0)
+    ours = make_optimizer(settings, 256, warmup_steps=0, total_steps=10)
+    params = {"kernel": jnp.zeros((2, 2))}
+    found, state = params, ours.init(params)
+    for sign in (1.0, -1.0, -1.0):
+        grads = {"kernel": jnp.full((2, 2), 3.0 * sign)}
+        new, state = ours.update(grads, state, found, jnp.int32(0))
+        np.testing.assert_allclose(new["kernel"] - found["kernel"], -0.1 * sign)
+        found = new
+
+
+def test_a_rate_to_begin_from_is_of_the_straight_line_alone():
+    for schedule in ("cosine", "step"):
+        with pytest.raises(ValueError, match="warmup_lr is of schedule=poly"):
+            OptimizerSettings(schedule=schedule, warmup_lr=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "poly"])
 def test_the_rate_goes_by_the_batch_and_ends_where_it_is_told(schedule):
     settings = OptimizerSettings(base_lr=1e-3, final_lr=1e-5, schedule=schedule)
@@ -489,6 +507,17 @@ def test_positions_and_what_is_named_do_not_decay():
     for no_decay, expected in (((), [False, True, True]), (("cls",), [0, 0, 1])):
         rules = rules_of(params, OptimizerSettings(no_decay=no_decay))["encoder"]
         assert [rules[name].decays for name in names] == expected
+
+
+def test_what_is_given_and_what_is_counted_does_not_learn():
+    counted = {"mean": jnp.zeros(8), "variance": jnp.ones(8)}
+    book = {"codes": jnp.zeros((4, 8)), "counts": jnp.zeros(4)}
+    params = {
+        "frozen": {"teacher": {"encoder": {"norm": {"scale": jnp.ones(8)}}}},
+        "heads": {"lr_1": {"batch_norm": counted}, "quantiser": {"codebook": book}},
+    }
+    rules = jax.tree.leaves(rules_of(params, OptimizerSettings()))
+    assert len(rules) == 5 and all(rule.frozen for rule in rules)
 
 
 def test_the_rate_falls_where_it_is_told():
