@@ -238,14 +238,28 @@ def test_with_dds_repeats_terms_at_taps_with_heads_of_their_own():
     assert float(method.terms[3].weight(0.125)) == 0.5
 
 
-@pytest.mark.parametrize("target, layers", [("last", (4,)), ("mean", (2, 3, 4))])
-def test_feature_targets_that_do_not_follow_the_tap(target, layers):
-    features = FeatureSettings(target=target, mean_of=3)
+@pytest.mark.parametrize(
+    "given, layers",
+    [
+        ({"target": "last"}, (4,)),
+        ({"target": "mean", "mean_of": 3}, (2, 3, 4)),
+        ({"target": "mean"}, (1, 2, 3, 4)),
+    ],
+)
+def test_feature_targets_that_do_not_follow_the_tap(given, layers):
+    features = FeatureSettings(**given)
     base = with_features(mae(ENCODER, decoder=DECODER), features)
     method = with_dds(base, taps=(2, 4))
     for term in method.terms:
         if term.output == "features":
             assert term.target.teacher_layers == layers
+
+
+def test_features_put_onto_taps_are_the_teachers_of_each():
+    deep = with_dds(mae(ENCODER, decoder=DECODER), taps=(2, 4))
+    terms = with_features(deep, FeatureSettings()).terms
+    layers = {t.head: t.target.teacher_layers for t in terms if t.output == "features"}
+    assert layers == {"block02": (2,), "block04": (4,)}
 
 
 def test_a_term_that_stands_at_a_tap_already_has_that_depth():

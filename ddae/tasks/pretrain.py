@@ -254,7 +254,7 @@ class Pretrain(Task):
         teacher: Any = {}
         seen = None
         if layers:
-            variables = {"params": jax.lax.stop_gradient(ema_params["encoder"])}
+            variables = {"params": ema_params["encoder"]}
             view = self.method.teacher_view
             if view.share < 1.0:
                 keys = stream(rngs, "teacher")
