@@ -21,6 +21,7 @@ STEPS = {
     "ddae,features=.25": (6400,),
     "ddae,features=1": (1600, 3200, 6400),
     "ddae,features=1,beta=0": (6400,),
+    "ddae,features=1,one-tap": (6400,),
     "taps": (6400,),
     "pixels": (6400,),
 }
@@ -29,15 +30,18 @@ FEATURES = {
     "ddae,features=.25": 0.25,
     "ddae,features=1": 1.0,
     "ddae,features=1,beta=0": 1.0,
+    "ddae,features=1,one-tap": 1.0,
 }
 """Series with another weight of the teacher's features than DDAE's."""
 
-EVEN = ("ddae,beta=0", "ddae,features=1,beta=0", "taps", "pixels")
+ONE_TAP = ("ddae,features=1,one-tap", "pixels")
+"""Series that supervise the last block alone."""
+
+EVEN = ("ddae,beta=0", "ddae,features=1,beta=0", "taps", *ONE_TAP)
 """Series in which all hidden patches weigh alike."""
 
 FEW = ("mae,200", "ddae,200", "mae,400", "mae,800", "ddae,800")
 """Rows of small scale with three seeds; those that the claims compare have five."""
-
 
 AGAIN = ("ddae,features=1,6400", "ddae,features=1,beta=0,6400")
 """Rows of small scale with five seeds more, run to see whether what the first five said
@@ -62,7 +66,7 @@ def get_study(text=None):
                 row["set"] |= common.beta(phase, 0.0 if even else chosen["tilt"])
             if series in FEATURES:
                 row["set"] |= {"method.features.weight": FEATURES[series]}
-            if series == "pixels":
+            if series in ONE_TAP:
                 row["set"] |= {"method.taps": (4,)}
             if series == "ddae,decoder-twice":
                 row["set"] |= {"method.decoder.depth": 2}
