@@ -91,9 +91,16 @@ class Found:
         return lines
 
 
+def standing(mean, error, pairs):
+    """ "ahead" or "behind", where Student's t, two-sided, shows it at 95 %, else ""."""
+    shown = pairs > 1 and abs(mean) > error * stats.t.ppf(0.975, pairs - 1)
+    if not shown or math.isclose(mean, 0.0):
+        return ""
+    return "ahead" if mean > 0 else "behind"
+
+
 def verdict(found, ahead="ahead", behind="behind", unit=" points", digits=2):
-    """What a paired difference (mean, standard error, pairs) allows to be said: by
-    Student's t, two-sided, at 95 %."""
+    """What a paired difference (mean, standard error, pairs) allows to be said."""
     if found is None:
         return "not run"
     mean, error, pairs = found
@@ -101,10 +108,10 @@ def verdict(found, ahead="ahead", behind="behind", unit=" points", digits=2):
     if pairs < 2:
         return f"{value} (one seed): no verdict"
     spread = f"{value} (s.e. {error:.{digits}f}, {pairs} seeds)"
-    if abs(mean) <= error * stats.t.ppf(0.975, pairs - 1) or math.isclose(mean, 0.0):
-        # Of two seeds even a large difference is rarely shown, nor is there none.
-        return f"{spread}: {'no difference shown' if pairs > 2 else 'no verdict'}"
-    return f"{spread}: **{ahead if mean > 0 else behind}**"
+    if word := standing(*found):
+        return f"{spread}: **{ahead if word == 'ahead' else behind}**"
+    # Of two seeds even a large difference is rarely shown, nor is there none.
+    return f"{spread}: {'no difference shown' if pairs > 2 else 'no verdict'}"
 
 
 def compared(found, pairs, score="knn20_top1"):
@@ -142,6 +149,24 @@ def study(name):
     """The study of that name, with the arguments that it ran with."""
     text = ARGUMENTS.get(name, f"configs/studies/{name}.py:scale=small")
     return Found(name, text)
+
+
+def values(name, score="knn20_top1"):
+    """Seed to score of a row called STUDY/ROW."""
+    which, _, row = name.partition("/")
+    return report.values_of(study(which).records, row, score)
+
+
+def paired(first, second, score="knn20_top1", seeds=range(10)):
+    """(mean, standard error, pairs) of two rows called STUDY/ROW, less each other: a
+    seed has the same images and first weights in all studies. None without a pair."""
+    found = [
+        {"row": name, "seed": seed, score: value}
+        for name in (first, second)
+        for seed, value in values(name, score).items()
+        if seed in seeds
+    ]
+    return report.difference(found, first, second, score)
 
 
 def scale():

@@ -25,7 +25,6 @@ ROWS = {
     "ddae,beta=0": ALIKE,
     "ddae,one-tap": ALIKE | LAST,
     "pixels": ALIKE | LAST | {"method.features.weight": 0.0},
-    "ddae,features=4": {"method.features.weight": 4.0},
 }
 
 
