@@ -251,8 +251,9 @@ docs/performance.py docs/results/performance.jsonl FILE.jsonl`.
             yield measure.table([where(row) | shown(row) for row in found])
     yield "\n## Levers\n"
     yield measure.table(lever_rows(rows))
-    yield f"\n### As compiled for devices that were not there{COMPILED_NOTE}\n"
-    yield measure.table(compiled_rows(rows))
+    if found := compiled_rows(rows):
+        yield f"\n### As compiled for devices that were not there{COMPILED_NOTE}\n"
+        yield measure.table(found)
     failed = [r for r in of(rows, "part") if not r["ok"]]
     if failed:
         yield "\n## What failed\n"
