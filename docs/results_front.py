@@ -29,7 +29,7 @@ FRONT = (
     (RANDOM, "DDAE", "MAE, 9600 steps", "long/ddae", "long/mae,longer"),
     (RANDOM, "DDAE", WITH_ONE, "long/ddae", "long/pixels"),
     (RANDOM, "DDAE", "DDAE, weights even", "long/ddae", "long/ddae,beta=0"),
-    (RANDOM, "DDAE", "that, last block only", "long/ddae", "long/ddae,one-tap"),
+    (RANDOM, "DDAE", "DDAE, even, last block", "long/ddae", "long/ddae,one-tap"),
     ("6400 steps", "DDAE, blockwise masks", "random masks", LONG, "long/ddae"),
     (BLOCKWISE, "DDAE", "MAE", LONG, "epochs/mae,6400"),
     (BLOCKWISE, "DDAE", WITH_ONE, LONG, "epochs/pixels,6400"),
@@ -43,7 +43,7 @@ FRONT = (
     (
         BLOCKWISE,
         "DDAE",
-        "that, last block only",
+        "DDAE, even, last block",
         LONG,
         f"{AT_ONE},one-tap,6400",
     ),
