@@ -134,8 +134,8 @@ def pooled_verdict(study, pairs, score="knn20_top1"):
     if not by_seed:
         return "not run"
     if len(by_seed) == 1:
-        (values,) = by_seed.values()
-        each = ", ".join(f"{value:+.2f}" for value in values)
+        (alone,) = by_seed.values()
+        each = ", ".join(f"{value:+.2f}" for value in alone)
         return f"{each} points (one seed): no verdict"
     mean, deviation = report.mean_and_deviation([np.mean(v) for v in by_seed.values()])
     return verdict((mean, deviation / math.sqrt(len(by_seed)), len(by_seed)))
