@@ -39,6 +39,7 @@ from results_found import (  # noqa: E402
     FIGURES,
     KEPT,
     NAMES,
+    TRANSFER,
     compared,
     over_shared,
     paired,
@@ -129,6 +130,23 @@ def direction():
     return [*lines, ""]
 
 
+def by_scores(found, pairs, masks=()):
+    """Lines of `compared` by kNN and by the linear probe; after them runs under
+    blockwise `masks` (study 3) less those under random ones (study 6)."""
+    lines = []
+    for score in TRANSFER[:2]:
+        lines += [f"First less second, {NAMES[score]}:", ""]
+        lines += compared(found, pairs, score)
+        for what, blockwise, random in masks:
+            other = paired(f"epochs/{blockwise},6400", f"long/{random}", score)
+            lines.append(
+                f"- {what}, blockwise masks (study 3) less random ones:"
+                f" {verdict(other)}."
+            )
+        lines.append("")
+    return lines
+
+
 def other_laws():
     """Study 5."""
     laws = study("laws")
@@ -151,10 +169,7 @@ def other_laws():
         ("power", "by-loss", "distance against loss"),
         ("exponential", "power", "exp(beta d) against d^beta"),
     )
-    for score in ("knn20_top1", "linear_top1"):
-        lines += [f"First less second, {NAMES[score]}:", ""]
-        lines += [*compared(laws, pairs, score), ""]
-    return lines
+    return lines + by_scores(laws, pairs)
 
 
 def long_runs():
@@ -180,17 +195,7 @@ def long_runs():
         ("ddae,beta=0", "ddae,one-tap", "another tap, half way"),
         ("ddae", "ddae,beta=0", "the weights by distance"),
     )
-    for score in ("knn20_top1", "linear_top1"):
-        lines += [f"First less second, {NAMES[score]}:", ""]
-        lines += compared(long, pairs, score)
-        for what, blockwise, random in MASKS:
-            found = paired(f"epochs/{blockwise},6400", f"long/{random}", score)
-            lines.append(
-                f"- {what}, blockwise masks (study 3) less random ones:"
-                f" {verdict(found)}."
-            )
-        lines.append("")
-    return lines
+    return lines + by_scores(long, pairs, MASKS)
 
 
 MASKS = (
