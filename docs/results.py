@@ -17,14 +17,12 @@ import shutil
 import sys
 
 import jax
-import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from results_claims import (  # noqa: E402
     AT_ONE,
-    TAP_AT_ONE,
     claim_a,
     claim_b,
     claim_c,
@@ -38,9 +36,6 @@ from results_found import (  # noqa: E402
     DOCS,
     FIGURES,
     KEPT,
-    NAMES,
-    TRANSFER,
-    compared,
     over_shared,
     paired,
     scale,
@@ -48,6 +43,12 @@ from results_found import (  # noqa: E402
     verdict,
 )
 from results_front import BEGIN, END, PICTURE, draw, front  # noqa: E402
+from results_studies import (  # noqa: E402
+    direction,
+    finer_grid,
+    long_runs,
+    other_laws,
+)
 
 from ddae.study import report  # noqa: E402
 from ddae.study.table import runs_of  # noqa: E402
@@ -81,130 +82,6 @@ def rounded(value):
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-KINDS = {
-    "block": "`block`: blockwise masks, the teacher's weight .1",
-    "random": "`random`: random masks, the teacher's weight .1",
-    "features=1": "`features=1`: blockwise masks, the teacher's weight 1",
-}
-"""Of study 1's rows."""
-
-
-def direction():
-    """Study 1."""
-    beta = study("beta")
-    lines = ["## Study 1: beta over training and depth", "", *beta.section()]
-    have = {r["row"] for r in beta.records}
-    rows = [row.name for row in beta.study.rows if row.name in have]
-
-    def where(part):
-        return [name for name in rows if part in name]
-
-    for kind, what in KINDS.items():
-        own = [name for name in where(f"{kind},")]
-        if not own:
-            lines.append(f"- {what}: not run.")
-            continue
-        lines.append(f"- {what}; kNN, first less second, over what they share:")
-        for first, second in (
-            ("near-far", "far-near"),
-            ("near-far", "constant"),
-            ("far-near", "constant"),
-            ("tilt-0.5", "tilt+0.5"),
-            ("tilt-0.5", "tilt+0"),
-            ("tilt+0.5", "tilt+0"),
-        ):
-            found = over_shared(beta, own, first, second)
-            lines.append(f"  - {first} less {second}: {found}.")
-        knn = [
-            list(report.values_of(beta.records, n, "knn20_top1").values()) for n in own
-        ]
-        means = [np.mean(values) for values in knn]
-        best, worst = own[int(np.argmax(means))], own[int(np.argmin(means))]
-        lines.append(
-            f"  - All {len(own)} rows lie within {max(means) - min(means):.2f} points,"
-            f" from `{worst}` to `{best}`; the largest of so many means is high by"
-            " chance too."
-        )
-    return [*lines, ""]
-
-
-def by_scores(found, pairs, masks=()):
-    """Lines of `compared` by kNN and by the linear probe; after them runs under
-    blockwise `masks` (study 3) less those under random ones (study 6)."""
-    lines = []
-    for score in TRANSFER[:2]:
-        lines += [f"First less second, {NAMES[score]}:", ""]
-        lines += compared(found, pairs, score)
-        for what, blockwise, random in masks:
-            other = paired(f"epochs/{blockwise},6400", f"long/{random}", score)
-            lines.append(
-                f"- {what}, blockwise masks (study 3) less random ones:"
-                f" {verdict(other)}."
-            )
-        lines.append("")
-    return lines
-
-
-def other_laws():
-    """Study 5."""
-    laws = study("laws")
-    lines = ["## Study 5: is it the distance, and is it the power law?", ""]
-    if not laws.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "DDAE with one schedule of beta under other laws of its weights. `power` is its"
-        " own, `even` weighs all patches alike. `elsewhere` is the control: the weights"
-        " that `power` gives an image, each at another of its hidden patches. `by-loss`"
-        " weighs a patch by its own loss, `exponential` by exp(beta d).",
-        "",
-        *laws.section(),
-    ]
-    pairs = (
-        ("power", "even", "weights by distance at all"),
-        ("elsewhere", "even", "as uneven weights, without the distance"),
-        ("power", "elsewhere", "the distance itself"),
-        ("by-loss", "even", "each patch's own loss in its place"),
-        ("power", "by-loss", "distance against loss"),
-        ("exponential", "power", "exp(beta d) against d^beta"),
-    )
-    return lines + by_scores(laws, pairs)
-
-
-def long_runs():
-    """Study 6."""
-    long = study("long")
-    lines = ["## Study 6: what of DDAE works in a long run under random masks?", ""]
-    if not long.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "6400 steps, the teacher's weight 1 and random masks, as the defaults are."
-        " `pixels` is MAE with a decoder of one block, as each of DDAE's; `ddae,beta=0`"
-        " weighs all patches alike, `ddae,one-tap` does so too and supervises the last"
-        " block only; `mae,longer` has 9600 steps, which cost what DDAE's do.",
-        "",
-        *long.section(),
-    ]
-    pairs = (
-        ("ddae", "mae", "all of DDAE"),
-        ("ddae", "mae,longer", "all of DDAE, MAE's steps half as many more"),
-        ("ddae", "pixels", "decoders alike"),
-        ("pixels", "mae", "a decoder of one block for MAE's two"),
-        ("ddae,one-tap", "pixels", "the teacher, at the last block alone"),
-        ("ddae,beta=0", "ddae,one-tap", "another tap, half way"),
-        ("ddae", "ddae,beta=0", "the weights by distance"),
-    )
-    return lines + by_scores(long, pairs, MASKS)
-
-
-MASKS = (
-    ("DDAE", "ddae,features=1", "ddae"),
-    ("MAE", "mae", "mae"),
-    ("MAE with DDAE's decoder", "pixels", "pixels"),
-    ("the teacher, at the last block alone", TAP_AT_ONE, "ddae,one-tap"),
-)
-"""Of runs that differ by their masks: what they are, and their rows in both studies."""
 
 
 def tried():
@@ -289,10 +166,13 @@ def defaults():
     ]
 
 
+STUDIES = ("beta", "parts", "epochs", "others", "laws", "long", "grid", "tries")
+
+
 def not_run():
     """What the page does not show."""
     lines = ["## What was not run", ""]
-    for name in ("beta", "parts", "epochs", "others", "laws", "long", "tries"):
+    for name in STUDIES:
         found = study(name)
         have = {(r["row"], int(r["seed"])): r for r in found.records}
         rows, runs = found.study.rows, runs_of(found.study)
@@ -311,7 +191,7 @@ def not_run():
         *lines,
         "- the LARS probe, and fine-tuning but in `parts`, which the studies at"
         " `scale=full` take as follow-ups of every row",
-        "- patch 2; ViT-Ti; everything at `scale=full`",
+        "- patch 2 at 32 px; ViT-Ti; everything at `scale=full`",
         "",
     ]
 
@@ -356,6 +236,7 @@ def page():
         direction,
         other_laws,
         long_runs,
+        finer_grid,
         defaults,
         tried,
         not_run,

@@ -51,9 +51,10 @@ class Found:
             if r["row"] in known
         ]
 
-    def difference(self, row, control, score="knn20_top1"):
-        """(mean, standard error, pairs) or None."""
-        return report.difference(self.records, row, control, score)
+    def difference(self, row, control, score="knn20_top1", first_seed=0):
+        """(mean, standard error, pairs) or None, of seeds from `first_seed` on."""
+        records = [r for r in self.records if r["seed"] >= first_seed]
+        return report.difference(records, row, control, score)
 
     def seeds(self):
         """Seeds that some run of the study has."""

@@ -1,0 +1,173 @@
+"""What studies found beyond the paper's claims, a section each, for docs/results.py."""
+
+import jax
+import numpy as np
+from results_claims import TAP_AT_ONE
+from results_found import (
+    NAMES,
+    TRANSFER,
+    compared,
+    over_shared,
+    paired,
+    study,
+    verdict,
+)
+
+from ddae.difficulty import nearest_visible_distance
+from ddae.masking import Masking
+from ddae.study import report
+
+KINDS = {
+    "block": "`block`: blockwise masks, the teacher's weight .1",
+    "random": "`random`: random masks, the teacher's weight .1",
+    "features=1": "`features=1`: blockwise masks, the teacher's weight 1",
+}
+"""Of study 1's rows."""
+
+
+def direction():
+    """Study 1."""
+    beta = study("beta")
+    lines = ["## Study 1: beta over training and depth", "", *beta.section()]
+    have = {r["row"] for r in beta.records}
+    rows = [row.name for row in beta.study.rows if row.name in have]
+
+    def where(part):
+        return [name for name in rows if part in name]
+
+    for kind, what in KINDS.items():
+        own = [name for name in where(f"{kind},")]
+        if not own:
+            lines.append(f"- {what}: not run.")
+            continue
+        lines.append(f"- {what}; kNN, first less second, over what they share:")
+        for first, second in (
+            ("near-far", "far-near"),
+            ("near-far", "constant"),
+            ("far-near", "constant"),
+            ("tilt-0.5", "tilt+0.5"),
+            ("tilt-0.5", "tilt+0"),
+            ("tilt+0.5", "tilt+0"),
+        ):
+            found = over_shared(beta, own, first, second)
+            lines.append(f"  - {first} less {second}: {found}.")
+        knn = [
+            list(report.values_of(beta.records, n, "knn20_top1").values()) for n in own
+        ]
+        means = [np.mean(values) for values in knn]
+        best, worst = own[int(np.argmax(means))], own[int(np.argmin(means))]
+        lines.append(
+            f"  - All {len(own)} rows lie within {max(means) - min(means):.2f} points,"
+            f" from `{worst}` to `{best}`; the largest of so many means is high by"
+            " chance too."
+        )
+    return [*lines, ""]
+
+
+def by_scores(found, pairs, masks=()):
+    """Lines of `compared` by kNN and by the linear probe; after them runs under
+    blockwise `masks` (study 3) less those under random ones (study 6)."""
+    lines = []
+    for score in TRANSFER[:2]:
+        lines += [f"First less second, {NAMES[score]}:", ""]
+        lines += compared(found, pairs, score)
+        for what, blockwise, random in masks:
+            other = paired(f"epochs/{blockwise},6400", f"long/{random}", score)
+            lines.append(
+                f"- {what}, blockwise masks (study 3) less random ones:"
+                f" {verdict(other)}."
+            )
+        lines.append("")
+    return lines
+
+
+def other_laws():
+    """Study 5."""
+    laws = study("laws")
+    lines = ["## Study 5: is it the distance, and is it the power law?", ""]
+    if not laws.records:
+        return [*lines, "Not run.", ""]
+    lines += [
+        "DDAE with one schedule of beta under other laws of its weights. `power` is its"
+        " own, `even` weighs all patches alike. `elsewhere` is the control: the weights"
+        " that `power` gives an image, each at another of its hidden patches. `by-loss`"
+        " weighs a patch by its own loss, `exponential` by exp(beta d).",
+        "",
+        *laws.section(),
+    ]
+    pairs = (
+        ("power", "even", "weights by distance at all"),
+        ("elsewhere", "even", "as uneven weights, without the distance"),
+        ("power", "elsewhere", "the distance itself"),
+        ("by-loss", "even", "each patch's own loss in its place"),
+        ("power", "by-loss", "distance against loss"),
+        ("exponential", "power", "exp(beta d) against d^beta"),
+    )
+    return lines + by_scores(laws, pairs)
+
+
+def long_runs():
+    """Study 6."""
+    long = study("long")
+    lines = ["## Study 6: what of DDAE works in a long run under random masks?", ""]
+    if not long.records:
+        return [*lines, "Not run.", ""]
+    lines += [
+        "6400 steps, the teacher's weight 1 and random masks, as the defaults are."
+        " `pixels` is MAE with a decoder of one block, as each of DDAE's; `ddae,beta=0`"
+        " weighs all patches alike, `ddae,one-tap` does so too and supervises the last"
+        " block only; `mae,longer` has 9600 steps, which cost what DDAE's do.",
+        "",
+        *long.section(),
+    ]
+    pairs = (
+        ("ddae", "mae", "all of DDAE"),
+        ("ddae", "mae,longer", "all of DDAE, MAE's steps half as many more"),
+        ("ddae", "pixels", "decoders alike"),
+        ("pixels", "mae", "a decoder of one block for MAE's two"),
+        ("ddae,one-tap", "pixels", "the teacher, at the last block alone"),
+        ("ddae,beta=0", "ddae,one-tap", "another tap, half way"),
+        ("ddae", "ddae,beta=0", "the weights by distance"),
+    )
+    return lines + by_scores(long, pairs, MASKS)
+
+
+MASKS = (
+    ("DDAE", "ddae,features=1", "ddae"),
+    ("MAE", "mae", "mae"),
+    ("MAE with DDAE's decoder", "pixels", "pixels"),
+    ("the teacher, at the last block alone", TAP_AT_ONE, "ddae,one-tap"),
+)
+"""Of runs that differ by their masks: what they are, and their rows in both studies."""
+
+
+def mean_distance(side):
+    """Of hidden patches, three in four, of a square grid under blockwise masks."""
+    keys = jax.random.split(jax.random.key(0), 512)
+    mask = Masking(kind="block", ratio=0.75).draw(keys, (side, side))
+    distance = nearest_visible_distance(mask, (side, side))
+    return float(distance.sum() / mask.is_masked.sum())
+
+
+def finer_grid():
+    """Study 7."""
+    grid = study("grid")
+    lines = ["## Study 7: does it do more on a finer grid?", ""]
+    if not grid.records:
+        return [*lines, "Not run.", ""]
+    lines += [
+        "1600 steps at 24 px and patch 2, a grid of 12 x 12: under blockwise masks"
+        f" a hidden patch lies {mean_distance(12):.2f} patches from a visible one, on"
+        f" average; on the other studies' 8 x 8 {mean_distance(8):.2f}, on ImageNet's"
+        f" 14 x 14 {mean_distance(14):.2f}. The teacher's weight is 1. Rows as in"
+        " study 6.",
+        "",
+        *grid.section(),
+    ]
+    pairs = (
+        ("ddae", "mae", "all of DDAE"),
+        ("ddae", "pixels", "decoders alike"),
+        ("ddae,beta=0", "pixels", "the teacher, and another tap"),
+        ("ddae", "ddae,beta=0", "the weights by distance"),
+    )
+    return lines + by_scores(grid, pairs)
