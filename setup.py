@@ -9,6 +9,9 @@ TENSORFLOW = [
     'tensorflow>=2.21; sys_platform != "linux" or platform_machine != "x86_64"',
 ]
 
+# Orbax asks a bucket by it, for checkpoints on gs://, and does not declare it.
+GCS = "google-cloud-storage>=3"
+
 setup(
     name="ddae",
     version="0.1.0",
@@ -42,10 +45,11 @@ setup(
         "rich>=13",  # progress bars
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10", GCS],
         "cuda": ["jax[cuda13]>=0.10"],
         # The compiler of that alone, for benchmarks/plan.py: no cuDNN, cuBLAS or NCCL.
         "cuda-plan": ["jax[cuda13-local]>=0.10", "nvidia-cuda-nvcc>=13"],
+        "gcs": [GCS],
         "parquet": ["pyarrow>=17"],  # reads what ddae.data.parquet turns into tar files
         # Live parity with transformers; gigabytes, so not part of `test`.
         "torch": ["torch>=2.6", "transformers>=5.0"],
@@ -55,6 +59,8 @@ setup(
             "hypothesis>=6",  # property-based tests
             "beartype>=0.20",  # checks the shapes in signatures
             "pyarrow>=17",  # ddae.data.parquet
+            GCS,
+            "trustme>=1.1",  # certificates for the bucket of tests/fake_gcs.py
             "ruff>=0.14",
         ],
     },

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 
+from etils import epath
+
 from ddae.settings import UserError
 
 LASTING = (
@@ -30,6 +32,19 @@ def cache_folder() -> str:
     """The package's own, below $XDG_CACHE_HOME, or below ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(home, "ddae")
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """`path` from the root on; a bucket's, gs://, as it is. Raises `UserError` for a
+    bucket where what Orbax asks it with is not installed."""
+    text = os.fspath(path)
+    if text.startswith("gs://"):
+        try:
+            import google.cloud.storage  # noqa: F401, and Orbax does not bring it
+        except ImportError as error:
+            mend = "pip install google-cloud-storage"
+            raise UserError(f"{path} cannot be used: {mend}") from error
+    return epath.Path(path) if "://" in text else epath.Path(path).resolve()
 
 
 class StorageError(RuntimeError):

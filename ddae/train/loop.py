@@ -11,12 +11,11 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from etils import epath
 
 from ddae.eval import OF_HEADS
 from ddae.eval.figures import distance_curves
 from ddae.settings import UserError
-from ddae.storage import unusable
+from ddae.storage import absolute, unusable
 from ddae.tasks.task import Batch
 from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import (
@@ -85,9 +84,7 @@ def check_data(job: Job) -> None:
 
 def _open(workdir: str) -> str:
     """The absolute path of `workdir`, made where it is not; gs:// as it is."""
-    path = epath.Path(workdir)
-    if "://" not in workdir:
-        path = path.absolute()
+    path = absolute(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except Exception as error:  # a bucket's are TensorFlow's own

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ddae.settings import UserError
-from ddae.storage import of_storage, unusable
+from ddae.storage import absolute, of_storage, unusable
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.processes import of_all
@@ -56,7 +56,7 @@ def write_few_slices() -> None:
 
 def checkpoints_of(workdir: str) -> epath.Path:
     """The folder of a run's checkpoints."""
-    return epath.Path(workdir).resolve() / "checkpoints"
+    return absolute(workdir) / "checkpoints"
 
 
 class Manager(ocp.CheckpointManager):
