@@ -1,14 +1,15 @@
 """Hits a run at random until it is done; then it must be the run that nobody hit.
 
-python benchmarks/soak.py --dir=NEW [--processes=2] [--seed=0] [--within 6 15] \\
-  [--output=FILE.jsonl] --config=configs/NAME.py [--config.KEY=VALUE ...]
+python benchmarks/soak.py --dir=NEW [--hit=gs://BUCKET/NEW] [--processes=2] \\
+  [--seed=0] [--within 6 15] [--output=FILE.jsonl] \\
+  --config=configs/NAME.py [--config.KEY=VALUE ...]
 
-All that it does not know goes to train.py. A first run is left alone; a second one gets
-SIGKILL, SIGTERM or SIGINT, one of its processes or all, some seconds (--within) after
-each start, and is started again, until it ends by itself. Choose log_every_steps=1 and
-few steps a checkpoint. Exit code 1 where a row of its metrics.jsonl is not the other's
-to the bit, but for times, or where a process goes on for longer than --patience after a
-hit.
+All that it does not know goes to train.py. A first run is left alone; a second one, in
+DIR/hit or --hit, gets SIGKILL, SIGTERM or SIGINT, one of its processes or all, some
+seconds (--within) after each start, and is started again, until it ends by itself.
+Choose log_every_steps=1 and few steps a checkpoint. Exit code 1 where a row of its
+metrics.jsonl is not the other's to the bit, but for times, or where a process goes on
+for longer than --patience after a hit.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import time
 
 import measure
+from etils import epath
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -31,20 +33,20 @@ TIMES = ("seconds", "data_wait", "images_per_second")
 """What the names of metrics that are no numbers of the training end with."""
 
 
-def started(arguments, workdir, processes):
-    """The processes of one run; what they print goes into a file beside the workdir."""
+def started(arguments, workdir, processes, log):
+    """The processes of one run; what they print goes into the file `log`."""
     command = [sys.executable, "train.py", *arguments, f"--workdir={workdir}"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-    with open(f"{workdir}.log", "a") as log:
+    with open(log, "a") as said:
         return [
             subprocess.Popen(
                 [*command, *(joined + [f"--process_id={i}"]) * (processes > 1)],
                 cwd=ROOT,
-                stdout=log,
-                stderr=log,
+                stdout=said,
+                stderr=said,
             )
             for i in range(processes)
         ]
@@ -73,31 +75,32 @@ def ended(running, patience=float("inf")):
 def rows_of(workdir):
     """{(step, metric): value} of all that is no time."""
     found = {}
-    for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines():
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
+    for line in text.splitlines():
         row = json.loads(line)
         found |= {(row["step"], k): v for k, v in row.items() if not k.endswith(TIMES)}
     return found
 
 
-def soak(arguments, folder, processes, chance, within, patience):
+def soak(arguments, folder, hit, processes, chance, within, patience):
     """What was done and found, as plain numbers."""
     # What a shell starts in the background hears no Ctrl-C, nor would the runs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    alone, hit = (os.path.join(folder, name) for name in ("alone", "hit"))
+    alone, log = os.path.join(folder, "alone"), os.path.join(folder, "hit.log")
     print(f"a run that is left alone: see {alone}.log", flush=True)
-    codes = ended(started(arguments, alone, processes))
+    codes = ended(started(arguments, alone, processes, f"{alone}.log"))
     if any(codes):
         sys.exit(f"the run that was left alone ended with {codes}: see {alone}.log")
     hits, longest = collections.Counter(), 0.0
     for number in range(1, sys.maxsize):
-        running = started(arguments, hit, processes)
+        running = started(arguments, hit, processes, log)
         kind = chance.choice(SIGNALS)
         struck = chance.sample(running, chance.randint(1, processes))
         if done(running, chance.uniform(*within)):
             codes = ended(running)
             print(f"start {number}: ended with {codes}", flush=True)
             if any(codes):
-                sys.exit(f"nobody had hit it: see {hit}.log")
+                sys.exit(f"nobody had hit it: see {log}")
             break
         for one in struck:
             one.send_signal(kind)
@@ -112,7 +115,7 @@ def soak(arguments, folder, processes, chance, within, patience):
             flush=True,
         )
         if None in codes:
-            sys.exit(f"a process went on for {patience:.0f} s: see {hit}.log")
+            sys.exit(f"a process went on for {patience:.0f} s: see {log}")
     wanted, found = rows_of(alone), rows_of(hit)
     return {
         "processes": processes,
@@ -131,6 +134,7 @@ def main():
         allow_abbrev=False,
     )
     parser.add_argument("--dir", required=True, help="a new folder for both runs")
+    parser.add_argument("--hit", help="the second run's workdir, on gs:// maybe")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the hits")
     parser.add_argument(
@@ -144,7 +148,9 @@ def main():
     folder = os.path.abspath(args.dir)
     os.makedirs(folder)
     chance = random.Random(args.seed)
-    row = soak(arguments, folder, args.processes, chance, args.within, args.patience)
+    hit = args.hit or os.path.join(folder, "hit")
+    given = (args.processes, chance, args.within, args.patience)
+    row = soak(arguments, folder, hit, *given)
     measure.write({"benchmark": "soak", **row}, args.output)
     print(measure.table([row | {"hits": str(row["hits"])}]))
     return int(row["different"] > 0)

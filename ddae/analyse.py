@@ -8,7 +8,6 @@ docs/reading_a_run.md says how to read each. Exit codes: 0; 2 wrong arguments or
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float
 from PIL import Image
 
@@ -330,19 +330,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _analyse(args: Any) -> None:
-    out = args.out or os.path.join(run_of(args.workdir)[0], "analysis")
+    out = epath.Path(args.out or epath.Path(run_of(args.workdir)[0]) / "analysis")
     if args.num_images < 1:
         raise UserError(f"--num_images={args.num_images} is not 1 or more")
     if wrong := [text for text in args.data if "=" not in text]:
         raise UserError(f"--data {wrong[0]} is not KEY=VALUE, as dir={wrong[0]} is")
     changes = dict(text.split("=", 1) for text in args.data)
     found = analyse(args.workdir, args.beside, args.num_images, changes)
-    os.makedirs(out, exist_ok=True)
-    with open(os.path.join(out, "analysis.json"), "w") as file:
-        json.dump(found, file, indent=1)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "analysis.json").write_text(json.dumps(found, indent=1))
     for name, picture in figures(found).items():
-        Image.fromarray(picture).save(os.path.join(out, f"{name}.png"))
-    print("\n".join([*lines(found), out]))
+        with (out / f"{name}.png").open("wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
+    print("\n".join([*lines(found), str(out)]))
 
 
 if __name__ == "__main__":

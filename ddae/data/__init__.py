@@ -12,6 +12,7 @@ from rich.progress import track
 from ddae import settings
 from ddae.data.arrays import ArraySource, digits_sources, npz_sources
 from ddae.data.augment import Augment
+from ddae.data.files import is_remote
 from ddae.data.folder import folder_sources
 from ddae.data.order import Order
 from ddae.data.scene_augment import SceneSettings
@@ -142,6 +143,9 @@ SOURCES: dict[str, SourceBuilder] = {
     "tfds": tfds_sources,
 }
 
+ON_DISK = ("folder", "npz", "scenes")
+"""Sources that read no bucket."""
+
 
 def sample(source: Source, limit: int) -> np.ndarray:
     """Indices of all examples, or of `limit` drawn once at random, ascending; 0 takes
@@ -178,6 +182,11 @@ def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Spli
     if kind not in SOURCES:
         raise UserError(
             f"config.data.name={data.name!r} is not one of {sorted(SOURCES)}"
+        )
+    if is_remote(data.dir) and kind in ON_DISK:
+        raise UserError(
+            f"config.data.name={kind} reads from a disk, not {data.dir}; tar and tfds/"
+            " read from a bucket"
         )
     # train/ is train: the same images, and not to be compared as others.
     names = {"train_split": data.train_split, "eval_split": data.eval_split}

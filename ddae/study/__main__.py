@@ -34,6 +34,8 @@ def study(args: argparse.Namespace) -> int:
     """Lists or runs the study that `args` name."""
     table = read_study(args.study)
     changes = dict(_pair(text) for text in args.set)
+    if "://" in args.workdir:
+        raise UserError(f"--workdir={args.workdir}: a study is kept on a disk")
     workdir = os.path.abspath(args.workdir)
     runner = Runner(table, workdir, changes, args.keep_weights)
     try:
