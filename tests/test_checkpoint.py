@@ -2,12 +2,14 @@ import dataclasses
 import json
 import pathlib
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from PIL import Image
 from test_step import ROOT, place, trainer
 
 import ddae
@@ -25,6 +27,7 @@ from ddae.train.metrics import (
     duration,
     progress_line,
     read_metrics,
+    summary,
 )
 from ddae.train.partial import Loaded, load_into
 from ddae.train.plan import as_begun, said_change
@@ -477,6 +480,8 @@ def test_progress_line_and_durations():
     skipped = progress_line(10, 250, values | {"train/nonfinite_steps": 9.0})
     assert skipped == line + "  9 skipped, not finite"
     assert progress_line(10, 250, values | {"train/nonfinite_steps": 0.0}) == line
+    del values["train/loss"]  # all steps of the interval were skipped
+    assert "  loss nan  1,234 images/s" in progress_line(10, 250, values)
     assert duration(3723) == "1h02m" and duration(6.6) == "7s"
 
 
@@ -490,6 +495,8 @@ def test_a_meter_counts_all_steps_of_its_interval(monkeypatch):
         meter.add(metrics, waited=0.5, steps=2)
     now[0] += 9.0
     meter.skip(1.0, 5.0)
+    with meter.aside():
+        now[0] += 70.0
     assert meter.take(batch_size=16) == pytest.approx(
         {
             "train/loss": 3.0,
@@ -514,7 +521,9 @@ def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch)
     text = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(text) == {"step": 3, "train/loss": None, "eval/x": None}
     assert again.evaluation(2) == {"eval/x": 20.0} and again.evaluation(4) == {}
+    again.write(3, {"train/loss": 1.0})
     assert np.isnan(again.evaluation(3)["eval/x"])
+    assert np.isnan(again.evaluation(None)["eval/x"]), "the last that there was"
 
 
 def test_a_fresh_start_keeps_the_log_of_an_earlier_one(tmp_path, monkeypatch, capsys):
@@ -545,3 +554,36 @@ def test_what_was_never_counted_has_no_mean_and_waiting_is_a_share(monkeypatch):
     now[0] += 2.0
     found = meter.take(batch_size=4)
     assert "train/x" not in found and found["train/data_wait"] == 1.0
+
+
+def test_numbers_and_pictures_go_to_tensorboard_too(tmp_path, monkeypatch):
+    board = mock.Mock()
+    monkeypatch.setattr("ddae.train.metrics._tensorboard", lambda workdir: board)
+    report = Report(str(tmp_path), None)
+    picture = np.full((4, 5, 3), 9, np.uint8)
+    report.write(3, {"eval/x": 2.0, "eval/figure": picture})
+    report.close()
+    said = [name for name, *_ in board.method_calls]
+    assert said == ["write_scalars", "write_images", "flush", "close"]
+    step, scalars = board.write_scalars.call_args.args
+    # Python's own numbers TensorFlow would keep for ever.
+    assert (step, scalars) == (3, {"eval/x": 2.0})
+    assert isinstance(step, np.integer)
+    assert isinstance(scalars["eval/x"], np.float32)
+    _, pictures = board.write_images.call_args.args
+    np.testing.assert_array_equal(pictures["eval/figure"], picture[None])
+    found = np.asarray(Image.open(tmp_path / "figures" / "figure.png"))
+    np.testing.assert_array_equal(found, picture)
+    assert report.rows() == [{"step": 3, "eval/x": 2.0}]
+
+
+def test_the_last_line_has_the_last_evaluation_beside_the_first():
+    first = {"step": 0, "eval/a": 1.0, "eval/b": None, "eval/iou/c": 3.0, "eval/d": 2.0}
+    last = {"step": 9, "eval/a": 2.5, "eval/b": 1.0, "eval/iou/c": 4.0, "eval/d": None}
+    last |= {"train/loss": 1.0, "eval/new": 1.0}
+
+    def said(*rows):
+        return summary(types.SimpleNamespace(rows=lambda: list(rows)))
+
+    assert said(first, {"step": 5}, last) == "done: a 2.5, 1 at the start"
+    assert said(first) == "done: a 1; d 2" and said() == "done"

@@ -694,6 +694,25 @@ def test_a_frozen_network_is_what_its_run_trained(pretrained):
         np.testing.assert_array_equal, found["teacher"]["encoder"], theirs["encoder"]
     )
     assert line.startswith(f"teacher of {pretrained}, frozen: ")
+    teacher["workdir"] = ""
+    with pytest.raises(UserError, match="--config.tokenizer.teacher.workdir=DIR$"):
+        begun()
+
+
+def test_fixed_positions_of_another_grid_are_named_for_a_frozen_network():
+    model = {"size": "Two", "patch_size": 2, "channels": 1}
+    for image_size, known, flags in (
+        (8, None, ""),
+        (12, None, "--config.tokenizer.model.position_grid='(4, 4)'"),
+        (12, (4, 4), ""),
+    ):
+        own = {"model": model | {"position_grid": known}, "mean": (0.3,), "std": (0.4,)}
+        config = tiny_config(
+            image_size=image_size, method={"name": "beit_v2", "tokenizer": own}
+        )
+        network = tasks.from_config(config).frozen()["tokenizer"]
+        said = _frozen_flags(network, tiny_config(image_size=8), "config.tokenizer")
+        assert said == flags
 
 
 def test_a_tokenizer_with_other_codes_names_their_flags():

@@ -711,6 +711,24 @@ def test_weights_that_are_not_finite_are_named():
         import_weights(weights, "timm_vit", Hints())
 
 
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("pos_embed", "do not tell the size of images; give --image_size"),
+        ("cls_token", "there is no cls token"),
+        ("patch_embed.proj.weight", "there is no patch embedding"),
+    ],
+)
+def test_arrays_without_what_an_encoder_needs_are_refused(name, says):
+    weights = timm_vit(0, "cls")
+    del weights[name]
+    with pytest.raises(UserError, match=says):
+        import_weights(weights, "timm_vit", Hints())
+    if name == "pos_embed":
+        _, config = import_weights(weights, "timm_vit", Hints(image_size=16))
+        assert config["model"]["positions"] == "none"
+
+
 def test_oblong_images():
     weights = timm_vit(0, "cls")
     weights["pos_embed"] = weights["pos_embed"][:, :9]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import types
 
 import numpy as np
 import pytest
@@ -220,7 +221,8 @@ def test_images_fit_into_the_sides_of_the_scale(shape, scale, expected):
     assert fitted(shape, scale) == expected
 
 
-def test_the_ratio_is_uniform_and_covers_its_range():
+@pytest.mark.parametrize("scale", [(64, 64), (0, 0)])
+def test_the_ratio_is_uniform_and_covers_its_range(scale):
     """A square of a quarter of the image comes back with a side that tells it."""
     values = np.ones((64, 64), np.uint8)
     values[:16, :16] = 2
@@ -231,7 +233,7 @@ def test_the_ratio_is_uniform_and_covers_its_range():
             image,
             values.astype(np.int32) - 1,
             (200, 200),
-            SceneSettings(num_classes=2, scale=(64, 64), photometric=False),
+            SceneSettings(num_classes=2, scale=scale, photometric=False),
             False,
             FILL,
             np.random.default_rng(seed),
@@ -408,6 +410,8 @@ def test_places_without_scenes_are_named(tmp_path):
             "two classes are called 'a_b' in the log",
         ),
         ({"scenes": {"ratio": (2.0, 0.5)}}, "not an increasing positive pair"),
+        ({"scenes": {"scale": (-1, 512)}}, r"scale=\(-1, 512\) is not a pair of sides"),
+        ({"scenes": {"num_classes": 1}}, "num_classes=1 is not in 2 to 1000"),
         ({"scenes": {"max_share": 0.0}}, r"max_share=0.0 is not in \(0, 1\]"),
         ({"scenes": {"scael": (2, 3)}}, "did you mean 'scale'"),
     ],
@@ -456,3 +460,29 @@ def test_colours_move_as_far_as_ssds():
     white = np.full((2, 2, 3), 250, np.uint8)
     found = [photometric(white, np.random.default_rng(seed)) for seed in range(20)]
     assert np.max(found) == 255
+
+
+def test_each_change_of_colours_is_made_without_the_others_too():
+    image = np.full((1, 1, 3), (100, 60, 40), np.uint8)
+    hsv = np.array(Image.fromarray(image).convert("HSV"))
+
+    def found(*chosen):
+        """brightness, contrast before the others, contrast, saturation, hue; each as
+        far as it goes"""
+        draws = (0.0 if some else 0.9 for some in chosen)
+        ends = types.SimpleNamespace(
+            random=lambda: next(draws), uniform=lambda low, high: high
+        )
+        return photometric(image, ends)
+
+    np.testing.assert_array_equal(found(0, 0, 0, 0, 0), image)
+    np.testing.assert_array_equal(found(1, 0, 0, 0, 0), image + 32)
+    for first in (0, 1):
+        np.testing.assert_array_equal(found(0, first, 1, 0, 0), image * 1.5)
+    for chosen, moved in (
+        ((1, 0), hsv * [1, 1.5, 1]),
+        ((0, 1), hsv + [26, 0, 0]),
+        ((1, 1), hsv * [1, 1.5, 1] + [26, 0, 0]),
+    ):
+        moved = Image.fromarray(moved.astype(np.uint8), "HSV").convert("RGB")
+        np.testing.assert_array_equal(found(0, 0, 0, *chosen), moved)
