@@ -550,7 +550,8 @@ def test_half_of_the_arrays_are_flipped():
     images = np.zeros((200, 4, 4, 1), np.float32)
     images[:, 1, 0] = 1.0
     source = ArraySource(images, np.zeros(200, int), "points", "train")
-    batches = source.train_batches(Order(200, 200, 0), 0, ALL, Augment(flip=True))
+    flip = Augment(flip=True, pad=1)  # pad is of shifts alone
+    batches = source.train_batches(Order(200, 200, 0), 0, ALL, flip)
     places = np.argwhere(next(batches)["image"][..., 0])[:, 1:]
     assert set(map(tuple, places.tolist())) == {(1, 0), (1, 3)}
     assert 70 < (places[:, 1] == 3).sum() < 130
@@ -576,21 +577,23 @@ def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
 
     pictures = [made(resize=kernel).tobytes() for kernel in decode.KERNELS]
     assert len(set(pictures)) == 3
-    asked = {}
+    asked, drawn = {}, []
 
     def operations(image, seeds, **given):
         asked.update(given)
+        drawn.append(seeds.numpy().tolist())
         return image
 
     def jitter(image, seeds, strength):
         asked["strength"] = strength
+        drawn.append(seeds.numpy().tolist())
         return image
 
     monkeypatch.setattr("ddae.data.randaugment.rand_augment", operations)
     monkeypatch.setattr("ddae.data.randaugment.color_jitter", jitter)
     made(rand_augment=3, magnitude=7.0, magnitude_std=0.2, color_jitter=0.3)
     expected = {"num_ops": 3, "magnitude": 7.0, "magnitude_std": 0.2, "strength": 0.3}
-    assert asked == expected
+    assert asked == expected and drawn[0] != drawn[1]
 
 
 def test_an_epoch_of_one_seed_is_none_of_anothers():

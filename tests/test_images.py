@@ -421,6 +421,8 @@ def test_crops_cover_the_share_and_the_aspect_asked_for(tmp_path):
     assert 0.27 < area.min() < 0.36 and 0.54 < area.max() < 0.66
     assert 0.7 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.43
     assert 0.4 < flipped.mean() < 0.6
+    for drawn in (area, aspect):  # say nothing of each other
+        assert abs(np.corrcoef(flipped, drawn)[0, 1]) < 0.2
 
 
 def windows_of(shape, image_shape, augment, number):

@@ -39,7 +39,15 @@ from ddae.objective import (
     teacher_layers,
 )
 from ddae.patches import patchify, standardise_patches
-from ddae.targets import Frozen, Hog, Pixels, TargetContext, TeacherLayer, TeacherView
+from ddae.targets import (
+    Frozen,
+    Hog,
+    Pixels,
+    TargetContext,
+    TeacherLayer,
+    TeacherView,
+    hog,
+)
 from ddae.tasks.pretrain import Pretrain, Standardisation, _shrunk, _teacher_metrics
 
 ENCODER = Encoder(VIT_SPECS["Pico"], (4, 4), 2, channels=1)
@@ -533,6 +541,27 @@ def test_a_coarse_teachers_patch_stands_for_its_cell():
     context = context_of(mask, jnp.zeros((1, 4, 8, 1)), grid=grid)
     found = context.on_grid(jnp.array([[[1.0], [2.0]]]))
     assert found[0, :, 0].tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
+
+
+def test_a_patch_has_the_histograms_of_its_own_four_cells(keys):
+    image = jax.random.normal(keys[0], (1, 8, 12, 1))
+    mask = Masking(ratio=0.5).draw(keys[:1], (2, 3))
+    context = context_of(mask, image, grid=(2, 3), patch_size=4)
+    found = Hog()(context).reshape(2, 3, 2, 2, 9)
+    cells = hog(image, 4, 9)[0]
+    for i, j in np.ndindex(2, 3):
+        own = cells[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(found[i, j], own)
+
+
+def test_a_frozen_networks_ids_stay_and_its_features_are_normalised(keys):
+    ids, features = jnp.arange(16)[None], jax.random.normal(keys[0], (1, 16, 8))
+    mask = Masking(ratio=0.5).draw(keys[:1], (4, 4))
+    frozen = {"ids": ids, "features": features}
+    context = context_of(mask, jnp.zeros((1, 8, 8, 1)), frozen=frozen)
+    np.testing.assert_array_equal(Frozen(network="ids")(context), ids)
+    found = Frozen(network="features")(context)
+    np.testing.assert_array_equal(found, losses.normalise_features(features))
 
 
 def test_a_smaller_image_keeps_the_positions_that_were_learned_with():

@@ -14,6 +14,7 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
+from ddae.train.cluster import PreemptedError
 from ddae.train.metrics import Meter
 from ddae.train.optimizer import (
     OptimizerSettings,
@@ -346,6 +347,20 @@ def test_encode_pads_and_never_masks(digit_images):
     expected = jax.jit(task.encode)(params, images)
     np.testing.assert_allclose(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(features.patches, encode(params, images).patches)
+
+
+def test_an_evaluation_ends_where_a_stop_is_asked_for():
+    signals = Signals()
+    means = OnDevices(make_mesh(MeshSettings(), 16, 1), signals)(
+        lambda params, images: images.mean(axis=(1, 2, 3))
+    )
+    images = np.arange(300, dtype=np.float32).reshape(300, 1, 1, 1)
+    signals.last_beat = 0.0
+    np.testing.assert_array_equal(means({}, images), images.ravel())
+    assert signals.last_beat > 0
+    signals.stop_requested = True
+    with pytest.raises(PreemptedError):
+        means({}, images)
 
 
 def test_what_the_host_does_alone_for_long_is_no_silence(monkeypatch):
