@@ -246,9 +246,17 @@ def test_miou_wants_a_segmenter_and_its_classes(root):
     config["segmenter"]["num_classes"] = 6
     with pytest.raises(UserError, match="num_classes=6, but .*num_classes=5"):
         make_miou(tasks.from_config(config), splits, on_devices)
-    with pytest.raises(UserError, match="images_a_device of 1 or more"):
-        task = tasks.from_config(scenes.config(root))
-        make_miou(task, splits, on_devices, images_a_device=0)
+    task = tasks.from_config(scenes.config(root))
+    for wrong in (
+        {"images_a_device": 0},
+        {"stride": -1},
+        {"stride": 33},  # there would be pixels that no window has
+        {"scale": (80,)},
+        {"scale": (80, 0)},  # every image would be one pixel
+        {"scale": (-1, 80)},
+    ):
+        with pytest.raises(UserError, match="stride of 0 to 32 pixels, .* positive"):
+            make_miou(task, splits, on_devices, **wrong)
 
 
 def test_windows_stand_two_thirds_of_a_crop_apart():

@@ -411,6 +411,7 @@ def test_places_without_scenes_are_named(tmp_path):
         ),
         ({"scenes": {"ratio": (2.0, 0.5)}}, "not an increasing positive pair"),
         ({"scenes": {"scale": (-1, 512)}}, r"scale=\(-1, 512\) is not a pair of sides"),
+        ({"scenes": {"scale": (512, 0)}}, r"scale=\(512, 0\) is not a pair of sides"),
         ({"scenes": {"num_classes": 1}}, "num_classes=1 is not in 2 to 1000"),
         ({"scenes": {"max_share": 0.0}}, r"max_share=0.0 is not in \(0, 1\]"),
         ({"scenes": {"scael": (2, 3)}}, "did you mean 'scale'"),

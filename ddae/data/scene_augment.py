@@ -47,10 +47,15 @@ class SceneSettings:
             )
         if not 0.0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio} is not an increasing positive pair")
-        if len(self.scale) != 2 or min(self.scale) < 0:
+        if not sides(self.scale):
             raise ValueError(f"scale={self.scale} is not a pair of sides")
         if not 0.0 < self.max_share <= 1.0:
             raise ValueError(f"max_share={self.max_share} is not in (0, 1]")
+
+
+def sides(scale: tuple[int, ...]) -> bool:
+    """Whether `fitted` takes them: two that are positive, or (0, 0)."""
+    return tuple(scale) == (0, 0) or len(scale) == 2 and min(scale) > 0
 
 
 def fitted(shape: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:

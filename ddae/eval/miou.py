@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from rich.progress import track
 
 from ddae.data import Splits, sample
-from ddae.data.scene_augment import IGNORED, fitted, resized
+from ddae.data.scene_augment import IGNORED, fitted, resized, sides
 from ddae.data.scenes import SceneSource
 from ddae.eval.evaluator import OnDevices
 from ddae.eval.scene_figures import Scene, draw_classes, draw_scenes
@@ -71,10 +71,11 @@ def make_miou(
             f"config.segmenter.num_classes={task.num_classes}, but"
             f" config.data.scenes.num_classes={source.num_classes}"
         )
-    if images_a_device < 1 or stride < 0 or len(scale) != 2 or min(scale) < 0:
+    widest = min(task.image_shape[:2])  # beyond it, windows leave pixels out
+    if images_a_device < 1 or not 0 <= stride <= widest or not sides(scale):
         raise UserError(
-            "config.evaluators.miou wants images_a_device of 1 or more, a stride and a"
-            " pair of sides as scale that are not negative"
+            "config.evaluators.miou wants images_a_device of 1 or more, a stride of 0"
+            f" to {widest} pixels, and as scale a pair of positive sides or (0, 0)"
         )
     sliding = Sliding(
         task, source, on_devices, stride, (scale[0], scale[1]), images_a_device
