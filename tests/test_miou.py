@@ -259,6 +259,23 @@ def test_miou_wants_a_segmenter_and_its_classes(root):
             make_miou(task, splits, on_devices, **wrong)
 
 
+def test_as_many_scenes_are_scored_and_shown_as_were_asked_for(root, monkeypatch):
+    asked = []
+
+    def run(self, params, chunks, shown):
+        asked.append(([i for c in chunks for i in c.indices if i >= 0], shown))
+        return np.eye(scenes.CLASSES, dtype=int), {}
+
+    monkeypatch.setattr(Sliding, "run", run)
+    for count in (3, 0):
+        options = {"num_held_out": count, "num_figures": 2, "stride": 32}
+        values = miou_worker.evaluate(root, 1, **options)
+        assert "segmentation" not in values  # none of those shown can be read
+        scored, shown = asked.pop()
+        assert sorted(scored) == data.sample(SIZES, count).tolist()
+        assert len(set(shown)) == 2 and set(shown) <= set(scored)
+
+
 def test_windows_stand_two_thirds_of_a_crop_apart():
     task = types.SimpleNamespace(image_shape=(32, 48, 3), scores=lambda p, x: x)
     on_devices = OnDevices(make_mesh(MeshSettings(), 8, 1))

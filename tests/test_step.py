@@ -21,6 +21,7 @@ from ddae.train.optimizer import (
     layer_of,
     make_optimizer,
     path_name,
+    rule_table,
     rules_of,
 )
 from ddae.train.sharding import (
@@ -585,3 +586,22 @@ def test_progress_and_the_rate_that_is_said_are_of_the_steps_before():
         found.append([float(metrics[name][0]) for name in names])
     expected = [[0.0, 0.0, 6.0], [0.1, 0.05, 6.0], [0.2, 0.1, 6.0]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_table_of_rules_counts_what_learns_how():
+    kernel = {"kernel": jnp.zeros((4, 1000))}
+    params = {
+        "encoder": {
+            "cls_token": jnp.zeros((1, 1, 4)),
+            "block_00": kernel,
+            "norm": {"scale": jnp.ones(4)},
+        },
+        "heads": {"pixels": kernel | {"bias": jnp.zeros(8)}},
+    }
+    frozen = ("cls_token", "norm")
+    found = rule_table(params, OptimizerSettings(layer_decay=0.5, frozen=frozen))
+    assert found == [
+        "frozen          2 arrays            8 parameters",
+        "no decay        1 arrays            8 parameters",
+        "weight decay    2 arrays        8,000 parameters, 0.5 to 1 times the rate",
+    ]
