@@ -245,6 +245,7 @@ def test_resize_is_bicubic_with_antialias_against_pillow(folder):
         ({"data__on_error": "ignore"}, "on_error='ignore' is not raise or skip"),
         ({"data__augment": {"resize": "nearest"}}, "resize 'nearest' is not one of"),
         ({"data__augment": {"scale": (0.5, 0.2)}}, "not an increasing pair"),
+        ({"data__augment": {"scale": (0.0, 1.0)}}, "not an increasing pair"),
         ({"data__augment": {"magnitude": 11.0}}, "magnitude=11.0 is not between"),
         ({"data__augment": {"pad": -1}}, "pad=-1 must not be negative"),
         ({"data__augment": {"crop": "centre"}}, "crop 'centre' is not random_resized"),
@@ -565,6 +566,8 @@ def test_crops_of_rgb_arrays_are_those_of_their_channels():
         alone = of_arrays(images[..., c : c + 1], np.arange(6), 0, augment)
         np.testing.assert_array_equal(found[..., c : c + 1], alone)
     assert (found != images).any(axis=(1, 2, 3)).all()
+    floats = of_arrays((images > 127).astype(np.float32), np.arange(6), 0, augment)
+    assert floats.min() == 0 and floats.max() == 1, "the kernel reaches beyond"
 
 
 def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
@@ -591,8 +594,8 @@ def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
 
     monkeypatch.setattr("ddae.data.randaugment.rand_augment", operations)
     monkeypatch.setattr("ddae.data.randaugment.color_jitter", jitter)
-    made(rand_augment=3, magnitude=7.0, magnitude_std=0.2, color_jitter=0.3)
-    expected = {"num_ops": 3, "magnitude": 7.0, "magnitude_std": 0.2, "strength": 0.3}
+    made(rand_augment=3, magnitude=10.0, magnitude_std=0.2, color_jitter=0.3)
+    expected = {"num_ops": 3, "magnitude": 10.0, "magnitude_std": 0.2, "strength": 0.3}
     assert asked == expected and drawn[0] != drawn[1]
 
 

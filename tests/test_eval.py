@@ -72,6 +72,7 @@ def test_votes_are_weighted_by_similarity():
     cold = make_votes(mesh, (1, 2), 0.001, 3)(query, *placed)
     np.testing.assert_allclose(cold[1, 0, 2], 1.0, rtol=1e-5)
     assert np.isfinite(cold).all()
+    assert not np.asarray(unit(jnp.zeros((1, 2)))).any(), "no feature, and no NaN"
 
 
 def test_a_bank_that_came_out_smaller_is_searched_as_it_is():
@@ -85,7 +86,7 @@ def test_a_bank_that_came_out_smaller_is_searched_as_it_is():
 
 
 def test_knn_takes_a_sample_of_the_set():
-    _, evaluators, _ = setup(knn={"k": 5, "num_train": 200, "num_held_out": 100})
+    _, evaluators, _ = setup(knn={"k": (5, 200), "num_train": 200, "num_held_out": 100})
     assert 50 < evaluators["knn"]({}, 0)["knn5_top1"] <= 100
 
 
@@ -115,6 +116,10 @@ def test_knn_says_nothing_where_it_could_not_be_wrong(tmp_path, capsys):
     "section, says",
     [
         ({"knn": {"k": 0}}, "knn.k=0"),
+        (
+            {"knn": {"k": 20, "num_train": 10}},
+            "knn.k=20 is not between 1 and 10 images",
+        ),
         ({"knn": {"pool": "max"}}, "pool='max'"),
         ({"knn": {"temperature": 0.0}}, "temperature=0.0 must be positive"),
         ({"knn": {"kk": 1}}, "evaluators.knn.kk .*'k'"),
