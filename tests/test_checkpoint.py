@@ -581,6 +581,7 @@ def test_the_last_line_has_the_last_evaluation_beside_the_first():
     first = {"step": 0, "eval/a": 1.0, "eval/b": None, "eval/iou/c": 3.0, "eval/d": 2.0}
     last = {"step": 9, "eval/a": 2.5, "eval/b": 1.0, "eval/iou/c": 4.0, "eval/d": None}
     last |= {"train/loss": 1.0, "eval/new": 1.0}
+    first["train/loss"] = 2.0
 
     def said(*rows):
         return summary(types.SimpleNamespace(rows=lambda: list(rows)))
