@@ -908,3 +908,109 @@ def test_what_transformers_leaves_out_of_a_config_is_its_own_default(
     command = ["import", str(tmp_path), f"--workdir={tmp_path / 'run'}"]
     assert huggingface.main(command) == 0
     assert found["num_heads"] == 12 and found["image_size"] == (224, 224)
+
+
+def beit_of_both():
+    """A bias of all blocks and one of each: transformers' BEiT may add them up."""
+    table = np.ones((52, 2), np.float32)
+    return {**timm_beit(5), "rel_pos_bias.relative_position_bias_table": table}
+
+
+def without(weights, *names):
+    return {k: v for k, v in weights.items() if k not in names}
+
+
+NORM = {"norm.weight": np.ones(32, np.float32), "norm.bias": np.ones(32, np.float32)}
+FIRST_TABLE = "blocks.0.attn.relative_position_bias_table"
+
+
+@pytest.mark.parametrize(
+    "weights, says",
+    [
+        (beit_of_both(), "relative_position_bias_table has no place here beside the"),
+        (without(timm_beit(5), FIRST_TABLE), f"{FIRST_TABLE[:7]}1.attn.relative"),
+        (
+            without(timm_beit(5), "blocks.0.gamma_1", "blocks.0.gamma_2"),
+            "blocks.1.gamma_1 has no place here beside",
+        ),
+        ({**timm_vit(5), **NORM}, "norm.bias has no place here beside"),
+        (
+            {**timm_beit(5), "mask_token": np.zeros((1, 1, 7), np.float32)},
+            "mask_token makes (1, 1, 7)",
+        ),
+        (
+            {**timm_beit(5), "mask_token": np.full((1, 1, 32), np.nan, np.float32)},
+            "mask_token is not finite",
+        ),
+        (without(timm_vit(5), "head.bias"), "head.bias is missing"),
+        (without(timm_vit(5), "head.weight"), "head.weight is missing"),
+    ],
+)
+def test_an_array_that_nothing_would_read_is_refused(tmp_path, capsys, weights, says):
+    """Without it the encoder would be another, and nobody would be told."""
+    path, workdir = files(weights, tmp_path), tmp_path / "ours"
+    command = ["import", path, f"--workdir={workdir}", "--image_size=16"]
+    assert timm.main(command) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not workdir.exists()
+
+
+def ones(*shape, kind=np.float32):
+    return np.ones(shape, kind)
+
+
+@pytest.mark.parametrize(
+    "make, name, array, says",
+    [
+        (timm_vit, "patch_embed.proj.weight", ones(32, 48), "is (32, 48), wanted is"),
+        (timm_vit, "patch_embed.proj.weight", ones(32, 3, 0, 0), "wanted is (width,"),
+        (timm_vit, "pos_embed", ones(17 * 32), "is (544,), wanted is (1, 1 + patches"),
+        (timm_vit, "pos_embed", ones(1, 17, 31), "wanted is (1, 1 + patches, 32)"),
+        (timm_vit, "pos_embed", ones(1, 0, 32), "wanted is (1, 1 + patches, 32)"),
+        (timm_vit, "cls_token", np.ones((), np.float32), "pos_embed is (1, 17, 32)"),
+        (timm_vit, "head.bias", ones(5, 1), "head.bias makes (5, 1)"),
+        (timm_beit, FIRST_TABLE, ones(52), "is (52,), wanted is (offsets + 3, heads)"),
+        (timm_beit, "blocks.0.attn.q_bias", ones(32, 1), "do not fit together: block"),
+        (
+            timm_vit,
+            "blocks.0.mlp.fc1.weight",
+            ones(128, 32, kind=np.int8),
+            "fc1.weight holds int8, and no floating-point numbers",
+        ),
+    ],
+)
+def test_an_array_of_another_rank_or_kind_is_named(make, name, array, says):
+    weights = {**make(5), name: array}
+    dialect = "timm_vit" if make is timm_vit else "timm_beit"
+    with pytest.raises(UserError) as error:
+        import_weights(weights, dialect, Hints())
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_width_that_has_no_sine_cosine_positions_is_no_size_of_ours():
+    with pytest.raises(UserError, match="no size of ours has width 30"):
+        import_weights(timm_vit(0, "cls", width=30), "timm_vit", Hints())
+
+
+def test_kinds_and_names_that_numpy_or_we_do_not_know_are_one_line(tmp_path, capsys):
+    header = {"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}
+    text = json.dumps(header).encode()
+    eighth = tmp_path / "eighth.safetensors"
+    eighth.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    numbers = tmp_path / "numbers.pth"
+    with zipfile.ZipFile(numbers, "w") as archive:  # {0: tensor of one float}
+        storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0"
+        tensor = (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(%bcpuK\x01tQK\0K\x01\x85K\x01\x85"
+        )
+        pickled = b"\x80\x02}K\0" + tensor % storage + b"tRs."
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", bytes(4))
+    for path, says in (
+        (eighth, "has arrays that are not read"),
+        (numbers, "no blocks"),
+    ):
+        workdir = tmp_path / "ours"
+        assert timm.main(["import", str(path), f"--workdir={workdir}"]) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1 and not workdir.exists()

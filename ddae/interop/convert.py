@@ -77,6 +77,7 @@ def import_weights(
         own.pop(name, None) if name else None
         for name in (dialect.positions, dialect.decoder_positions)
     )
+    _check_arrays(weights, rows)
     found = from_theirs(own, rows, dialect.left)
     last = f"heads/{block_name(depth)}"
     if f"{last}/tokens/kernel" not in found:  # a norm without a classifier of tokens
@@ -92,6 +93,8 @@ def import_weights(
     token = found["encoder/cls_token"].reshape(1, 1, -1)
     found["encoder/cls_token"] = token
     kernel = weights.get(f"{dialect.patch}.weight")
+    if positions is not None:
+        _check_positions(f"{dialect.positions}", positions, token.shape[-1])
     config = _config(found, positions, kernel, depth, decoder_depth, hints)
     width, grid = token.shape[-1], grid_of(config)
     if config["model"]["positions"] == "learned":
@@ -112,10 +115,37 @@ def import_weights(
     return nested(found), config
 
 
+def _check_arrays(weights: Weights, rows: list[Row]) -> None:
+    """What can be joined and turned at all; whether it fits is `_check`'s."""
+    for row in rows:
+        parts = {name: weights[name] for name in row.theirs if name in weights}
+        for name, x in parts.items():
+            if x.dtype.kind != "f":
+                raise UserError(
+                    f"{name} holds {x.dtype}, and no floating-point numbers: weights"
+                    " that were quantised are not read"
+                )
+            if row.kind == "patch" and (x.ndim != 4 or 0 in x.shape):
+                wanted = "(width, channels, patch, patch)"
+                raise UserError(f"{name} is {x.shape}, wanted is {wanted}")
+            if row.ours.endswith("/table") and (x.ndim != 2 or len(x) < 4):
+                raise UserError(f"{name} is {x.shape}, wanted is (offsets + 3, heads)")
+        if len({(x.ndim, *x.shape[1:]) for x in parts.values()}) > 1:
+            shapes = ", ".join(f"{name} {x.shape}" for name, x in parts.items())
+            raise UserError(f"these do not fit together: {shapes}")
+
+
+def _check_positions(name: str, positions: np.ndarray, width: int) -> None:
+    if positions.ndim < 2 or positions.shape[-1] != width or 0 in positions.shape:
+        raise UserError(
+            f"{name} is {positions.shape}, wanted is (1, 1 + patches, {width})"
+        )
+
+
 def _leave_out_pooler(found: Weights) -> None:
     """Removes a norm of the pooled mean that no classifier follows."""
     pooler = [name for name in found if name.startswith("heads/classifier/norm/")]
-    if pooler and "heads/classifier/linear/kernel" not in found:
+    if pooler and not any("heads/classifier/linear/" in name for name in found):
         print(
             "the norm of its pooled mean is left out, as no classifier follows; the"
             " encoder has no last norm",
@@ -143,6 +173,7 @@ def _config(
     hints: Hints,
 ) -> dict[str, Any]:
     width = found["encoder/cls_token"].shape[-1]
+    size = _size(width, depth, hints.num_heads)
     if kernel is None:
         raise UserError("there is no patch embedding among the arrays")
     _, channels, patch, _ = kernel.shape
@@ -161,7 +192,7 @@ def _config(
         kind = "sincos" if _same(positions, fixed) else "learned"
     scale = found.get("encoder/block_00/scale_attention")
     model = {
-        "size": _size(width, depth, hints.num_heads),
+        "size": size,
         "patch_size": patch,
         "channels": channels,
         "positions": kind,
@@ -229,11 +260,11 @@ def _task(
 ) -> dict[str, Any]:
     """The task that these parameters are of."""
     last = f"heads/{block_name(depth)}"
-    linear = found.get("heads/classifier/linear/bias")
-    if linear is not None:
+    linear = [x for k, x in found.items() if k.startswith("heads/classifier/linear/")]
+    if linear:
         mean = "heads/classifier/norm/scale" in found
         classifier = {
-            "num_classes": len(linear),
+            "num_classes": np.atleast_1d(linear[0]).shape[-1],
             "pool": "mean" if mean else "cls",
             "norm": "layer" if mean else "none",
         }
@@ -287,10 +318,13 @@ def _check(
     shapes = jax.eval_shape(tasks.from_config(config).init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     wanted = {path_name(path)[1:]: tuple(x.shape) for path, x in leaves}
-    for name in [n for n in wanted if n.startswith("frozen/")] + ["encoder/mask_token"]:
-        wanted.pop(name, None)
+    wanted = {k: v for k, v in wanted.items() if not k.startswith("frozen/")}
     if not any(name.startswith("heads/") for name in found):
         wanted = {k: v for k, v in wanted.items() if k.startswith("encoder/")}
+    token = "encoder/mask_token"
+    wanted.pop(token, None)
+    if token in found:
+        wanted[token] = found["encoder/cls_token"].shape
     theirs = {row.ours: row.theirs[0] for row in rows}
     for name in sorted(wanted):
         shape = wanted[name]
@@ -305,6 +339,11 @@ def _check(
                 f"{theirs.get(name, name)} makes {found[name].shape} for our {name},"
                 f" which is {shape} in ViT-{config['model']['size']}{mend}"
             )
+    for name in sorted(found.keys() - wanted.keys()):
+        raise UserError(
+            f"{theirs.get(name, name)} has no place here beside the other arrays; no"
+            " encoder of ours reads both"
+        )
 
 
 def _mend(found: Weights, config: Mapping[str, Any], hints: Hints) -> str:

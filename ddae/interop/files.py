@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ddae import commands
 from ddae.interop.names import Weights
@@ -51,6 +51,8 @@ def read_weights(path: str) -> Weights:
             found = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is damaged or no safetensors: {error}") from error
+        except AttributeError as error:  # NumPy has no such kind
+            raise UserError(f"{path} has arrays that are not read: {error}") from error
     elif path.endswith(TORCH):
         found = _flat_state(read_torch(path), path)
     else:
@@ -71,9 +73,10 @@ def _folder(path: str) -> Weights:
     index = os.path.join(path, "model.safetensors.index.json")
     if not os.path.isfile(index):
         raise UserError(f"no model.safetensors in {path}")
-    parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map")
+    parts = places.values() if isinstance(places, dict) else ()
     found: Weights = {}
-    for part in parts:
+    for part in sorted({str(part) for part in parts}):
         if os.path.basename(part) != part:
             raise UserError(f"{index} names {part!r}, which lies outside its folder")
         found |= read_weights(os.path.join(path, part))
@@ -84,10 +87,13 @@ def read_json(path: str) -> dict[str, Any]:
     """A JSON file of a Hugging Face folder; `UserError` where it is none."""
     try:
         with open(path) as file:
-            return json.load(file)
+            found = json.load(file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
 
 
 def write_weights(
@@ -97,7 +103,8 @@ def write_weights(
     `UserError` where it cannot be written."""
     arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
     try:
-        save_file(arrays, path, metadata={"format": "pt", **(beside or {})})
+        with commands.whole(path) as file:
+            file.write(save(arrays, metadata={"format": "pt", **(beside or {})}))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 
@@ -235,7 +242,7 @@ def _flat_state(found: Any, path: str) -> Weights:
             break
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no state_dict")
-    arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
+    arrays = {str(k): v for k, v in found.items() if isinstance(v, np.ndarray)}
     if not arrays:
         raise UserError(f"{path} holds no arrays")
     for prefix in ("module.", "backbone."):
