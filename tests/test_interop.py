@@ -1014,3 +1014,103 @@ def test_kinds_and_names_that_numpy_or_we_do_not_know_are_one_line(tmp_path, cap
         assert timm.main(["import", str(path), f"--workdir={workdir}"]) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1 and not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        ("config.json", None, "holds no JSON object"),
+        ("config.json", {"layer_norm_eps": None}, "has a value of another kind"),
+        ("config.json", {"hidden_act": ["gelu"]}, "has a value of another kind"),
+        ("config.json", {"image_size": [16]}, "has a value of another kind"),
+        ("config.json", {"image_size": "16"}, "has a value of another kind"),
+        ("config.json", {"id2label": ["a"]}, "has a value of another kind"),
+        ("config.json", {"model_type": ["vit"]}, "model_type ['vit'] is not one"),
+        ("preprocessor_config.json", None, "holds no JSON object"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "a value of another kind"),
+        ("preprocessor_config.json", {"crop_size": "x"}, "a value of another kind"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0, 1]}, "divided by it"),
+        ("preprocessor_config.json", {"do_rescale": False}, "give --mean and --std"),
+        ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "give --mean and"),
+        ("model.safetensors.index.json", {"weight_map": ["a"]}, "no blocks named"),
+    ],
+)
+def test_what_a_folder_says_otherwise_than_transformers_is_refused(
+    tmp_path, capsys, name, change, says
+):
+    run, out, back = (str(tmp_path / n) for n in ("run", "out", "back"))
+    write_workdir(run, *import_weights(timm_vit(5, "cls"), "timm_vit", Hints()))
+    assert huggingface.main(["export", run, out]) == 0
+    path = tmp_path / "out" / name
+    if "index" in name:
+        os.remove(os.path.join(out, "model.safetensors"))
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps([] if change is None else whole | change))
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not os.path.exists(back)
+
+
+def test_images_that_are_not_normalised_there_are_not_here(tmp_path):
+    run, out = (str(tmp_path / n) for n in ("run", "out"))
+    write_workdir(run, *import_weights(timm_vit(5, "cls"), "timm_vit", Hints()))
+    assert huggingface.main(["export", run, out]) == 0
+    path = tmp_path / "out" / "preprocessor_config.json"
+    whole = json.loads(path.read_text())
+    for number, (change, flags, mean) in enumerate(
+        [
+            ({"do_normalize": False}, [], [0.0] * 3),
+            ({"rescale_factor": 1.0}, ["--mean=0.1,0.2,0.3", "--std=1,1,1"], [0.1]),
+        ]
+    ):
+        path.write_text(json.dumps(whole | change))
+        back = str(tmp_path / f"back{number}")
+        assert huggingface.main(["import", out, f"--workdir={back}", *flags]) == 0
+        assert load_params(back)[1]["data"]["mean"][: len(mean)] == mean
+
+
+@pytest.mark.parametrize("act", ["relu", "quick_gelu", ["gelu"]])
+def test_another_activation_that_timms_config_names_is_refused(tmp_path, capsys, act):
+    path = files(timm_vit(0, "cls"), tmp_path)
+    said = {"pretrained_cfg": [], "model_args": {"act_layer": act}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert timm.main(["import", path, f"--workdir={tmp_path / 'ours'}"]) == 2
+    assert f"act_layer {act!r} is not ours" in capsys.readouterr().err
+    for other in ({"model_args": ["a"], "pretrained_cfg": "b"}, {"pretrained_cfg": 3}):
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        workdir = str(tmp_path / str(len(other)))
+        assert timm.main(["import", path, f"--workdir={workdir}"]) == 0
+        assert "which is assumed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bias", ["shared", "block"])
+def test_transformers_reads_the_bias_of_oblong_images_otherwise(tmp_path, capsys, bias):
+    config = tiny_config(method={"name": "simmim"}, model__relative_bias=bias)
+    config["model"]["positions"] = "none"
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    run, oblong, out = (str(tmp_path / n) for n in ("run", "oblong", "out"))
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": [8, 16]}))
+    back = str(tmp_path / "back")
+    assert huggingface.main(["import", out, f"--workdir={back}"]) == 2
+    assert "relative bias of images that are not square" in capsys.readouterr().err
+    config["image_size"] = (8, 16)
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(oblong, params, config)
+    command = ["export", oblong, str(tmp_path / "none")]
+    assert huggingface.main(command) == 2
+    assert "export it by ddae.interop.timm" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists() and not os.path.exists(back)
+
+
+def test_a_folder_that_has_weights_is_not_written_over(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    write_workdir(run, *import_weights(timm_vit(0, "cls"), "timm_vit", Hints()))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_text("of theirs")
+    assert huggingface.main(["export", run, str(theirs)]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert [path.name for path in theirs.iterdir()] == ["model.safetensors"]

@@ -6,6 +6,8 @@ vision tower of CLIP. Exit codes: 0; 2 wrong arguments or weights, nothing writt
 """
 
 import json
+import math
+import operator
 import os
 import sys
 from collections.abc import Mapping
@@ -39,6 +41,11 @@ STANDARDISED = {
 GELUS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """Ours, by the names of transformers."""
 
+OBLONG_BIAS = (
+    "transformers' BEiT reads the relative bias of images that are not square by"
+    " another order than BEiT's"
+)
+
 DEFAULTS = {"num_attention_heads": 12, "image_size": 224}
 """Of transformers, for all of these; a config may leave out what is at its default."""
 
@@ -60,7 +67,8 @@ def export(workdir: str, folder: str, head: str | None) -> None:
     scale are left out. MAE and DDAE with the visible layout are a ViTMAE with the last
     layer's decoder; other methods, and what is not square, the encoder alone.
     """
-    if os.path.exists(os.path.join(folder, "config.json")):
+    files = ("config.json", "model.safetensors", "preprocessor_config.json")
+    if any(os.path.exists(os.path.join(folder, name)) for name in files):
         raise UserError(f"{folder} holds a model already; give another folder")
     found, config, classifier = read_run(workdir, head)
     kind, architecture = _class(found, config, classifier)
@@ -71,6 +79,8 @@ def export(workdir: str, folder: str, head: str | None) -> None:
             "transformers' BEiT has positions of square images alone; as a ViT goes a"
             " classifier of the cls token: --config.classifier.pool=cls"
         )
+    if config["model"].get("relative_bias", "none") != "none" and height != width:
+        raise UserError(f"{OBLONG_BIAS}; export it by ddae.interop.timm")
     last = f"{last_head(config)}/"
 
     def keep(our: str) -> bool:
@@ -206,20 +216,23 @@ def bring_in(args: Any) -> None:
     """The command import."""
     found = read_json(os.path.join(args.path, "config.json"))
     kind = found.get("model_type", "")
-    vision = DEFAULTS | found.get("vision_config", found)
-    kind = {"clip_vision_model": "clip"}.get(kind, kind)
-    if kind not in PREFIXES:
+    kind = {"clip_vision_model": "clip"}.get(str(kind), kind)
+    if kind not in list(PREFIXES):
         raise UserError(
             f"{args.path}: model_type {kind!r} is not one of {sorted(PREFIXES)}"
         )
-    known = {"quick_gelu": "erf"} if kind == "clip" else GELUS
-    act = vision.get("hidden_act", next(iter(known)))
-    if act not in known or vision.get("layer_norm_eps", 0) > 1e-5:
+    path = os.path.join(args.path, "preprocessor_config.json")
+    said = read_json(path) if os.path.exists(path) else {}
+    given = args.mean is not None and args.std is not None
+    try:
+        vision = DEFAULTS | found.get("vision_config", found)
+        known = _known(kind, args.path, vision) | _images(kind, said, given)
+        names = _class_names(found.get("id2label") or {})
+    except (TypeError, LookupError, AttributeError) as error:
         raise UserError(
-            f"{args.path}: hidden_act {act!r} with layer_norm_eps"
-            f" {vision.get('layer_norm_eps')} is not ours"
-            f" ({' or '.join(map(repr, known))}, at most 1e-5)"
-        )
+            f"{args.path}: config.json or preprocessor_config.json has a value of"
+            f" another kind than transformers writes: {error}"
+        ) from error
     weights = read_weights(args.path)
     if not any(name.startswith(PREFIXES[kind]) for name in weights):
         weights = {f"{PREFIXES[kind]}{name}": x for name, x in weights.items()}
@@ -227,26 +240,55 @@ def bring_in(args: Any) -> None:
         name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
         for name, x in weights.items()
     }
-    mean, std = STANDARDISED[kind]
-    path = os.path.join(args.path, "preprocessor_config.json")
-    said = read_json(path) if os.path.exists(path) else {}
-    mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    height, width = known["image_size"]
+    if height != width and any("relative_position_bias" in name for name in weights):
+        raise UserError(f"{args.path}: {OBLONG_BIAS}; take another format's file")
     command.bring_in(
         weights,
         f"hf_{kind}",
         args,
-        class_names=_class_names(found.get("id2label") or {}),
+        class_names=names,
         assumed=not {"image_mean", "image_std"} <= said.keys(),
-        num_heads=vision["num_attention_heads"],
-        decoder_heads=vision.get("decoder_num_attention_heads", 16),
-        image_size=pair(vision["image_size"]),
-        mean=tuple(mean),
-        std=tuple(std),
-        gelu=known[act],
-        eval_crop=_crop(said),
-        mask_ratio=vision.get("mask_ratio"),
-        standardise_pixels=vision.get("norm_pix_loss", False),
+        **known,
     )
+
+
+def _known(kind: str, path: str, vision: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the network, by the names of `Hints`."""
+    known = {"quick_gelu": "erf"} if kind == "clip" else GELUS
+    act = vision.get("hidden_act", next(iter(known)))
+    if act not in known or vision.get("layer_norm_eps", 0) > 1e-5:
+        raise UserError(
+            f"{path}: hidden_act {act!r} with layer_norm_eps"
+            f" {vision.get('layer_norm_eps')} is not ours"
+            f" ({' or '.join(map(repr, known))}, at most 1e-5)"
+        )
+    height, width = map(operator.index, pair(vision["image_size"]))
+    return {
+        "num_heads": vision["num_attention_heads"],
+        "decoder_heads": vision.get("decoder_num_attention_heads", 16),
+        "image_size": (height, width),
+        "gelu": known[act],
+        "mask_ratio": vision.get("mask_ratio"),
+        "standardise_pixels": vision.get("norm_pix_loss", False),
+    }
+
+
+def _images(kind: str, said: Mapping[str, Any], given: bool) -> dict[str, Any]:
+    """What a preprocessor_config.json says of the images. given: mean and deviation
+    are, by flags, and what it says of them is not used."""
+    mean, std = STANDARDISED[kind]
+    mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    factor = said.get("rescale_factor", 1 / 255)
+    plain = said.get("do_rescale", True) and math.isclose(factor, 1 / 255, rel_tol=1e-4)
+    if not plain and not given:
+        raise UserError(
+            "preprocessor_config.json has pixels that are not in [0, 1] before they are"
+            " standardised; give --mean and --std of those that are"
+        )
+    return {"mean": tuple(mean), "std": tuple(std), "eval_crop": _crop(said)}
 
 
 def _crop(said: Mapping[str, Any]) -> float | None:

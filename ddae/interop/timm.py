@@ -97,16 +97,29 @@ def bring_in(args: Any) -> None:
     known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
     path = os.path.join(folder, "config.json")  # as timm's weights are published
-    whole = read_json(path) if os.path.isfile(path) else {}
-    said = whole.get("pretrained_cfg") or {}
-    if (whole.get("model_args") or {}).get("act_layer") == "gelu_tanh":
-        known["gelu"] = "tanh"
+    said = _published(path) if os.path.isfile(path) else {}
     ours = hints_of(read_beside(args.path))
-    said |= ours
-    if told := {"mean", "std"} <= said.keys():
-        known |= {key: tuple(said[key]) for key in ("mean", "std")}
+    told = bool(ours) or {"mean", "std"} <= said.keys()
     dialect = "timm_beit" if beit else "timm_vit"
-    command.bring_in(weights, dialect, args, assumed=not told, **(known | ours))
+    command.bring_in(weights, dialect, args, assumed=not told, **(known | said | ours))
+
+
+def _published(path: str) -> dict[str, Any]:
+    """What a config.json as timm's weights are published with says, by the names of
+    `Hints`."""
+    found = read_json(path)
+    about, model = (found.get(key) for key in ("pretrained_cfg", "model_args"))
+    said: dict[str, Any] = {}
+    if isinstance(about, Mapping):
+        both = {key: about.get(key) for key in ("mean", "std")}
+        if all(isinstance(x, list) for x in both.values()):
+            said = {key: tuple(x) for key, x in both.items()}
+    act = model.get("act_layer") if isinstance(model, Mapping) else None
+    if act not in (None, "gelu", "gelu_tanh"):
+        raise UserError(f"{path}: act_layer {act!r} is not ours (gelu or gelu_tanh)")
+    if act == "gelu_tanh":
+        said["gelu"] = "tanh"
+    return said
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,6 +40,8 @@ def standardisation_from_config(
             raise UserError(f"config.data.{key}={value!r} is not a tuple of numbers")
         if value and not 0.0 <= min(value) <= max(value) <= 1.0:
             raise UserError(f"config.data.{key}={value}: pixels lie in [0, 1] here")
+        if key == "std" and 0.0 in value:
+            raise UserError(f"config.data.std={value}: images are divided by it")
         if len(value) != channels:
             raise UserError(
                 f"config.data.{key} has {len(value)} entries for"
