@@ -1114,3 +1114,38 @@ def test_a_folder_that_has_weights_is_not_written_over(tmp_path, capsys):
     assert huggingface.main(["export", run, str(theirs)]) == 2
     assert "holds a model already" in capsys.readouterr().err
     assert [path.name for path in theirs.iterdir()] == ["model.safetensors"]
+
+
+def test_an_encoder_without_positions_goes_out_with_zeros(tmp_path):
+    """Where there is no array those classes begin with random ones."""
+    config = tiny_config(method={"name": "simmim"}, model__positions="none")
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    run, out, file = (str(tmp_path / n) for n in ("run", "out", "out.safetensors"))
+    write_workdir(run, params, config)
+    images = np.random.default_rng(0).random((2, 8, 8, 1)).astype(np.float32)
+    ours = ddae.load_encoder(run)(images).patches
+    for command, path, name in (
+        (huggingface, out, "embeddings.position_embeddings"),
+        (timm, file, "pos_embed"),
+    ):
+        assert command.main(["export", run, path]) == 0
+        found = read_weights(path)[name]
+        assert found.shape == (1, 17, 32) and not found.any()
+        back = str(tmp_path / f"back_{name}")
+        assert command.main(["import", path, f"--workdir={back}"]) == 0
+        again = ddae.load_encoder(back)(images).patches
+        np.testing.assert_allclose(ours, again, atol=1e-6)
+
+
+def test_a_decoder_without_blocks_goes_out_with_its_positions(tmp_path):
+    config = tiny_config(method={"name": "mae", **TRAINED})
+    config["method"]["decoder"] = {"depth": 0, "width": 16, "num_heads": 2}
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(str(tmp_path / "run"), params, config)
+    found, name, _ = timm.named(str(tmp_path / "run"), None, decoder=True)
+    assert name == "mae"
+    np.testing.assert_array_equal(
+        found["decoder_pos_embed"], fixed_positions(16, (4, 4))
+    )
+    again, _ = import_weights(found, "mae", Hints(decoder_heads=2, mean=(0,), std=(1,)))
+    assert "pixels" in again["heads"]["block02"]

@@ -1,5 +1,6 @@
 """From a workdir to weights under other names."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -146,7 +147,10 @@ def export_weights(
             patches = resize_positions(fixed[0, 1:], known, grid)
             fixed = np.concatenate([fixed[:, :1], patches[None]], axis=1)
         weights[dialect.positions] = fixed if learned is None else learned
-    if decoder and dialect.decoder_positions:
+    elif not name.endswith("_beit"):  # all others always have some
+        shape = (1, 1 + math.prod(grid_of(config)), spec.width)
+        weights[f"{dialect.positions}"] = np.zeros(shape, np.float32)
+    if dialect.decoder_positions:
         width = config["method"]["decoder"]["width"]
         weights[dialect.decoder_positions] = fixed_positions(width, grid_of(config))
     return weights
