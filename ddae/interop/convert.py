@@ -84,7 +84,7 @@ def import_weights(
         for leaf in ("scale", "bias"):
             if f"{last}/input_norm/{leaf}" in found:
                 found[f"encoder/norm/{leaf}"] = found.pop(f"{last}/input_norm/{leaf}")
-    _leave_out_pooler(found)
+    notes = _leave_out_pooler(found)
     if "encoder/norm_embedding/scale" in found:  # CLIP's patches have no bias
         width = found["encoder/cls_token"].shape[-1]
         found.setdefault("encoder/patch_embedding/bias", np.zeros(width, np.float32))
@@ -106,12 +106,13 @@ def import_weights(
         if not _same(decoder_positions, fixed):
             del config["method"]["decoder"]
             found = {k: v for k, v in found.items() if not k.startswith("heads/")}
-            print(
+            notes.append(
                 f"its decoder is left out: {dialect.decoder_positions} is not MAE's"
-                " fixed sine-cosine table, the only one that decoders have here",
-                file=sys.stderr,
+                " fixed sine-cosine table, the only one that decoders have here"
             )
     _check(found, config, rows, hints)
+    for note in notes:
+        print(note, file=sys.stderr)
     return nested(found), config
 
 
@@ -142,17 +143,17 @@ def _check_positions(name: str, positions: np.ndarray, width: int) -> None:
         )
 
 
-def _leave_out_pooler(found: Weights) -> None:
-    """Removes a norm of the pooled mean that no classifier follows."""
+def _leave_out_pooler(found: Weights) -> list[str]:
+    """Removes a norm of the pooled mean that no classifier follows, and says so."""
     pooler = [name for name in found if name.startswith("heads/classifier/norm/")]
-    if pooler and not any("heads/classifier/linear/" in name for name in found):
-        print(
-            "the norm of its pooled mean is left out, as no classifier follows; the"
-            " encoder has no last norm",
-            file=sys.stderr,
-        )
-        for name in pooler:
-            del found[name]
+    if not pooler or any("heads/classifier/linear/" in name for name in found):
+        return []
+    for name in pooler:
+        del found[name]
+    return [
+        "the norm of its pooled mean is left out, as no classifier follows; the"
+        " encoder has no last norm"
+    ]
 
 
 def _count(weights: Weights, prefix: str) -> int:
