@@ -46,8 +46,9 @@ def read_curves(path: str, metrics: str = METRICS) -> Curves:
         raise UserError(f"no rows in {log}; name a run's workdir, or its metrics.jsonl")
     curves: Curves = {}
     for row in rows:
-        for key, value in row.items():
-            if value is not None and key != "step" and re.match(metrics, key):
+        for key, value in row.items() if isinstance(row.get("step"), int) else ():
+            number = isinstance(value, int | float)  # None is one that was not finite
+            if number and key != "step" and re.match(metrics, key):
                 curves.setdefault(key, {})[row["step"]] = value
     return curves
 
@@ -158,11 +159,15 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 def _settings(path: str) -> dict[str, Any] | None:
     """The config of a workdir, or one that a log begins with; None where there is
-    neither."""
+    neither, or where it was cut short."""
     file = epath.Path(path) / "config.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    return read_metrics(_log(path))[0].get("config")
+    if not file.exists():
+        return read_metrics(_log(path))[0].get("config")
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,7 +201,7 @@ def _compare(args: Any) -> None:
     settings = {path: _settings(path) for path in (args.run, *others)}
     for path, theirs in settings.items():
         if theirs is None:
-            print(f"settings of {path} are not known: it has no config.json")
+            print(f"settings of {path} are not known: it has no config.json to read")
     own = settings.pop(args.run)
     for path, theirs in settings.items():
         if own is not None and theirs is not None:

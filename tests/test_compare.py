@@ -94,3 +94,20 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, arguments, says):
     assert compare.main(given) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {says.format(**names)}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("whole", [b"{", b"[]", b"\xff\xfe"])
+def test_a_config_that_was_cut_short_is_not_known(tmp_path, capsys, whole):
+    one, two = (log(tmp_path, name, losses([2.0, 1.0]), {}) for name in "ab")
+    (tmp_path / "b" / "config.json").write_bytes(whole)
+    out = str(tmp_path / "figure.png")
+    for pair in ([one, two], [two, one]):
+        assert compare.main([*pair, f"--output={out}"]) == 0
+        assert f"settings of {two} are not known" in capsys.readouterr().out
+
+
+def test_rows_of_another_kind_in_a_log_are_passed_over(tmp_path):
+    odd = [{"train/loss": 9.0}, {"step": "x", "train/loss": 9.0}, {"step": None}]
+    odd += [{"step": 90, "train/loss": text} for text in ("9", [9], None)]
+    curves = compare.read_curves(log(tmp_path, "run", odd + losses([2.0, 1.0])))
+    assert curves == {"train/loss": {10: 2.0, 20: 1.0}}
