@@ -106,6 +106,10 @@ DAMAGE = {
     ),
     "another seed": (rewrite_meta, "2/meta: its checksum differs"),
     "no metadata": (lambda f: shutil.rmtree(f / "meta"), "2/meta: .*"),
+    "metadata of nothing": (
+        lambda f: (f / "meta" / "metadata").write_text("null"),
+        "2/meta: it has no config",
+    ),
 }
 
 

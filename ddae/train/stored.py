@@ -236,6 +236,8 @@ def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
         meta = patiently(where, lambda: manager.restore(step, args=args)["meta"])
     except Exception as error:  # Orbax raises what it meets
         raise DamagedError(f"{where}: {first_line(error)}") from error
+    if not isinstance(meta, dict) or "config" not in meta:
+        raise DamagedError(f"{where}: it has no config")
     crc = meta.pop("crc", None)
     if crc is not None and crc != checksum(meta):
         raise DamagedError(f"{where}: its checksum differs")
