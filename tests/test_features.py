@@ -157,3 +157,27 @@ def test_features_are_pooled_as_they_are_told():
     found = Features(prefix=np.ones((2, 1, 3)), patches=np.full((2, 4, 3), 5.0))
     assert (found.pooled("cls") == np.ones((2, 3))).all()
     assert (found.pooled("mean") == np.full((2, 3), 5.0)).all()
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"image_size": 8.0}, "image_size=8.0 is no size; give SIDE or"),
+        ({"image_size": "8"}, "image_size='8' is no size"),
+        ({"image_size": (8, 8, 8)}, "is no size"),
+        ({"tap": 1.5}, "tap=1.5 is no block's number"),
+        ({"tap": None}, "tap=None is no block's number"),
+        ({"images": [Image.new("P", (8, 8))]}, "mode P has numbers of colours"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_line(workdir, given, says):
+    with pytest.raises(UserError) as error:
+        encoder = ddae.load_encoder(workdir, given.get("image_size"))
+        images = given.get("images", [Image.new("L", (8, 8))])
+        encoder(images, tap=given.get("tap", 0))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_size_may_be_of_numpy(workdir):
+    encoder = ddae.load_encoder(workdir, np.int64(10))
+    assert encoder(np.zeros((1, 10, 10, 1))).patches.shape == (1, 25, 32)

@@ -1,5 +1,6 @@
 """The encoder of a run, for its features."""
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,7 +66,11 @@ def load_encoder(
                 f" {('b', *shape)}; {_mend(tuple(images.shape), shape)}"
             )
         _check_range(images)
-        return encode(params, jnp.asarray(images), int(tap))
+        try:
+            block = operator.index(tap)
+        except TypeError as error:
+            raise UserError(f"tap={tap!r} is no block's number") from error
+        return encode(params, jnp.asarray(images), block)
 
     return encoder
 
@@ -84,6 +89,12 @@ def _stacked(images: Any) -> np.ndarray:
     if not hasattr(images, "shape"):
         if not hasattr(images, "__iter__"):
             raise UserError("one image is no batch; give a list of images: [image]")
+        images = list(images)
+        if any(getattr(image, "mode", "") == "P" for image in images):
+            raise UserError(
+                "an image of PIL's mode P has numbers of colours for pixels; give"
+                ' image.convert("RGB"), or "L" for grey'
+            )
         rows = [np.asarray(image) for image in images]
         rows = [row[..., None] if row.ndim == 2 else row for row in rows]
         if len({row.shape for row in rows}) != 1:
@@ -115,6 +126,13 @@ def _at_another_size(
     image_size: int | tuple[int, int],
 ) -> tuple[Encoder, dict[str, Any]]:
     """The encoder `own` of a workdir for images of another size, and its parameters."""
+    try:
+        sides = [operator.index(side) for side in np.broadcast_to(image_size, 2)]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"image_size={image_size!r} is no size; give SIDE or (HEIGHT, WIDTH)"
+        ) from error
+    image_size = (sides[0], sides[1]) if np.ndim(image_size) else sides[0]
     known = own.position_grid or own.grid
     model = {**config["model"], "position_grid": known}
     config = {**config, "image_size": image_size, "model": model}
