@@ -1032,7 +1032,7 @@ def test_kinds_and_names_that_numpy_or_we_do_not_know_are_one_line(tmp_path, cap
         ("preprocessor_config.json", None, "holds no JSON object"),
         ("preprocessor_config.json", {"image_mean": 0.5}, "a value of another kind"),
         ("preprocessor_config.json", {"crop_size": "x"}, "a value of another kind"),
-        ("preprocessor_config.json", {"image_std": [0.5, 0, 1]}, "divided by it"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0, 1]}, "must be positive"),
         ("preprocessor_config.json", {"do_rescale": False}, "give --mean and --std"),
         ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "give --mean and"),
         ("model.safetensors.index.json", {"weight_map": ["a"]}, "no blocks named"),

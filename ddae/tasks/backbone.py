@@ -41,7 +41,7 @@ def standardisation_from_config(
         if value and not 0.0 <= min(value) <= max(value) <= 1.0:
             raise UserError(f"config.data.{key}={value}: pixels lie in [0, 1] here")
         if key == "std" and 0.0 in value:
-            raise UserError(f"config.data.std={value}: images are divided by it")
+            raise UserError(f"config.data: std={value} must be positive")
         if len(value) != channels:
             raise UserError(
                 f"config.data.{key} has {len(value)} entries for"
