@@ -1,0 +1,165 @@
+"""Runs, data and weights on gs://, against a fake of Google's storage."""
+
+import itertools
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from fake_gcs import running
+from test_tfds import SYNSETS, clean  # noqa: F401
+
+import ddae
+from ddae import analyse, data, inspect
+from ddae.data.order import Order
+from ddae.settings import UserError
+from ddae.storage import absolute
+from ddae.study.__main__ import main as study
+from ddae.train import loop
+from ddae.train.metrics import read_metrics
+
+TIMES = ("seconds", "data_wait", "images_per_second")
+ALL = slice(None)
+# TensorFlow's and TFDS's own Python, not ours, warns.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory):
+    """The fake, for this process: what libraries have opened once, they keep."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running(tmp_path_factory.mktemp("fake")) as (bucket, environment),
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield bucket
+
+
+@pytest.fixture
+def bucket(fake, tmp_path, monkeypatch):
+    """An empty bucket; the working directory is empty too, and has to stay so."""
+    fake.objects.clear()
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    assert not list(tmp_path.glob("gs:*"))
+    assert not fake.faults
+
+
+def numbers(workdir):
+    """Rows of a run's log, but for times."""
+    rows = read_metrics(f"{workdir}/metrics.jsonl")
+    return [{k: v for k, v in r.items() if not k.endswith(TIMES)} for r in rows]
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, tmp_path):
+    knn = {"evaluators__knn": {"k": 5, "num_train": 64, "num_held_out": 16}}
+    for workdir in ("gs://bucket/runs/a", str(tmp_path / "b")):
+        loop.run(tiny_config(**knn), workdir)
+        loop.run(tiny_config(total_steps=6, **knn), workdir)
+    assert numbers("gs://bucket/runs/a") == numbers(tmp_path / "b")
+    assert [row["step"] for row in numbers(tmp_path / "b")][-2:] == [6, 6]
+    there = {n.partition("/checkpoints/")[2].partition("/")[0] for n in bucket.objects}
+    assert there - {""} == {p.name for p in (tmp_path / "b/checkpoints").iterdir()}
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    ours, theirs = (
+        ddae.load_encoder(workdir)(images).patches
+        for workdir in (
+            "gs://bucket/runs/a/checkpoints/4",
+            tmp_path / "b/checkpoints/4",
+        )
+    )
+    assert np.array_equal(ours, theirs)
+    assert inspect.main(["gs://bucket/runs/a"]) == 0
+    assert analyse.main(["gs://bucket/runs/a", "--num_images=8"]) == 0
+    assert "runs/a/analysis/analysis.json" in bucket.objects
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ("uncommitted", "flipped", "lost"))
+def test_a_damaged_step_in_a_bucket_is_put_aside(bucket, capsys, damage):
+    workdir = "gs://bucket/run"
+    loop.run(tiny_config(), workdir)
+    step = "run/checkpoints/4/"
+    if damage == "uncommitted":
+        del bucket.objects[f"{step}commit_success.txt"]
+    for name in [n for n in bucket.objects if n.startswith(f"{step}params/")]:
+        content = bytearray(bucket.objects[name][0])
+        if "/d/" in name and damage == "lost":
+            del bucket.objects[name]
+        elif "/d/" in name and damage == "flipped":
+            content[len(content) // 2] ^= 1
+            bucket.put(name, content)
+    capsys.readouterr()
+    loop.run(tiny_config(), workdir)
+    assert (
+        "resuming at step 2 of gs://bucket/run/checkpoints" in capsys.readouterr().out
+    )
+    assert f"{step}commit_success.txt" in bucket.objects
+    aside = [n for n in bucket.objects if n.startswith("run/damaged_checkpoints/")]
+    assert bool(aside) == (damage != "uncommitted")
+
+
+@pytest.mark.slow
+def test_a_bucket_that_fails_for_a_while_is_asked_again(bucket):
+    for part in ("POST /upload", "/checkpoints/2/", "DELETE", "metrics.jsonl"):
+        bucket.faults.append((part, 503))
+    loop.run(tiny_config(total_steps=8, keep_checkpoints=1), "gs://bucket/run")
+    assert "run/checkpoints/8/commit_success.txt" in bucket.objects
+    assert not [n for n in bucket.objects if n.startswith("run/checkpoints/2/")]
+
+
+@pytest.mark.parametrize("file_format", ("array_record", "tfrecord"))
+def test_tfds_sets_in_a_bucket(bucket, clean, file_format):  # noqa: F811
+    given = {"data__name": "tfds/imagenet2012", "data__eval_split": "validation"}
+    assert_same_batches(bucket, given, clean[file_format])
+
+
+def test_tar_files_in_a_bucket(bucket, tmp_path, clean):  # noqa: F811
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for split in ("train", "test"):
+        shutil.copy(
+            clean["tfrecord"].parent / "tars/ILSVRC2012_img_val.tar",
+            folder / f"{split}.tar",
+        )
+    assert_same_batches(bucket, {"data__name": "tar"}, folder)
+
+
+def assert_same_batches(bucket, given, folder):
+    """Of the set in `folder`, and of its copy in the bucket, under a name of its own:
+    TensorFlow keeps what it has read."""
+    copy = f"sets/{folder.name}"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.put(f"{copy}/{path.relative_to(folder)}", path.read_bytes())
+    ours, theirs = (
+        data.from_config(tiny_config(**given, data__dir=str(place)), (16, 16, 3))
+        for place in (f"gs://bucket/{copy}", folder)
+    )
+    order = Order(len(ours.train), 4, seed=0)
+    batches = [s.train_batches(order, 0, ALL) for s in (ours, theirs)]
+    for one, other in itertools.islice(zip(*batches, strict=True), 3):
+        assert np.array_equal(one["image"], other["image"])
+        assert np.array_equal(one["label"], other["label"])
+
+
+def test_what_a_bucket_is_not_for_is_said(bucket, capsys):
+    for kind in data.ON_DISK:
+        given = {"data__name": kind, "data__dir": "gs://bucket/sets"}
+        with pytest.raises(UserError, match=f"{kind} reads from a disk, not gs://"):
+            data.from_config(tiny_config(**given), (16, 16, 3))
+    config = pathlib.Path(__file__).parents[1] / "configs/studies/long.py"
+    assert study([f"{config}:scale=small", "--workdir=gs://bucket/study"]) == 2
+    assert "a study is kept on a disk" in capsys.readouterr().err
+
+
+def test_what_orbax_wants_for_a_bucket_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    with pytest.raises(UserError, match="pip install google-cloud-storage"):
+        absolute("gs://bucket/run")
+    assert str(absolute("s3://bucket/run")) == "s3://bucket/run"
+    assert absolute("run").is_absolute()
