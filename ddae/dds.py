@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ddae import losses
-from ddae.difficulty import METRICS, BetaSchedule, Law, Metric, power_law
+from ddae.difficulty import BetaSchedule, Law, Metric, power_law
 from ddae.masking import Masking
 from ddae.models.heads import Head
 from ddae.models.vit import Encoder, Layout
@@ -100,16 +100,10 @@ class FeatureSettings:
     loss: Literal["mse", "smooth_l1", "cosine"] = "mse"
 
     def __post_init__(self):
-        if self.target not in ("same_depth", "last", "mean", "middle"):
-            raise ValueError(
-                f"target {self.target!r} is not same_depth, last, mean or middle"
-            )
         if not self.weight >= 0.0:
             raise ValueError(f"weight={self.weight} must not be negative")
         if not 0.0 <= self.ramp <= 1.0:
             raise ValueError(f"ramp={self.ramp} is not a share of the run, 0 to 1")
-        if self.loss not in FEATURE_LOSSES:
-            raise ValueError(f"loss {self.loss!r} is not one of {list(FEATURE_LOSSES)}")
 
 
 def with_features(method: Method, features: FeatureSettings) -> Method:
@@ -190,8 +184,6 @@ def with_dds(
     method supervises itself stays as it is there. beta = 0 at the last tap alone equals
     the method itself. `law` is no setting: a method of one's own gives it.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is not one of {METRICS}")
     if tap_weight < 0:
         raise ValueError(f"tap_weight={tap_weight} must not be negative")
     depth = method.encoder.spec.depth

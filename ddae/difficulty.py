@@ -17,8 +17,6 @@ from ddae.patches import Grid
 
 Metric = Literal["euclidean", "chebyshev", "manhattan"]
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
-
 Phase = Literal["constant", "linear", "cosine", "steps"]
 """How the exponent goes from its start to its end."""
 
@@ -52,8 +50,8 @@ def nearest_visible_distance(
         raise ValueError(
             "no visible patch: the distance to the nearest one is undefined"
         )
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is not one of {METRICS}")
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric {metric!r} is not one of {get_args(Metric)}")
     rows = jnp.abs(jnp.arange(h)[:, None] - jnp.arange(h)[None, :]).astype(jnp.float32)
     columns = jnp.abs(jnp.arange(w)[:, None] - jnp.arange(w)[None, :]).astype(
         jnp.float32

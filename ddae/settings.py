@@ -138,11 +138,13 @@ SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a plain value is of its annotation, so far as that is of numbers, text,
-    tuples of them, None, or settings; true for any other."""
+    a choice (`Literal`), tuples of them, None, or settings; true for any other."""
     if _is_union(annotation):
         return any(fits(value, option) for option in typing.get_args(annotation))
     if annotation in (None, types.NoneType):
         return value is None
+    if typing.get_origin(annotation) is typing.Literal:
+        return value in typing.get_args(annotation)
     if annotation in SCALARS:
         wanted = SCALARS[annotation][0]
         if isinstance(value, bool) and annotation is not bool:
@@ -165,6 +167,8 @@ def _named(annotation: Any) -> str:
         return " or ".join(map(_named, typing.get_args(annotation)))
     if annotation in SCALARS:
         return SCALARS[annotation][1]
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"one of {list(typing.get_args(annotation))}"
     if _is_settings(annotation):
         return "a section of keys"
     kinds = typing.get_args(annotation)

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Literal
 
 import pytest
 
@@ -16,6 +17,7 @@ class Outer:
     inner: Inner = Inner()
     sizes: tuple[int, ...] | None = None
     rate: float = 0.5
+    kind: Literal["round", "square"] | None = None
 
 
 def test_builds_nested_dataclasses_and_tuples():
@@ -32,6 +34,10 @@ def test_builds_nested_dataclasses_and_tuples():
         ({"name": "a", "inner": None}, "config.x.inner=None is not a section of keys"),
         ({"name": "a", "inner": 1}, "config.x.inner=1 is not a section of keys"),
         ({"name": "a", "rate": {}}, "config.x.rate={} is not a finite number"),
+        (
+            {"name": "a", "kind": "oval"},
+            "kind='oval' is not one of .*'square'. or None",
+        ),
         (True, "config.x=True is not a section of keys"),
     ],
 )

@@ -100,8 +100,6 @@ class DataSettings:
             raise ValueError(f"std={self.std} must be positive")
         if not 0.0 < self.eval_crop <= 1.0:
             raise ValueError(f"eval_crop={self.eval_crop} is not in (0, 1]")
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={self.on_error!r} is not raise or skip")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from ddae.cropping import ASPECT, ATTEMPTS
 from ddae.data.decode import (
-    KERNELS,
     Kernel,
     centre,
     decode,
@@ -47,10 +46,6 @@ class Augment:
     on_device: bool = False
 
     def __post_init__(self):
-        if self.crop not in ("random_resized", "shift", "none"):
-            raise ValueError(f"crop {self.crop!r} is not random_resized, shift or none")
-        if self.resize not in KERNELS:
-            raise ValueError(f"resize {self.resize!r} is not one of {KERNELS}")
         if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
             raise ValueError(f"scale={self.scale} is not an increasing pair in (0, 1]")
         for name in ("pad", "rand_augment", "magnitude_std", "color_jitter"):

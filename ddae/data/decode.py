@@ -13,8 +13,6 @@ Kernel = Literal["bilinear", "bicubic", "bicubic_antialias"]
 an image shrinks; it takes about twice the time. `decode_window` averages before the
 others where an image shrinks more than twofold."""
 
-KERNELS = ("bilinear", "bicubic", "bicubic_antialias")
-
 
 @functools.cache
 def tensorflow() -> Any:

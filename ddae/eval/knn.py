@@ -37,8 +37,6 @@ def make_knn(
     drawn once at random; 0 takes all. linear: whether the same features are also given
     to `linear_top1`.
     """
-    if pool not in ("mean", "cls"):
-        raise UserError(f"config.evaluators.knn.pool={pool!r} is not mean or cls")
     if temperature <= 0:
         raise UserError(
             f"config.evaluators.knn.temperature={temperature} must be positive"

@@ -48,10 +48,6 @@ class ClassifierSettings:
     def __post_init__(self):
         if self.num_classes < 2:
             raise ValueError(f"num_classes={self.num_classes} is not 2 or more")
-        if self.pool not in ("mean", "cls", "attention"):
-            raise ValueError(f"pool={self.pool!r} is not mean, cls or attention")
-        if self.norm not in ("layer", "batch", "none"):
-            raise ValueError(f"norm={self.norm!r} is not layer, batch or none")
         if not self.rates or len(set(self.rates)) != len(self.rates):
             raise ValueError(f"rates={self.rates} are not different ones")
         if not 0.0 <= self.average < 1.0:

@@ -46,8 +46,6 @@ class SegmenterSettings:
     dropout: float = 0.1
 
     def __post_init__(self):
-        if self.head not in ("upernet", "linear"):
-            raise ValueError(f"head={self.head!r} is not upernet or linear")
         if self.num_classes < 2:
             raise ValueError(f"num_classes={self.num_classes} is not 2 or more")
         if len(self.taps) not in (0, 4):

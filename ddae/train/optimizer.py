@@ -72,10 +72,6 @@ class OptimizerSettings:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.name not in ("adamw", "lars"):
-            raise ValueError(f"name={self.name!r} is not adamw or lars")
-        if self.schedule not in ("cosine", "poly", "step"):
-            raise ValueError(f"schedule={self.schedule!r} is not cosine, poly or step")
         if self.warmup_lr and self.schedule != "poly":
             raise ValueError("warmup_lr is of schedule=poly")
         for name in (
