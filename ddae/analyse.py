@@ -31,7 +31,6 @@ from ddae.eval.figures import new_figure, to_array
 from ddae.eval.locality import linear_cka, make_distances, patch_distances
 from ddae.masking import gather_patches
 from ddae.settings import UserError
-from ddae.tasks.backbone import unit_range
 from ddae.tasks.pretrain import Pretrain
 from ddae.train.loading import describe, load_state, run_of
 from ddae.train.plan import Job, plan
@@ -124,7 +123,7 @@ def _all_layers(task: Pretrain):
     taps = tuple(range(1, encoder.spec.depth + 1))
 
     def layers(params: Any, images: Array) -> Float[Array, "b depth n d"]:
-        x = task.standardise(unit_range(images))
+        x = task.standardise(images)
         features: Any = encoder.apply({"params": params["encoder"]}, x, taps=taps)
         return jnp.stack([features[tap].patches for tap in taps], axis=1)
 

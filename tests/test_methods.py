@@ -38,6 +38,15 @@ OWN = ModelSettings(size="Two", patch_size=2, channels=1)
 AT_ZERO = {"taps": (2,), "beta": constant_beta(0.0)}
 
 
+def test_images_of_bytes_are_standardised_as_those_in_0_to_1():
+    standardise = Standardisation(mean=(0.3,), std=(0.4,))
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    expected = (images / np.float32(255) - np.float32(0.3)) / np.float32(0.4)
+    for given in (images, (images / 255.0).astype(np.float32)):
+        found = standardise(jnp.asarray(given))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def loss_of(method, gradients=True, progress=0.5):
     task = Pretrain(method, Standardisation(mean=(0.3,), std=(0.4,)))
     images = images_of()

@@ -14,7 +14,6 @@ from ddae.models.attention import attention_probabilities
 from ddae.patches import Grid
 from ddae.settings import UserError
 from ddae.tasks import Task
-from ddae.tasks.backbone import unit_range
 from ddae.tasks.pretrain import Pretrain
 
 
@@ -49,7 +48,7 @@ def make_distances(task: Pretrain):
     encoder = task.encoder
 
     def distances(params: Mapping[str, Any], images: Array) -> Array:
-        standardised = task.standardise(unit_range(images))
+        standardised = task.standardise(images)
         layers = attention_probabilities(encoder, params["encoder"], standardised)
         return jnp.stack([attention_distance(p, encoder.grid) for p in layers], axis=1)
 

@@ -17,13 +17,13 @@ from ddae.settings import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standardisation:
-    """Mean and deviation of each channel, of images in [0, 1]."""
+    """Mean and deviation of each channel, of images in [0, 1]; takes uint8 too."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+    def __call__(self, images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return (unit_range(images) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def undo(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Back to [0, 1], unclipped."""
@@ -76,7 +76,7 @@ def features_of(
     if not 1 <= tap <= encoder.spec.depth:
         raise UserError(f"tap {tap} is not among blocks 1 to {encoder.spec.depth}")
     features: Any = encoder.apply(
-        {"params": params["encoder"]}, standardise(unit_range(images)), taps=(tap,)
+        {"params": params["encoder"]}, standardise(images), taps=(tap,)
     )
     return features[tap]
 

@@ -20,7 +20,6 @@ from ddae.tasks.backbone import (
     encoder_from_config,
     standardisation_from_config,
     stream,
-    unit_range,
 )
 from ddae.tasks.task import Batch, Params, Task
 
@@ -142,7 +141,7 @@ class Classify(Task):
         rngs: Key[Array, " b"],
     ) -> tuple[Scalar, Metrics, Params]:
         """Mean cross-entropy with the mixed targets, summed over heads."""
-        images = self.standardise(unit_range(batch["image"]))
+        images = self.standardise(batch["image"])
         if self.mixing.erasing:
             images = erase(images, stream(rngs, "erase"), self.mixing.erasing)
         images, targets = mix(
@@ -184,7 +183,7 @@ class Classify(Task):
         self, params: Params, images: Shaped[Array, "b h w c"]
     ) -> dict[str, Float[Array, "b k"]]:
         """Class scores of every head; nothing dropped, mixed or erased."""
-        features = self._features(params, self.standardise(unit_range(images)), None)
+        features = self._features(params, self.standardise(images), None)
         found: Any = {
             name: head.apply({"params": params["heads"][name]}, features)[0]
             for name, head in self.heads.items()

@@ -217,7 +217,7 @@ class Pretrain(Task):
             raise ValueError("the method predicts no pixels, so nothing can be drawn")
         term = max(terms, key=lambda term: term.taps)
         mask = method.masking.draw(stream(rngs, "mask"), encoder.grid)
-        standardised = self.standardise(unit_range(images))
+        standardised = self.standardise(images)
         predictions, _ = self.predict(params, standardised, mask)
         hidden = predictions[term.head][term.output].astype(jnp.float32)
         patches = patchify(standardised, encoder.patch_size)

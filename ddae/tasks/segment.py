@@ -20,7 +20,6 @@ from ddae.tasks.backbone import (
     encoder_from_config,
     standardisation_from_config,
     stream,
-    unit_range,
 )
 from ddae.tasks.task import Batch, Params, Task
 
@@ -144,7 +143,7 @@ class Segment(Task):
     ) -> tuple[Scalar, Metrics, Params]:
         """Mean cross-entropy of the pixels whose label is not negative, and the
         auxiliary head's; batch["label"] is int [b, height, width]."""
-        images = self.standardise(unit_range(batch["image"]))
+        images = self.standardise(batch["image"])
         keys = stream(rngs, "drop_path") if self.encoder.drop_path else None
         features = self._features(params, images, keys)
         found: Any = self.head.apply(
@@ -176,7 +175,7 @@ class Segment(Task):
     ) -> Float[Array, "b _ _ k"]:
         """Class scores of images of `image_shape`, float32, at stride 4 (UPerNet) or of
         the patches; `models.segmenter.resize` brings them to pixels."""
-        features = self._features(params, self.standardise(unit_range(images)), None)
+        features = self._features(params, self.standardise(images), None)
         found: Any = self.head.apply({"params": params["heads"]["segmenter"]}, features)
         return found[0]["segmenter"]
 
