@@ -11,7 +11,7 @@ import scipy.stats
 
 from ddae.masking import Masking
 from ddae.models import blocks, kernels, linear, short_attention, vit
-from ddae.models.blocks import Block, ViTSpec, through_blocks
+from ddae.models.blocks import Block, Blocks, ViTSpec, through_blocks
 from ddae.models.gelu import ACTIVATIONS, gelu
 from ddae.models.heads import Classifier, MaskedLinear, TapDecoder
 from ddae.models.linear import Norm, NormedLinear
@@ -516,7 +516,7 @@ def test_drop_path_rises_from_block_to_block(monkeypatch):
     encoder, images = make(drop_path=0.6, final_norm=False)
     rates = []
 
-    def record(owner, settings, layers, x, bias, keys, drop_path, taps, **_):
+    def record(owner, blocks, layers, x, bias, keys, drop_path, taps):
         rates.extend(drop_path)
         return dict.fromkeys(taps, x)
 
@@ -566,11 +566,9 @@ def test_branches_and_blocks_drop_by_draws_of_their_own():
     class Stack(nn.Module):
         @nn.compact
         def __call__(self, x, keys=None):
-            settings = {"spec": spec, "dtype": jnp.float32}
-            return through_blocks(
-                *(self, settings, range(1, 3), x, None, keys, [0.5, 0.5], (1,)),
-                kernel="xla",
-            )
+            blocks = Blocks(spec=spec, dtype=jnp.float32)
+            layers, rates = range(1, 3), [0.5, 0.5]
+            return through_blocks(self, blocks, layers, x, None, keys, rates, (1,))
 
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 3, 32)), (64, 3, 32))
     params = jax.jit(Stack().init)(jax.random.key(1), x)

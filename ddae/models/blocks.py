@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -225,34 +225,48 @@ class Block(nn.Module):
         return jnp.where(kept[:, None, None], y / keep, 0.0).astype(y.dtype)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """What the blocks of a stack are, all alike, and how they are computed.
+
+    layer_scale, bias_grid, activation: as of `Block`. kernel: the one asked for.
+    remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: between
+    taps more than `LOOPED` blocks apart, one block is compiled and looped over their
+    weights; these are stacked for it, but named and stored as without.
+    """
+
+    spec: ViTSpec
+    dtype: Any
+    layer_scale: float = 0.0
+    bias_grid: Grid | None = None
+    activation: Activation = "erf"
+    kernel: Kernel = "auto"
+    remat: Remat = "off"
+    scan: bool = False
+
+
 def through_blocks(
     owner: nn.Module,
-    settings: Mapping[str, Any],
+    blocks: Blocks,
     layers: range,
     x: Float[Array, "b t d"],
     bias: Float[Array, "s heads t t"] | None = None,
     keys: Key[Array, " b"] | None = None,
     drop_path: Sequence[float] = (),
     taps: Sequence[int] = (),
-    *,
-    kernel: Kernel,
-    remat: Remat = "off",
-    scan: bool = False,
 ) -> dict[int, Float[Array, "b t d"]]:
     """Sends x through the blocks numbered `layers`; {layer: x after it} of the last one
     and of `taps`, and x as given under the number before the first.
 
-    owner: the module that has the blocks; call this in its compact method. settings: of
-    `Block`, the same for all; drop_path: one for each. kernel: the one asked for.
-    remat: keep all activations, matmul outputs ("dots") or none ("full"). scan: between
-    taps more than `LOOPED` blocks apart, one block is compiled and looped over their
-    weights; these are stacked for it, but named and stored as without.
+    owner: the module that has the blocks; call this in its compact method. drop_path:
+    one for each block.
     """
     t, first = x.shape[1], layers.start
     found = {first - 1: x}
-    x, settings = _for_attention(x, settings, kernel, bias)
+    x, settings = _for_attention(x, blocks, bias)
     rates = dict(zip(layers, drop_path or [0.0] * len(layers), strict=True))
-    make = Block if remat == "off" else nn.remat(Block, policy=POLICIES[remat])
+    policy = POLICIES[blocks.remat]
+    make = Block if blocks.remat == "off" else nn.remat(Block, policy=policy)
 
     def one_by_one(x: Array, part: Sequence[int]) -> Array:
         for layer in part:
@@ -269,7 +283,7 @@ def through_blocks(
             own = None if keys is None else folded(keys, layer)
             return block.apply({"params": params}, x, bias, own, rate), None
 
-        one = jax.checkpoint(one, policy=POLICIES[remat], prevent_cse=False)
+        one = jax.checkpoint(one, policy=policy, prevent_cse=False)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         own_rates = jnp.array([rates[layer] for layer in part], jnp.float32)
         return jax.lax.scan(one, x, (stacked, jnp.array(part), own_rates))[0]
@@ -277,24 +291,32 @@ def through_blocks(
     ends = sorted({*taps, layers.stop - 1} & {*layers})
     for before, end in itertools.pairwise([first - 1, *ends]):
         part = range(before + 1, end + 1)
-        loop = scan and len(part) > LOOPED and not owner.is_initializing()
+        loop = blocks.scan and len(part) > LOOPED and not owner.is_initializing()
         x = (scanned if loop else one_by_one)(x, part)
         found[end] = x[:, :t]
     return found
 
 
 def _for_attention(
-    x: Float[Array, "b t d"], settings: Mapping[str, Any], kernel: Kernel, bias: Any
+    x: Float[Array, "b t d"], blocks: Blocks, bias: Any
 ) -> tuple[Float[Array, "b _ d"], dict[str, Any]]:
     """x, padded to an even number of tokens where flash attention computes it, and the
-    settings of blocks with the kernel that was chosen."""
-    t, spec = x.shape[1], settings["spec"]
-    biased = bias is not None or settings.get("bias_grid") is not None
+    settings of each `Block`, with the kernel that was chosen."""
+    t, spec = x.shape[1], blocks.spec
+    biased = bias is not None or blocks.bias_grid is not None
     width = spec.width // spec.num_heads
-    chosen = attention_kernel(kernel, t, width, settings["dtype"], biased)
+    chosen = attention_kernel(blocks.kernel, t, width, blocks.dtype, biased)
     if chosen == "cudnn":
         x = jnp.pad(x, ((0, 0), (0, t % 2), (0, 0)))
-    return x, {**settings, "kernel": chosen, "tokens": t}
+    return x, {
+        "spec": spec,
+        "dtype": blocks.dtype,
+        "layer_scale": blocks.layer_scale,
+        "bias_grid": blocks.bias_grid,
+        "activation": blocks.activation,
+        "kernel": chosen,
+        "tokens": t,
+    }
 
 
 def block_key(layer: int) -> str:

@@ -20,7 +20,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class ModelSettings:
     """size: a row of VIT_SPECS. channels: of the image. remat: off, dots or full.
     scan: of blocks between taps, where they are more than two, one is compiled and run
-    in a loop (`blocks.through_blocks`).
+    in a loop (`blocks.Blocks`).
 
     positions: sincos, learned or none; position_grid: (h, w) of the pretraining, where
     sincos positions are to be resized from it. relative_bias: none, shared or block.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
+    Blocks,
     RelativePositionBias,
     Remat,
     ViTSpec,
@@ -92,14 +93,16 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
-        block = {"spec": self.decoder, "dtype": self.dtype, "activation": self.gelu}
-        depth = self.decoder.depth
-        x = through_blocks(
-            *(self, block, range(1, depth + 1), x),
+        blocks = Blocks(
+            spec=self.decoder,
+            dtype=self.dtype,
+            activation=self.gelu,
             kernel=self.kernel,
             remat=self.remat,
             scan=self.scan,
-        )[depth]
+        )
+        depth = self.decoder.depth
+        x = through_blocks(self, blocks, range(1, depth + 1), x)[depth]
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return {
@@ -163,12 +166,7 @@ class ClsAggregate(nn.Module):
             bias = RelativePositionBias(heads, grid, dtype, name="relative_bias")()
         last = self.early + self.num_blocks
         layers = range(self.early + 1, last + 1)
-        x = through_blocks(
-            *(self, self.encoder.block_settings, layers, x, bias),
-            kernel=self.encoder.kernel,
-            remat=self.encoder.remat,
-            scan=self.encoder.scan,
-        )[last]
+        x = through_blocks(self, self.encoder.blocks, layers, x, bias)[last]
         x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
         x = LayerNorm(dtype=dtype, name="input_norm")(x)
         return {

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddae.models.blocks import through_blocks
+from ddae.models.blocks import Blocks, through_blocks
 from ddae.models.linear import Dense, LayerNorm
 from ddae.models.vit import Encoder, Features
 
@@ -72,10 +72,13 @@ class TokenDecoder(nn.Module):
         shape = (1, h * w, spec.width)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
         x = x + positions.astype(dtype)
-        block = {"spec": spec, "dtype": dtype, "activation": self.encoder.gelu}
-        x = through_blocks(
-            *(self, block, range(1, self.depth + 1), x), kernel=self.encoder.kernel
-        )[self.depth]
+        blocks = Blocks(
+            spec=spec,
+            dtype=dtype,
+            activation=self.encoder.gelu,
+            kernel=self.encoder.kernel,
+        )
+        x = through_blocks(self, blocks, range(1, self.depth + 1), x)[self.depth]
         x = LayerNorm(dtype=dtype, name="norm")(x)
         x = jnp.tanh(Dense(spec.width, dtype=dtype, name="up_hidden")(x))
         return Dense(self.outputs, dtype=dtype, name="up")(x)

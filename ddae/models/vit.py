@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
+    Blocks,
     RelativePositionBias,
     Remat,
     ViTSpec,
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
     after the final LayerNorm, as in MAE, where there is one. drop_path: of the last
     block; the others' rise to it linearly from 0. position_grid: where the fixed
     positions were learned with, if not at `grid`; they are resized to it. remat, scan:
-    of `through_blocks`, from tap to tap.
+    of `Blocks`, from tap to tap.
     """
 
     spec: ViTSpec
@@ -101,15 +102,18 @@ class Encoder(nn.Module):
         return "sigmoid" if self.style == "clip" else self.gelu
 
     @property
-    def block_settings(self) -> dict[str, Any]:
-        """What its blocks are, as `through_blocks` takes it."""
-        return {
-            "spec": self.spec,
-            "dtype": self.dtype,
-            "layer_scale": self.layer_scale,
-            "bias_grid": self.grid if self.relative_bias == "block" else None,
-            "activation": self.activation,
-        }
+    def blocks(self) -> Blocks:
+        """What its blocks are, and how they are computed."""
+        return Blocks(
+            spec=self.spec,
+            dtype=self.dtype,
+            layer_scale=self.layer_scale,
+            bias_grid=self.grid if self.relative_bias == "block" else None,
+            activation=self.activation,
+            kernel=self.kernel,
+            remat=self.remat,
+            scan=self.scan,
+        )
 
     @nn.compact
     def __call__(
@@ -139,12 +143,7 @@ class Encoder(nn.Module):
             bias = shared()
         layers = range(1, depth + 1)
         rates = [self.drop_path * (i - 1) / max(1, depth - 1) for i in layers]
-        tokens = through_blocks(
-            *(self, self.block_settings, layers, x, bias, keys, rates, taps),
-            kernel=self.kernel,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        tokens = through_blocks(self, self.blocks, layers, x, bias, keys, rates, taps)
         if self.final_norm:
             norm = LayerNorm(dtype=self.dtype, name="norm")
             tokens[depth] = norm(tokens[depth])
