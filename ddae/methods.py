@@ -1,8 +1,7 @@
 """The methods: each an encoder, a masking, heads, and a table of Terms."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from ddae import losses
 from ddae.dds import (
@@ -16,11 +15,11 @@ from ddae.dds import (
 from ddae.difficulty import BetaSchedule, Law, Metric, power_law
 from ddae.masking import Masking
 from ddae.models.build import DTYPES
-from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
+from ddae.models.heads import ClsAggregate, Head, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
 from ddae.networks import EncoderSettings, TokenizerSettings
-from ddae.objective import Term
-from ddae.targets import Frozen, Hog, Pixels, TeacherLayer
+from ddae.objective import PatchLoss, Term
+from ddae.targets import Frozen, Hog, Pixels, Target, TeacherLayer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,6 @@ def mae(
 
     With layout "mask_token" the decoder is one Linear, as in SimMIM.
     """
-    depth = encoder.spec.depth
     outputs = {"pixels": encoder.patch_size**2 * encoder.channels}
     if standardise_pixels and outputs["pixels"] == 1:
         raise ValueError(
@@ -82,21 +80,8 @@ def mae(
         head = MaskedLinear(outputs=outputs, input_norm=False, dtype=encoder.dtype)
     else:
         raise ValueError(f"layout {layout!r} is not visible or mask_token")
-    term = Term(
-        name=f"pixels/{block_name(depth)}",
-        taps=(depth,),
-        head=block_name(depth),
-        output="pixels",
-        target=Pixels(standardise=standardise_pixels),
-        loss=losses.mse,
-    )
-    return Method(
-        encoder=encoder,
-        layout=layout,
-        masking=mask,
-        heads={term.head: head},
-        terms=(term,),
-    )
+    target = Pixels(standardise=standardise_pixels)
+    return _one_term(encoder, layout, mask, head, target, losses.mse)
 
 
 def ddae(
@@ -139,14 +124,9 @@ def simmim(
     encoder: Encoder, *, mask: Masking = Masking(kind="cell", ratio=0.6)
 ) -> Method:
     """SimMIM (Xie et al. 2022): raw standardised pixels, one Linear, L1."""
-    return _masked_linear(
-        encoder,
-        mask,
-        "pixels",
-        width=encoder.patch_size**2 * encoder.channels,
-        target=Pixels(standardise=False),
-        loss=losses.l1,
-    )
+    outputs = {"pixels": encoder.patch_size**2 * encoder.channels}
+    target = Pixels(standardise=False)
+    return _masked_linear(encoder, mask, outputs, target, losses.l1)
 
 
 def maskfeat(
@@ -160,14 +140,8 @@ def maskfeat(
         raise ValueError(f"bins={bins} is not 1 or more")
     if encoder.patch_size % 2:
         raise ValueError(f"HOG wants an even patch size, not {encoder.patch_size}")
-    return _masked_linear(
-        encoder,
-        mask,
-        "hog",
-        width=4 * bins * encoder.channels,
-        target=Hog(bins=bins),
-        loss=losses.mse,
-    )
+    outputs = {"hog": 4 * bins * encoder.channels}
+    return _masked_linear(encoder, mask, outputs, Hog(bins=bins), losses.mse)
 
 
 def data2vec(
@@ -186,14 +160,9 @@ def data2vec(
     if not 1 <= mean_of <= depth:
         raise ValueError(f"mean_of={mean_of} is not between 1 and {depth} blocks")
     top = tuple(range(depth - mean_of + 1, depth + 1))
-    method = _masked_linear(
-        encoder,
-        mask,
-        "features",
-        width=encoder.spec.width,
-        target=TeacherLayer(teacher_layers=top, same_depth=False, again=True),
-        loss=losses.smooth_l1,
-    )
+    outputs = {"features": encoder.spec.width}
+    target = TeacherLayer(teacher_layers=top, same_depth=False, again=True)
+    method = _masked_linear(encoder, mask, outputs, target, losses.smooth_l1)
     return dataclasses.replace(method, momentum=momentum, teacher_norm=False)
 
 
@@ -205,14 +174,9 @@ def mvp(
 ) -> Method:
     """MVP (Wei et al. 2022): features of a frozen teacher, CLIP's in the paper."""
     network = teacher.network(encoder)
-    method = _masked_linear(
-        encoder,
-        mask,
-        "features",
-        width=network.width,
-        target=Frozen(network="teacher"),
-        loss=losses.cosine,
-    )
+    outputs = {"features": network.width}
+    target = Frozen(network="teacher")
+    method = _masked_linear(encoder, mask, outputs, target, losses.cosine)
     return dataclasses.replace(method, frozen={"teacher": network})
 
 
@@ -233,12 +197,10 @@ def beit(
     method = _masked_linear(
         encoder.clone(final_norm=False),
         mask,
-        "tokens",
-        width=tokenizer.codes,
-        target=Frozen(network="tokenizer"),
-        loss=losses.cross_entropy,
-        input_norm=True,
-        one_classifier=True,
+        {"tokens": tokenizer.codes},
+        Frozen(network="tokenizer"),
+        losses.cross_entropy,
+        as_beit=True,
     )
     return dataclasses.replace(method, frozen={"tokenizer": tokenizer.network(encoder)})
 
@@ -281,22 +243,37 @@ def beit_v2(
 def _masked_linear(
     encoder: Encoder,
     mask: Masking,
-    output: str,
+    outputs: Mapping[str, int],
+    target: Target,
+    loss: PatchLoss,
     *,
-    width: int,
-    target: Any,
-    loss: Any,
-    input_norm: bool = False,
-    one_classifier: bool = False,
+    as_beit: bool = False,
 ) -> Method:
-    """One Linear on the last layer of the mask_token layout, under one Term."""
-    last = block_name(encoder.spec.depth)
+    """One Linear on the last layer of the mask_token layout, under one Term.
+
+    as_beit: with a norm before it, and where there are more taps one Linear for all.
+    """
     head = MaskedLinear(
-        outputs={output: width},
-        input_norm=input_norm,
+        outputs=outputs,
+        input_norm=as_beit,
         dtype=encoder.dtype,
-        one_classifier=one_classifier,
+        one_classifier=as_beit,
     )
+    method = _one_term(encoder, "mask_token", mask, head, target, loss)
+    return dataclasses.replace(method, small_init=True)
+
+
+def _one_term(
+    encoder: Encoder,
+    layout: Layout,
+    mask: Masking,
+    head: Head,
+    target: Target,
+    loss: PatchLoss,
+) -> Method:
+    """The one output of `head`, on the last layer, under one Term."""
+    last = block_name(encoder.spec.depth)
+    (output,) = head.outputs
     term = Term(
         name=f"{output}/{last}",
         taps=(encoder.spec.depth,),
@@ -307,11 +284,10 @@ def _masked_linear(
     )
     return Method(
         encoder=encoder,
-        layout="mask_token",
+        layout=layout,
         masking=mask,
         heads={last: head},
         terms=(term,),
-        small_init=True,
     )
 
 
