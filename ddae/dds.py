@@ -1,6 +1,7 @@
 """A method as data, and deep dynamic supervision, which goes onto any of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -195,33 +196,34 @@ def with_dds(
             )
     if list(taps) != sorted(set(taps)) or not taps or taps[-1] != depth:
         raise ValueError(f"taps {taps} must ascend and end at the last block, {depth}")
+
+    def difficulty(tap: int) -> Difficulty:
+        return Difficulty(beta=beta, depth=tap / depth, metric=metric, law=law)
+
     heads = dict(method.heads)
     terms = []
-    for tap in taps:
-        difficulty = Difficulty(beta=beta, depth=tap / depth, metric=metric, law=law)
-        for term in method.terms:
-            if tap == depth:  # or earlier, of a method that has taps already
-                own = dataclasses.replace(difficulty, depth=max(term.taps) / depth)
-                terms.append(dataclasses.replace(term, difficulty=own))
-            if tap == depth or term.taps != (depth,):
-                continue
-            head = block_name(tap)
-            if term.head != block_name(depth):
-                head = f"{term.head}_{head}"
-            if head in method.heads:
-                continue
-            heads[head] = method.heads[term.head].at_tap(term.head)
-            terms.append(
-                dataclasses.replace(
-                    term,
-                    name=f"{_kind(term, method.terms)}/{head}",
-                    taps=(tap,),
-                    head=head,
-                    target=term.target.at_tap(tap),
-                    difficulty=difficulty,
-                    weight=_scaled(term.weight, tap_weight),
-                )
+    repeated = [term for term in method.terms if term.taps == (depth,)]
+    for tap, term in itertools.product(taps[:-1], repeated):
+        head = block_name(tap)
+        if term.head != block_name(depth):
+            head = f"{term.head}_{head}"
+        if head in method.heads:
+            continue
+        heads[head] = method.heads[term.head].at_tap(term.head)
+        terms.append(
+            dataclasses.replace(
+                term,
+                name=f"{_kind(term, method.terms)}/{head}",
+                taps=(tap,),
+                head=head,
+                target=term.target.at_tap(tap),
+                difficulty=difficulty(tap),
+                weight=_scaled(term.weight, tap_weight),
             )
+        )
+    for term in method.terms:
+        own = difficulty(max(term.taps))
+        terms.append(dataclasses.replace(term, difficulty=own))
     return dataclasses.replace(method, heads=heads, terms=tuple(terms))
 
 
