@@ -105,10 +105,7 @@ class TapDecoder(nn.Module):
         x = through_blocks(self, blocks, range(1, depth + 1), x)[depth]
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return {
-            name: Dense(k, dtype=self.dtype, name=name)(x)
-            for name, k in self.outputs.items()
-        }
+        return _predicted(self.outputs, x, self.dtype)
 
 
 class MaskedLinear(nn.Module):
@@ -133,10 +130,7 @@ class MaskedLinear(nn.Module):
         x = gather_patches(tap.patches, mask.ids_masked)
         if self.input_norm:
             x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
-        return {
-            name: Dense(k, dtype=self.dtype, name=name)(x)
-            for name, k in self.outputs.items()
-        }
+        return _predicted(self.outputs, x, self.dtype)
 
 
 class ClsAggregate(nn.Module):
@@ -169,10 +163,14 @@ class ClsAggregate(nn.Module):
         x = through_blocks(self, self.encoder.blocks, layers, x, bias)[last]
         x = gather_patches(x[:, final.prefix.shape[1] :], mask.ids_masked)
         x = LayerNorm(dtype=dtype, name="input_norm")(x)
-        return {
-            name: Dense(k, dtype=dtype, name=name)(x)
-            for name, k in self.outputs.items()
-        }
+        return _predicted(self.outputs, x, dtype)
+
+
+def _predicted(
+    outputs: Mapping[str, int], x: Float[Array, "b m d"], dtype: Any
+) -> Predictions:
+    """One Linear an output; called inside a compact method, which owns them."""
+    return {name: Dense(k, dtype=dtype, name=name)(x) for name, k in outputs.items()}
 
 
 Pool = Literal["mean", "cls", "attention"]
