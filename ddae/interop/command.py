@@ -18,22 +18,21 @@ def main(
     *,
     what: str,
     bring_in: Callable[[Any], None],
-    where: str = "",
-    export: Callable[[str, str, str | None], None] | None = None,
+    where: str,
+    export: Callable[[str, str, str | None], None],
 ) -> int:
     """The commands of ddae.interop.`prog`; returns the exit code.
 
     what: is imported, by `bring_in(args)`. where: exports go, by
-    `export(workdir, path, head)`; None has no such command.
+    `export(workdir, path, head)`.
     """
     parser = commands.parser(f"ddae.interop.{prog}", text)
     choices = parser.add_subparsers(dest="command", required=True)
     _add_import(choices, what)
-    if export is not None:
-        _add_export(choices, where)
+    _add_export(choices, where)
 
     def chosen(args: Any) -> None:
-        if export is None or args.command == "import":
+        if args.command == "import":
             return bring_in(args)
         return export(args.workdir, args.path, args.head)
 
