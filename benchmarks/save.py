@@ -25,23 +25,20 @@ import measure
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ddae.train.stored import open_manager, split, write_few_slices
+from ddae.train.stored import items_of, open_manager, write_few_slices
 
 
 def seconds(state, times):
     """Of each of `times` saves of `state`, until the run goes on."""
-    params, training = split(state)
+    items = {k: ocp.args.StandardSave(tree) for k, tree in items_of(state).items()}
     found = []
     with (
         tempfile.TemporaryDirectory() as folder,
         open_manager(epath.Path(folder)) as manager,
     ):
         for step in range(times):
-            args = ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave({"step": step}),
-            )
+            meta = ocp.args.JsonSave({"step": step})
+            args = ocp.args.Composite(**items, meta=meta)
             begun = time.monotonic()
             manager.save(step, args=args, force=True)
             found.append(time.monotonic() - begun)

@@ -17,7 +17,6 @@ from ddae.train.stored import (
     items_of,
     newest_of_all,
     open_manager,
-    plain,
     read_items,
     read_meta,
     state_of,
@@ -73,7 +72,7 @@ def load_params(workdir: str, average: bool = False) -> tuple[Tree, dict[str, An
         item = "training" if averaged else "params"
         target = jax.tree.map(
             lambda x: np.empty(x.shape, x.dtype),
-            plain(item_metadata_of(manager, folder, step, item)),
+            item_metadata_of(manager, folder, step, item),
             is_leaf=lambda x: hasattr(x, "shape"),
         )
         restored = read_items(manager, folder, step, {item: target})

@@ -251,6 +251,7 @@ def item_metadata_of(
     where = f"{folder}/{step}/{item}"
     try:
         found = patiently(where, lambda: manager.item_metadata(step)[item])
+        found = getattr(found, "tree", found)  # Orbax wraps it
     except Exception as error:  # as above
         raise DamagedError(f"{where}: {first_line(error)}") from error
     if not shapes_of(found):  # Orbax gives None where the file is not there
@@ -306,15 +307,10 @@ def first_line(error: BaseException) -> str:
     return line[:300] or type(error).__name__
 
 
-def plain(tree: Tree) -> Tree:
-    """Orbax wraps the metadata of a tree."""
-    return getattr(tree, "tree", tree)
-
-
 def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
     """The shape of every array, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(
-        plain(tree), is_leaf=lambda x: hasattr(x, "shape")
+        tree, is_leaf=lambda x: hasattr(x, "shape")
     )
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
@@ -332,16 +328,10 @@ def verify(
                 )
 
 
-def split(state: TrainState) -> tuple[Tree, dict[str, Tree]]:
-    """(params, all the rest by name): what a checkpoint keeps apart."""
-    fields = dict(vars(state))
-    return fields.pop("params"), fields
-
-
 def items_of(state: TrainState) -> dict[str, Tree]:
-    """The two items of a checkpoint by their names."""
-    params, training = split(state)
-    return {"params": params, "training": training}
+    """The two items of a checkpoint by their names: params, and all the rest."""
+    training = dict(vars(state))
+    return {"params": training.pop("params"), "training": training}
 
 
 def state_of(items: Mapping[str, Tree]) -> TrainState:
