@@ -190,7 +190,6 @@ def make_work(config, batch_size, devices=None):
         optimizer,
         mesh,
         TOTAL_STEPS,
-        chosen.accumulate,
         shardings,
         several=config["steps_per_dispatch"] > 1,
     )

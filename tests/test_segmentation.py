@@ -227,7 +227,7 @@ def test_a_step_on_four_devices_is_that_on_one(task):
         mesh = make_mesh(MeshSettings(), 8, 1, jax.devices()[:devices])
         optimizer = make_optimizer(settings, 8, 0, 10)
         state = jax.jit(make_init(task, optimizer))(jax.random.key(0))
-        step = jax.jit(make_step(task, optimizer, mesh, 10, 1))
+        step = jax.jit(make_step(task, optimizer, mesh, 10))
         placed = to_devices(batch_of(8), batch_sharding(mesh))
         first = jax.tree.map(np.asarray, state.params)
         state, metrics = step(state, placed, jax.random.key(1))

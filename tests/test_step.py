@@ -56,13 +56,15 @@ def trainer(
     task = tasks.from_config(tiny_config(**changes))
     chosen = jax.devices()[:devices]
     mesh = make_mesh(MeshSettings(fsdp=fsdp), 16, accumulate, chosen)
-    settings = OptimizerSettings(base_lr=1e-3, clip_norm=clip_norm)
+    settings = OptimizerSettings(
+        base_lr=1e-3, clip_norm=clip_norm, accumulate=accumulate
+    )
     optimizer = make_optimizer(settings, 256, warmup_steps=2, total_steps=total_steps)
     init = make_init(task, optimizer)
     shardings = state_sharding(jax.eval_shape(init, ROOT), mesh)
     state = jax.jit(init, out_shardings=shardings)(ROOT)
     step = jax.jit(
-        make_step(task, optimizer, mesh, total_steps, accumulate, augment),
+        make_step(task, optimizer, mesh, total_steps, augment),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
@@ -184,11 +186,12 @@ class Labelled(Task):
 def test_a_micro_batch_weighs_what_its_loss_counts(labels):
     task, images = Labelled(), jnp.array([1.0, 2.0, 4.0, 9.0])
     batch = {"image": images, "label": jnp.array(labels)}
-    optimizer = make_optimizer(OptimizerSettings(), 4, 0, 10)
     for accumulate in (1, 2):
+        settings = OptimizerSettings(accumulate=accumulate)
+        optimizer = make_optimizer(settings, 4, 0, 10)
         mesh = make_mesh(MeshSettings(), 4, accumulate, jax.devices()[:1])
         state = make_init(task, optimizer)(ROOT, {"encoder": {"scale": None}})
-        step = make_step(task, optimizer, mesh, 10, accumulate)
+        step = make_step(task, optimizer, mesh, 10)
         state, metrics = step(state, batch, ROOT)
         known = np.array(labels) >= 0
         expected = float(images[known].mean()) if known.any() else 0.0
@@ -403,7 +406,7 @@ def toy(loss, **settings):
     optimizer = make_optimizer(OptimizerSettings(**given), 256, 2, 10)
     mesh = make_mesh(MeshSettings(), 4, 1, jax.devices()[:1])
     return make_init(task, optimizer)(ROOT), jax.jit(
-        make_step(task, optimizer, mesh, 10, 1)
+        make_step(task, optimizer, mesh, 10)
     )
 
 
@@ -578,7 +581,7 @@ def test_progress_and_the_rate_that_is_said_are_of_the_steps_before():
     optimizer = make_optimizer(settings, 256, 2, 10)
     mesh = make_mesh(MeshSettings(), 4, 1, jax.devices()[:1])
     state = make_init(task, optimizer)(ROOT)
-    step = jax.jit(make_step(task, optimizer, mesh, 10, 1))
+    step = jax.jit(make_step(task, optimizer, mesh, 10))
     found = []
     for _ in range(3):
         state, metrics = step(state, BATCH, ROOT)

@@ -283,7 +283,6 @@ def _jitted(job: Job) -> Any:
         job.optimizer,
         job.mesh,
         job.total_steps,
-        job.optimizer.settings.accumulate,
         job.shardings,
         job.splits.augment,
         several=job.options.steps_per_dispatch > 1,

@@ -53,7 +53,6 @@ def make_step(
     optimizer: Optimizer,
     mesh: Mesh,
     total_steps: int,
-    accumulate: int,
     augment: Augment = Augment(),
 ) -> Step:
     """(state, batch, root key) -> (state, metrics); jit it with the state donated.
@@ -84,6 +83,7 @@ def make_step(
                 value, *rest = task.loss(params, ema_params, batch, progress, rngs)
             return value, tuple(rest)
 
+        accumulate = optimizer.settings.accumulate
         (metrics, observed), grads = _gradient(loss, trained, rows, accumulate, mesh)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
@@ -165,12 +165,9 @@ def make_steps(step: Step) -> Step:
 
 def _cropped(batch: Batch, keys: Key[Array, " b"], augment: Augment) -> Batch:
     """The batch with its images cut and flipped as `augment` says."""
-    cut = {
-        "random_resized": {"scale": augment.scale},
-        "shift": {"pad": augment.pad},
-        "none": {},
-    }[augment.crop]
-    images = crop_and_flip(batch["image"], keys, flip=augment.flip, **cut)
+    scale = augment.scale if augment.crop == "random_resized" else None
+    pad = augment.pad if augment.crop == "shift" else 0
+    images = crop_and_flip(batch["image"], keys, scale, pad, augment.flip)
     return {**batch, "image": images}
 
 
@@ -179,14 +176,13 @@ def jit_step(
     optimizer: Optimizer,
     mesh: Mesh,
     total_steps: int,
-    accumulate: int,
     shardings: TrainState,
     augment: Augment = Augment(),
     several: bool = False,
 ) -> Any:
     """`make_step`, or where `several` are taken at once `make_steps`, jitted as a run
     takes it: state donated, laid out as `shardings`."""
-    step = make_step(task, optimizer, mesh, total_steps, accumulate, augment)
+    step = make_step(task, optimizer, mesh, total_steps, augment)
     return jax.jit(
         make_steps(step) if several else step,
         donate_argnums=0,
