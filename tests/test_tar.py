@@ -343,7 +343,7 @@ def compressed(path, content):
         ),
         (
             lambda path, _: write_tar(path.parent / "test-000000.tar", numbered(12)),
-            "test has a class '12', which the training set has not; .*'0' to '11'",
+            "test has a class '12', which the training set has not .*'0' to '11'",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import os
 import sys
 import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,19 +61,9 @@ class FolderRecords:
                 file=sys.stderr,
                 flush=True,
             )
-        classes = tuple(sorted(set(found))) if classes is None else classes
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
-            raise UserError(
-                f"{root} has a folder {unknown[0]!r}, which the training set has not"
-                " (without held-out images of its classes: eval_split=train);"
-                f" its classes are {classes[0]!r} to {classes[-1]!r}"
-                f"{other_spelling(unknown[0], classes)}"
-            )
+        classes, self.labels = numbered(found, classes, f"{root} has a folder")
         self.num_classes, self.classes = len(classes), classes
         self.class_names = () if classes == ("",) else classes
-        numbers = {name: number for number, name in enumerate(classes)}
-        self.labels = np.array([numbers[name] for name in found], np.int64)
         self.identity: Identity = {
             "name": "folder",
             "split": name,
@@ -164,7 +154,28 @@ def _scan(root: str) -> list[str]:
     return sorted(found)
 
 
-def other_spelling(name: str, classes: tuple[str, ...]) -> str:
+def numbered(
+    found: Sequence[str], classes: tuple[str, ...] | None, where: str
+) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+    """(the classes, the number among them of each that was `found`).
+
+    classes: those of the training set, for a held-out one; None takes what was found,
+    in alphabetical order. Raises `UserError`, which begins with `where`, for one that
+    is not among them.
+    """
+    classes = tuple(sorted(set(found))) if classes is None else classes
+    if unknown := sorted(set(found) - set(classes)):
+        raise UserError(
+            f"{where} {unknown[0]!r}, which the training set has not (without held-out"
+            " images of its classes: eval_split=train); its classes are"
+            f" {classes[0]!r} to {classes[-1]!r}"
+            f"{_other_spelling(unknown[0], classes)}"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([numbers[name] for name in found], np.int64)
+
+
+def _other_spelling(name: str, classes: tuple[str, ...]) -> str:
     """Says which of `classes` looks the same as `name`: e with an accent is one
     character or two."""
     looks = unicodedata.normalize("NFC", name)

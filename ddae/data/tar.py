@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
 from ddae.data.files import Index, indexed, is_remote, mapping, open_bytes
-from ddae.data.folder import EXTENSIONS, ending, other_spelling, unread, warn_unread
+from ddae.data.folder import EXTENSIONS, ending, numbered, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 
@@ -68,18 +68,10 @@ class TarRecords:
             classes = tuple(str(number) for number in range(int(found[-1]) + 1))
         elif not index["numbered"]:
             found = self._classes_of(found, index["labels"], split)
-        classes = tuple(sorted(set(found))) if classes is None else classes
-        numbers = {name: number for number, name in enumerate(classes)}
-        unknown = [name for name in found if name not in numbers]
-        if unknown:
-            raise UserError(
-                f"{root} {split} has a class {unknown[0]!r}, which the training set has"
-                f" not; its classes are {classes[0]!r} to {classes[-1]!r}"
-                f"{other_spelling(unknown[0], classes)}"
-            )
+        classes, numbers = numbered(found, classes, f"{root} {split} has a class")
         self.num_classes, self.classes = len(classes), classes
         self.class_names = () if classes == ("",) else classes
-        self.labels = np.array([numbers[name] for name in found])[index["labels"]]
+        self.labels = numbers[index["labels"]]
         self.identity: Identity = {
             "name": "tar",
             "split": split,
