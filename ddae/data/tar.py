@@ -9,7 +9,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -30,10 +30,18 @@ PACKED = r"\.(tar\.(gz|bz2|xz|lzma|zst|lz4|br|Z)|tgz|tbz2?|txz|tzst)"
 BEGUN = r"\.tar\.(part|partial|tmp|download|crdownload|incomplete)"
 """Endings of tar files that cannot be read. Others, as .tar.md5, are no tar files."""
 
-Found = tuple[list[tuple[int, int, str, str, bool]], Mapping[str, int]]
-"""Of each image: where its bytes begin, how many, its name, the number of its class or
-else its folder, and whether it is the number, from a .cls file. And how many files have
-which ending."""
+
+class Shard(NamedTuple):
+    """What one tar file holds.
+
+    images: of each where its bytes begin, how many, its name, and its folder or, where
+    `numbered`, the number of its class, from a .cls file. endings: how many files have
+    which.
+    """
+
+    images: list[tuple[int, int, str, str]]
+    numbered: bool
+    endings: collections.Counter[str]
 
 
 class TarRecords:
@@ -232,7 +240,7 @@ def _check_whole(paths: list[str]) -> None:
             )
 
 
-def _walk(path: str, size: int) -> Found:
+def _walk(path: str, size: int) -> Shard:
     """The images of one shard, which must be whole."""
     images, numbers, known = [], {}, {}
     endings: collections.Counter[str] = collections.Counter()
@@ -272,10 +280,10 @@ def _walk(path: str, size: int) -> Found:
     if bare and numbers:
         raise UserError(f"{path}: {bare[0]} has no .cls beside it, as others have")
     rows = [
-        (offset, length, name, *_class_of(name, numbers))
-        for offset, length, name in images
+        (at, length, name, numbers[_key(name)] if numbers else _folder_of(name))
+        for at, length, name in images
     ]
-    return rows, endings
+    return Shard(rows, bool(numbers), endings)
 
 
 def _bytes_of(
@@ -301,13 +309,13 @@ def _bytes_of(
 
 def _key(name: str) -> str:
     """The name up to the first dot of its last part."""
-    folder, _, name = name.rpartition("/")
-    return os.path.join(_folder(folder), name.partition(".")[0])
+    last = name.rpartition("/")[2]
+    return os.path.join(_folder_of(name), last.partition(".")[0])
 
 
-def _folder(folder: str) -> str:
+def _folder_of(name: str) -> str:
     """Without what does not matter, as in ./cat; empty for where the tar begins."""
-    folder = os.path.normpath(folder).lstrip("/")
+    folder = os.path.normpath(os.path.dirname(name)).lstrip("/")
     return "" if folder == "." else folder
 
 
@@ -332,30 +340,21 @@ def _number(
     return str(int(text))
 
 
-def _class_of(name: str, numbers: dict[str, str]) -> tuple[str, bool]:
-    if numbers:
-        return numbers[_key(name)], True
-    return _folder(os.path.dirname(name)), False
-
-
-def _join(shards: list[Found]) -> Index:
+def _join(shards: list[Shard]) -> Index:
     """What `TarRecords` wants to know, of all shards, as arrays."""
-    rows = [row for images, _ in shards for row in images]
-    endings: collections.Counter[str] = collections.Counter()
-    for _, some in shards:
-        endings.update(some)
-    offsets, lengths, names, classes, numbered = (
-        zip(*rows, strict=True) if rows else ([],) * 5
-    )
-    if len(set(numbered)) > 1:
+    rows = [row for shard in shards for row in shard.images]
+    endings = sum((shard.endings for shard in shards), collections.Counter[str]())
+    offsets, lengths, names, classes = zip(*rows, strict=True) if rows else ([],) * 4
+    kinds = {shard.numbered for shard in shards if shard.images}
+    if len(kinds) > 1:
         raise UserError("some tar files have .cls files, and some have none")
-    of_numbers = any(numbered)
+    of_numbers = True in kinds
     known = sorted(set(classes), key=int if of_numbers else None)
     places = {name: place for place, name in enumerate(known)}
     return {
         "offsets": np.array(offsets, np.int64),
         "lengths": np.array(lengths, np.int64),
-        "counts": np.array([len(images) for images, _ in shards], np.int64),
+        "counts": np.array([len(shard.images) for shard in shards], np.int64),
         "endings": np.array(list(endings), str),
         "ending_counts": np.array(list(endings.values()), np.int64),
         "names": np.frombuffer("\0".join(names).encode(errors="replace"), np.uint8),
