@@ -34,7 +34,7 @@ from ddae.data.scene_augment import (
     resized,
     resized_labels,
 )
-from ddae.data.scene_files import Files, by_stem, files_at
+from ddae.data.scene_files import Place, by_stem, set_at
 from ddae.settings import UserError
 
 if TYPE_CHECKING:
@@ -68,21 +68,21 @@ class SceneSource:
 
     def __init__(
         self,
-        files: Files,
+        root: Place,
         split: str,
         image_shape: tuple[int, int, int],
         data: DataSettings,
         scenes: SceneSettings,
     ):
-        self.files, self.split = files, split
+        self.root, self.split = root, split
         self.image_shape, self.data, self.scenes = image_shape, data, scenes
         self.num_classes = scenes.num_classes
-        self.class_names = scenes.names or _class_names(files, scenes.num_classes)
+        self.class_names = scenes.names or _class_names(root, scenes.num_classes)
         keys = [name.replace(" ", "_") for name in self.class_names]  # of the log
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise UserError(f"two classes are called {min(twice)!r} in the log")
         self.fill = np.asarray(np.round(255.0 * np.asarray(data.mean)), np.uint8)
-        self.pairs = _pairs(files, split)
+        self.pairs = _pairs(root, split)
         names = "\n".join(itertools.chain.from_iterable(self.pairs))
         self.identity: Identity = {
             "name": "scenes",
@@ -97,8 +97,8 @@ class SceneSource:
         return len(self.pairs)
 
     def key(self, index: int) -> str:
-        image, labels = (self.files.where(path) for path in self.pairs[index])
-        text = f"{image} with {labels}"
+        image, labels = self.pairs[index]
+        text = f"{self.root / image} with {self.root / labels}"
         return text.encode(errors="backslashreplace").decode()  # a name may be no text
 
     def train_batches(
@@ -168,7 +168,7 @@ class SceneSource:
             scene = self.scene((index + step) % len(self))
             if scene is not None:
                 return scene
-        raise UserError(f"{self.files.where('images/' + self.split)}: all are bad")
+        raise UserError(f"{self.root / 'images' / self.split}: all are bad")
 
     def _read(self, index: int) -> tuple[Pixels, Labels]:
         opened = [self._open(path) for path in self.pairs[index]]
@@ -191,7 +191,7 @@ class SceneSource:
     def _open(self, path: str) -> Image.Image:
         """With its header read; `RecordError` where it has none."""
         try:
-            with self.files.open(path) as file:
+            with (self.root / path).open("rb") as file:
                 return Image.open(io.BytesIO(file.read()))
         except UNREADABLE as error:
             raise RecordError(f"{path} is no image that can be read") from error
@@ -199,7 +199,7 @@ class SceneSource:
     def _size(self, path: str) -> tuple[int, int]:
         """(width, height); no more than the header is read."""
         try:
-            with self.files.open(path) as file, Image.open(file) as image:
+            with (self.root / path).open("rb") as file, Image.open(file) as image:
                 return image.size
         except UNREADABLE as error:
             raise RecordError(f"{path} is no image that can be read") from error
@@ -243,34 +243,34 @@ def scene_sources(
             " config.data.augment.crop=none, rand_augment=0, color_jitter=0 and"
             " config.data.eval_crop=1"
         )
-    files = files_at(data.dir)
+    root = set_at(data.dir)
     train, held_out = (
-        SceneSource(files, split, image_shape, data, data.scenes)
+        SceneSource(root, split, image_shape, data, data.scenes)
         for split in (data.train_split, data.eval_split)
     )
     return train, held_out
 
 
-def _pairs(files: Files, split: str) -> list[tuple[str, str]]:
+def _pairs(root: Place, split: str) -> list[tuple[str, str]]:
     """(image, labels) of each scene, in alphabetical order."""
     folders = (f"images/{split}", f"annotations/{split}")
-    images, labels = (by_stem(files, folder) for folder in folders)
+    places = [root / folder for folder in folders]
+    images, labels = map(by_stem, places)
     if not images and not labels:
         raise UserError(
-            f"no images under {files.where(folders[0])}; expected"
-            f" {files.where(folders[0])}/X.jpg with"
-            f" {files.where(folders[1])}/X.png"
+            f"no images under {places[0]}; expected {places[0]}/X.jpg with"
+            f" {places[1]}/X.png"
         )
     for have, others, at, missing in (
-        (images, labels, folders[0], folders[1]),
-        (labels, images, folders[1], folders[0]),
+        (images, labels, *places),
+        (labels, images, *reversed(places)),
     ):
         alone = sorted(have.keys() - others.keys())
         if alone:
             what = "labels" if have is images else "image"
             raise UserError(
-                f"{files.where(at)}/{have[alone[0]]} has no {what} in"
-                f" {files.where(missing)} ({len(alone)} such files); add or remove"
+                f"{at}/{have[alone[0]]} has no {what} in {missing} ({len(alone)} such"
+                " files); add or remove"
             )
     return [
         (f"{folders[0]}/{images[stem]}", f"{folders[1]}/{labels[stem]}")
@@ -278,12 +278,12 @@ def _pairs(files: Files, split: str) -> list[tuple[str, str]]:
     ]
 
 
-def _class_names(files: Files, num_classes: int) -> tuple[str, ...]:
+def _class_names(root: Place, num_classes: int) -> tuple[str, ...]:
     """The first name of each class in the release's table, or class 1, class 2, ..."""
-    table = "objectInfo150.txt"
-    if table in files.names(""):
-        with files.open(table) as file:
-            lines = file.read().decode("utf-8", "replace").strip().splitlines()[1:]
+    table = root / "objectInfo150.txt"
+    if table.is_file():
+        text = table.read_text(encoding="utf-8", errors="replace")
+        lines = text.strip().splitlines()[1:]
         if len(lines) == num_classes:
             return tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
     return tuple(f"class {number}" for number in range(1, num_classes + 1))
