@@ -99,7 +99,7 @@ def frozen_flops(network: FrozenNetwork) -> int:
 
 
 def _tap_decoder(head: TapDecoder, width: int, seen: int, masked: int) -> int:
-    spec = head.decoder
+    spec = head.blocks.spec
     return (
         linear(PREFIX + seen, width, spec.width)
         + blocks_flops(spec, PREFIX + seen + masked, spec.depth)

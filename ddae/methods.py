@@ -14,6 +14,7 @@ from ddae.dds import (
 )
 from ddae.difficulty import BetaSchedule, Law, Metric, power_law
 from ddae.masking import Masking
+from ddae.models.blocks import Blocks
 from ddae.models.build import DTYPES
 from ddae.models.heads import ClsAggregate, Head, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, Layout, ViTSpec
@@ -65,17 +66,15 @@ def mae(
             "a patch of one value has no deviation; set standardise_pixels=False"
         )
     if layout == "visible":
-        head = TapDecoder(
-            decoder=ViTSpec(decoder.width, decoder.depth, decoder.num_heads),
-            grid=encoder.grid,
-            outputs=outputs,
-            input_norm=False,
+        blocks = Blocks(
+            spec=ViTSpec(decoder.width, decoder.depth, decoder.num_heads),
             dtype=DTYPES.get(decoder.dtype, encoder.dtype),
+            activation=encoder.gelu,
+            kernel=encoder.kernel,
             remat=encoder.remat,
             scan=encoder.scan,
-            gelu=encoder.gelu,
-            kernel=encoder.kernel,
         )
+        head = TapDecoder(blocks, encoder.grid, outputs, input_norm=False)
     elif layout == "mask_token":
         head = MaskedLinear(outputs=outputs, input_norm=False, dtype=encoder.dtype)
     else:

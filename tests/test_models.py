@@ -182,12 +182,15 @@ def test_heads_predict_the_masked_patches_and_nothing_else():
     encoder, images = make()
     mask = Masking(ratio=0.5).draw(jax.random.split(jax.random.key(0), 2), (2, 4))
     outputs = {"pixels": 48, "features": 32}
+    blocks, none = (
+        Blocks(spec=ViTSpec(16, depth, 2), dtype=jnp.float32) for depth in (1, 0)
+    )
     heads = {
-        "visible": TapDecoder(ViTSpec(16, 1, 2), (2, 4), outputs, input_norm=True),
+        "visible": TapDecoder(blocks, (2, 4), outputs, input_norm=True),
         "mask_token": MaskedLinear(outputs, input_norm=True),
     }
-    none = heads["visible"].clone(decoder=ViTSpec(16, 0, 2))  # of no block
-    for layout, head in [*heads.items(), ("visible", none)]:
+    without = heads["visible"].clone(blocks=none)
+    for layout, head in [*heads.items(), ("visible", without)]:
         tokens, _ = encoder.init_with_output(
             jax.random.key(0), images, mask, layout, (2,)
         )

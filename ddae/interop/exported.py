@@ -96,7 +96,7 @@ def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
     if method["name"] not in METHODS:  # of a module of one's own
         return config
     task: Any = tasks.from_config(config)
-    spec = task.method.heads[last.removeprefix("heads/")].decoder
+    spec = task.method.heads[last.removeprefix("heads/")].blocks.spec
     known = {"depth": spec.depth, "width": spec.width, "num_heads": spec.num_heads}
     return {**config, "method": {**method, "decoder": {**decoder, **known}}}
 

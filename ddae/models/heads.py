@@ -13,13 +13,9 @@ from ddae.masking import Mask, gather_patches
 from ddae.models.blocks import (
     Blocks,
     RelativePositionBias,
-    Remat,
-    ViTSpec,
     through_blocks,
     token_init,
 )
-from ddae.models.gelu import Gelu
-from ddae.models.kernels import Kernel
 from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import sincos
 from ddae.models.vit import Encoder, Features
@@ -65,16 +61,16 @@ class TapDecoder(nn.Module):
     attention does not mind the order; only they reach the output layers.
     """
 
-    decoder: ViTSpec
+    blocks: Blocks
     grid: Grid
     outputs: Mapping[str, int]
     input_norm: bool
-    dtype: Any = jnp.float32
-    remat: Remat = "off"
-    scan: bool = False
-    gelu: Gelu = "erf"
-    kernel: Kernel = "auto"
     shared: Mapping[str, str] = FrozenDict()
+
+    @property
+    def dtype(self) -> Any:
+        """What it computes in."""
+        return self.blocks.dtype
 
     def at_tap(self, last: str) -> "TapDecoder":
         return self.clone(input_norm=True)
@@ -85,7 +81,7 @@ class TapDecoder(nn.Module):
         x = jnp.concatenate([tap.prefix, tap.patches], axis=1)
         if self.input_norm:
             x = LayerNorm(dtype=self.dtype, name="input_norm")(x)
-        width = self.decoder.width
+        width, depth = self.blocks.spec.width, self.blocks.spec.depth
         x = Dense(width, dtype=self.dtype, name="embedding")(x)
         positions = jnp.asarray(sincos(width, self.grid), self.dtype)
         token = self.param("mask_token", token_init, (1, 1, width)).astype(self.dtype)
@@ -93,16 +89,7 @@ class TapDecoder(nn.Module):
         hidden = token + positions[mask.ids_masked]
         visible = x[:, p:] + positions[mask.ids_visible]
         x = jnp.concatenate([x[:, :p], visible, hidden], axis=1)
-        blocks = Blocks(
-            spec=self.decoder,
-            dtype=self.dtype,
-            activation=self.gelu,
-            kernel=self.kernel,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        depth = self.decoder.depth
-        x = through_blocks(self, blocks, range(1, depth + 1), x)[depth]
+        x = through_blocks(self, self.blocks, range(1, depth + 1), x)[depth]
         x = x[:, p + visible.shape[1] :]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return _predicted(self.outputs, x, self.dtype)

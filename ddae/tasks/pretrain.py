@@ -92,7 +92,7 @@ class Pretrain(Task):
         found = {}
         for head in self.method.heads.values():
             if isinstance(head, TapDecoder):
-                found["method.decoder.num_heads"] = head.decoder.num_heads
+                found["method.decoder.num_heads"] = head.blocks.spec.num_heads
         for term in self.method.terms:
             if isinstance(term.target, Pixels):
                 found["method.standardise_pixels"] = term.target.standardise
