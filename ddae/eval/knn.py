@@ -6,11 +6,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ddae.data import Splits, sample
-from ddae.eval.evaluator import OnDevices, over
+from ddae.eval.evaluator import OnDevices, cut_over, over
 from ddae.settings import UserError
 from ddae.tasks import Task
 
@@ -124,12 +124,7 @@ def place_bank(
     missing = -len(bank) % mesh.size
     bank = np.pad(bank, ((0, missing), (0, 0)))
     labels = np.pad(labels, (0, missing), constant_values=-1)
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-    def put(x: np.ndarray) -> Array:
-        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
-
-    return put(bank), put(labels)
+    return cut_over(mesh, bank), cut_over(mesh, labels)
 
 
 def _numbers(k: int | tuple[int, ...], available: int) -> tuple[int, ...]:

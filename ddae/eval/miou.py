@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
-from rich.progress import track
 
 from ddae.data import Splits, sample
 from ddae.data.scene_augment import IGNORED, fitted, resized, sides
 from ddae.data.scenes import SceneSource
-from ddae.eval.evaluator import OnDevices
+from ddae.eval.evaluator import OnDevices, cut_over, with_bar
 from ddae.eval.scene_figures import Scene, draw_classes, draw_scenes
 from ddae.eval.sliding import Pair, make_stitch, window_grid, windows
 from ddae.settings import UserError
@@ -159,13 +157,7 @@ class Sliding:
         k = self.source.num_classes
         confusion = np.zeros((k, k), np.int64)
         predicted: dict[int, np.ndarray] = {}
-        for chunk, loaded in track(
-            self._loaded(chunks),
-            "mIoU",
-            total=len(chunks),
-            transient=True,
-            disable=not sys.stdout.isatty(),
-        ):
+        for chunk, loaded in with_bar(self._loaded(chunks), "mIoU", len(chunks)):
             planned = zlib.crc32(repr(chunk).encode())
             self._tick({}, np.full((1, 1, 1, 1), planned, np.float32))
             counts, labels = self._chunk(params, chunk, loaded)
@@ -208,17 +200,10 @@ class Sliding:
             cut[row] = windows(image, crop, self.stride, fill)
             sizes[row], shapes[row] = image.shape[:2], truth.shape
             labels[row, :height, :width] = truth
-        scores = tuple(
-            self._scores(params, self._put(cut[:, window])) for window in range(number)
-        )
+        put = functools.partial(cut_over, self.mesh)
+        scores = tuple(self._scores(params, put(cut[:, i])) for i in range(number))
         stitch = self._stitch(grid=chunk.grid, canvas=chunk.canvas)
-        return stitch(scores, *map(self._put, (sizes, shapes, labels)))
-
-    def _put(self, rows: np.ndarray) -> jax.Array:
-        """Cut over all devices; a process gives the rows of its own."""
-        return jax.make_array_from_callback(
-            rows.shape, self.sharding, lambda part: rows[part]
-        )
+        return stitch(scores, *map(put, (sizes, shapes, labels)))
 
 
 def _filled(indices: list[int], rows: int) -> tuple[int, ...]:
