@@ -27,6 +27,7 @@ from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.loading import load_params
 from ddae.train.partial import load_frozen
+from ddae.train.plan import spelled_out
 
 RGB = {"image_size": 16, "model__channels": 3, "model__patch_size": 4}
 STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -452,7 +453,7 @@ def test_grey_weights_take_the_mean_that_is_given(tmp_path, capsys):
 def test_what_our_files_say_is_read_and_what_others_say_is_not():
     config = tiny_config(image_size=(8, 16), method={"name": "mae", **TRAINED})
     config["method"]["decoder"] = {"num_heads": 4}
-    said = beside.said_of(config, decoder=True)
+    said = beside.said_of(spelled_out(config), decoder=True)
     assert all(isinstance(x, str) for x in said.values())
     assert beside.hints_of(said) == {
         "mean": (0.3,),

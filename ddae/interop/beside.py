@@ -30,9 +30,9 @@ def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
         **{key: config["data"][key] for key in ("mean", "std")},
         "image_size": config["image_size"],
     }
-    if config["data"].get("eval_crop", 1.0) != 1.0:
+    if config["data"]["eval_crop"] != 1.0:
         found["eval_crop"] = config["data"]["eval_crop"]
-    if config["model"].get("gelu") == "tanh":
+    if config["model"]["gelu"] == "tanh":
         found["gelu"] = "tanh"
     if decoder:
         method = config["method"]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ddae import tasks
 from ddae.dds import block_name
 from ddae.interop.convert import grid_of
 from ddae.interop.names import (
@@ -19,12 +18,12 @@ from ddae.interop.names import (
     rows_of,
     to_theirs,
 )
-from ddae.methods import METHODS
 from ddae.models.build import pair
 from ddae.models.positions import resize_positions
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
 from ddae.train.loading import load_params, run_of
+from ddae.train.plan import spelled_out
 
 
 def class_names(workdir: str, number: int) -> tuple[str, ...]:
@@ -37,22 +36,24 @@ def class_names(workdir: str, number: int) -> tuple[str, ...]:
 def read_run(
     workdir: str, head: str | None
 ) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
-    """(flat parameters, config, classifier settings or {}) of a workdir, for export.
+    """(flat parameters, config with all its defaults, classifier settings or {}) of a
+    workdir, for export.
 
     Of a sweep `head` names the head; a batch norm goes into its Linear. Frozen networks
     and the parts of heads that nobody else has stay behind.
     """
     params, config = load_params(workdir)
+    config = spelled_out(config)
     if (size := config["model"]["size"]) not in VIT_SPECS:
         raise UserError(
             f"{workdir} is a ViT-{size}, which is not registered here: add it to"
             " VIT_SPECS in ddae/models/vit.py, or import what does before you export"
         )
     found = flat({k: v for k, v in params.items() if k != "frozen"})
-    classifier = {"pool": "mean", "norm": "layer"} | dict(config.get("classifier", {}))
     if config["task"] != "classify":
-        return found, _with_decoder(found, config), {}
-    if config.get("total_steps") == 0:
+        return found, config, {}
+    classifier = dict(config["classifier"])
+    if config["total_steps"] == 0:
         text = f"warning: {workdir} trained nothing; its classifier is a random one"
         print(text, file=sys.stderr)
     names = sorted({k.split("/")[1] for k in found if k.startswith("heads/")})
@@ -77,36 +78,17 @@ def read_run(
         for leaf in ("scale", "bias"):
             own[f"encoder/norm/{leaf}"] = own.pop(f"heads/classifier/norm/{leaf}")
         classifier["norm"] = "none"
-    if classifier.get("tap", 0) not in (0, VIT_SPECS[config["model"]["size"]].depth):
+    if classifier["tap"] not in (0, VIT_SPECS[size].depth):
         raise UserError("a probe of an inner block has no place in other formats")
     if classifier["pool"] == "attention":
         raise UserError("an attentive probe has no place in other formats")
     return own, config, classifier
 
 
-def _with_decoder(found: Weights, config: dict[str, Any]) -> dict[str, Any]:
-    """The config, with the depth, width and heads of its method's decoder spelled out,
-    where the parameters have one."""
-    method = config.get("method", {})
-    decoder = method.get("decoder", {})
-    last = last_head(config)
-    said = {"depth", "width", "num_heads"} <= decoder.keys()
-    if said or f"{last}/embedding/kernel" not in found:
-        return config
-    if method["name"] not in METHODS:  # of a module of one's own
-        return config
-    task: Any = tasks.from_config(config)
-    spec = task.method.heads[last.removeprefix("heads/")].blocks.spec
-    known = {"depth": spec.depth, "width": spec.width, "num_heads": spec.num_heads}
-    return {**config, "method": {**method, "decoder": {**decoder, **known}}}
-
-
 def of_beit(config: Mapping[str, Any]) -> bool:
     """Whether its blocks have parts that a plain ViT's lack, and BEiT's may have."""
     model = config["model"]
-    return model.get("relative_bias", "none") != "none" or bool(
-        model.get("layer_scale")
-    )
+    return model["relative_bias"] != "none" or bool(model["layer_scale"])
 
 
 def last_head(config: Mapping[str, Any]) -> str:
@@ -136,12 +118,11 @@ def export_weights(
     decoder = config.get("method", {}).get("decoder", {}).get("depth", 0)
     rows = list(rows_of(dialect, spec.depth, decoder))
     weights = to_theirs(own, rows, model["patch_size"])
-    positions = model.get("positions", "sincos")
-    if positions != "none":
+    if model["positions"] != "none":
         if dialect.positions is None:
             raise UserError(f"{name} has no position embeddings")
         grid = grid_of(config)
-        known = pair(model.get("position_grid") or grid)
+        known = pair(model["position_grid"] or grid)
         fixed = fixed_positions(spec.width, known)
         if known != grid:
             patches = resize_positions(fixed[0, 1:], known, grid)

@@ -73,7 +73,7 @@ def export(workdir: str, folder: str, head: str | None) -> None:
     found, config, classifier = read_run(workdir, head)
     kind, architecture = _class(found, config, classifier)
     height, width = pair(config["image_size"])
-    positions = config["model"].get("positions", "sincos")
+    positions = config["model"]["positions"]
     if kind == "beit" and positions != "none" and height != width:
         raise UserError(
             "transformers' BEiT has positions of square images alone; as a ViT goes a"
@@ -116,7 +116,7 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
     height, width = pair(config["image_size"])
     made: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": config["model"].get("channels", 3) == 3,
+        "do_convert_rgb": config["model"]["channels"] == 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -129,8 +129,8 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
         "size": {"height": height, "width": width},
     }
     if height == width:
-        share = config["data"].get("eval_crop", 1.0)
-        made["size"] = {"shortest_edge": round(height / share)}
+        edge = round(height / config["data"]["eval_crop"])
+        made["size"] = {"shortest_edge": edge}
     return made
 
 
@@ -140,7 +140,7 @@ def _class(
     """(model_type, architecture)."""
     model = config["model"]
     plain = not of_beit(config)
-    if model.get("style", "vit") != "vit":
+    if model["style"] != "vit":
         raise UserError("CLIP's encoder is imported only")
     if classifier:
         kind = classifier["pool"], classifier["norm"]
@@ -158,7 +158,7 @@ def _class(
         return "beit", "BeitForMaskedImageModeling"
     if "encoder/norm/scale" not in found:
         raise UserError("an encoder without a last norm has no class in transformers")
-    fixed = model.get("positions", "sincos") == "sincos"
+    fixed = model["positions"] == "sincos"
     height, width = pair(config["image_size"])
     # Its own decoder has positions of a square alone.
     if has_decoder(found, config) and plain and fixed and height == width:
@@ -176,15 +176,13 @@ def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.num_heads,
         "intermediate_size": int(spec.width * spec.mlp_ratio),
-        "hidden_act": next(
-            act for act, gelu in GELUS.items() if gelu == model.get("gelu", "erf")
-        ),
+        "hidden_act": next(act for act, gelu in GELUS.items() if gelu == model["gelu"]),
         "layer_norm_eps": 1e-6,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "image_size": config["image_size"],
         "patch_size": model["patch_size"],
-        "num_channels": model.get("channels", 3),
+        "num_channels": model["channels"],
         "qkv_bias": True,
     }
     if kind == "vit_mae":
@@ -198,17 +196,16 @@ def _config(kind: str, architecture: str, config: Mapping[str, Any]) -> dict[str
             "norm_pix_loss": config["method"].get("standardise_pixels", True),
         }
     if kind == "beit":
-        bias = model.get("relative_bias", "none")
+        bias = model["relative_bias"]
         made |= {
-            "layer_scale_init_value": model.get("layer_scale", 0.0),
-            "use_absolute_position_embeddings": model.get("positions") != "none",
+            "layer_scale_init_value": model["layer_scale"],
+            "use_absolute_position_embeddings": model["positions"] != "none",
             "use_relative_position_bias": bias == "block",
             "use_shared_relative_position_bias": bias == "shared",
             "drop_path_rate": 0.0,
         }
         if architecture == "BeitForMaskedImageModeling":
-            tokenizer = config["method"].get("tokenizer", {})
-            made["vocab_size"] = tokenizer["codes"]
+            made["vocab_size"] = config["method"]["tokenizer"]["codes"]
     return made
 
 

@@ -44,7 +44,7 @@ def export(workdir: str, path: str, head: str | None) -> None:
 
 def said_of_gelu(config: Mapping[str, Any]) -> str:
     """What whoever builds the model there has to know of it; nothing of erf's."""
-    tanh = config["model"].get("gelu") == "tanh"
+    tanh = config["model"]["gelu"] == "tanh"
     return ", GELU by tanh: act_layer='gelu_tanh'" if tanh else ""
 
 
