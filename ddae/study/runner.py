@@ -138,17 +138,18 @@ class Runner:
         """Takes over what another study's workdir has done with the same config, seed
         included: its log, its weights where they were kept, and its scores, those that
         it lacks given anew. Yields a line for each run."""
-        done: list[tuple[Any, str]] = []
+        done: dict[str, dict[str, Any]] = {}
         for path in sorted(glob.glob(os.path.join(folder, "runs/*/seed*", DONE))):
             with open(path) as file:
                 result = json.load(file)
             if "failed" not in result:
-                done.append((result["config"], path))
+                done[path] = result
         for run in runs:
             if self.result(run) is not None or run.follow_up or run.row.repeats:
                 continue
             config = json.loads(json.dumps(self.config(run)))
-            same = (path for other, path in done if known_to(config, other) == other)
+            others = ((path, result["config"]) for path, result in done.items())
+            same = (path for path, own in others if known_to(config, own) == own)
             path = next(same, None)
             with self.claimed(run) as mine:
                 if path is None or not mine:
@@ -157,9 +158,7 @@ class Runner:
                 shutil.copytree(
                     os.path.dirname(path), here, ignore=_not_its_own, dirs_exist_ok=True
                 )
-                with open(path) as file:
-                    result = json.load(file)
-                result |= {"row": run.row.name, "seed": run.seed}
+                result = done[path] | {"row": run.row.name, "seed": run.seed}
                 if os.path.isdir(self.path(run, WEIGHTS[0])):
                     result["scores"] = self._score(here, self.study.scores)
                 self._keep(run, result)
