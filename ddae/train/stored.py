@@ -99,6 +99,15 @@ def _no_echo(record: logging.LogRecord) -> bool:
     return not of_files or not re.search(raised, record.pathname)
 
 
+def _handlers(**options: Any) -> dict[str, Any]:
+    """What writes and reads each item of a step."""
+    return {
+        "params": ocp.StandardCheckpointHandler(**options),
+        "training": ocp.StandardCheckpointHandler(**options),
+        "meta": ocp.JsonCheckpointHandler(**options),
+    }
+
+
 class Alone:
     """Reads what this process needs of a step of `folder`, and waits for no other:
     where only one cannot read its part, Orbax's own way has the others wait for it."""
@@ -111,11 +120,7 @@ class Alone:
         one = ocp.options.MultiprocessingOptions(
             primary_host=mine, active_processes={mine}
         )
-        handlers: dict[str, Any] = {
-            "params": ocp.StandardCheckpointHandler(multiprocessing_options=one),
-            "training": ocp.StandardCheckpointHandler(multiprocessing_options=one),
-            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=one),
-        }
+        handlers = _handlers(multiprocessing_options=one)
         options = ocp.CompositeOptions(multiprocessing_options=one)
         handler = ocp.CompositeCheckpointHandler(composite_options=options, **handlers)
         with ocp.Checkpointer(handler, multiprocessing_options=one) as reader:
@@ -129,17 +134,12 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         preservation_policy=kept,
         atomicity_options=ocp.options.AtomicityOptions(mode=mode),
     )
-    handlers = {
-        "params": ocp.StandardCheckpointHandler(),
-        "training": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
     if not isinstance(sys.unraisablehook, Brief):
         sys.unraisablehook = Brief(sys.unraisablehook)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_no_echo)
     try:
-        return Manager(folder, options=options, item_handlers=handlers)
+        return Manager(folder, options=options, item_handlers=_handlers())
     except OSError as error:
         raise unusable(f"{folder} cannot be used", error) from error
 
