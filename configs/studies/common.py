@@ -44,16 +44,13 @@ def full() -> dict:
     }
 
 
-def pretraining(
-    scale: str, name: str, *, epochs: int = 100, patch: int = 4, **changes
-) -> dict:
+def pretraining(scale: str, name: str, *, epochs: int = 100, **changes) -> dict:
     """A row's `config` and `set` for configs/NAME_cifar10.py; changes: dotted keys with
     __ for the dots."""
     check(scale)
     method, _, dds = name.partition(":")
     size = "Pico" if scale == "small" else "Ti"
     text = f"configs/{method}_cifar10.py:size={size},epochs={epochs}"
-    text += f",patch={patch}" * (patch != 4)
     keys = small() if scale == "small" else full()
     if scale == "small" and method in ("mae", "ddae"):
         keys |= {

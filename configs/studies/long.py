@@ -28,18 +28,17 @@ ROWS = {
 }
 
 
-def get_study(text=None, rows=tuple(ROWS), steps=STEPS, patch=4, mask="random"):
+def get_study(text=None):
     chosen = common.arguments(
-        text, scale="full", epochs=400, beta="near-far", tilt=-0.5, mask=mask
+        text, scale="full", epochs=400, beta="near-far", tilt=-0.5, mask="random"
     )
     small = chosen["scale"] == "small"
-    made = []
-    for name in rows:
-        changes = ROWS[name]
+    rows = []
+    for name, changes in ROWS.items():
         method = "mae" if name.startswith("mae") else "ddae"
         longer = 1.5 if name == "mae,longer" else 1
         epochs = int(chosen["epochs"] * longer)
-        row = common.pretraining(chosen["scale"], method, epochs=epochs, patch=patch)
+        row = common.pretraining(chosen["scale"], method, epochs=epochs)
         row["set"] |= {"method.mask.kind": chosen["mask"]}
         if method == "ddae":
             row["set"] |= {"method.features.weight": 1.0}
@@ -47,11 +46,11 @@ def get_study(text=None, rows=tuple(ROWS), steps=STEPS, patch=4, mask="random"):
         last = {} if small else {"method.taps": (12,)}
         row["set"] |= changes | (last if "method.taps" in changes else {})
         if small:
-            row["set"] |= {"total_steps": int(steps * longer)}
-        made.append({"name": name} | row)
+            row["set"] |= {"total_steps": int(STEPS * longer)}
+        rows.append({"name": name} | row)
     return {
         "about": "parts of DDAE in a long run, its teacher at weight 1",
-        "rows": made,
+        "rows": rows,
         "seeds": (0, 1, 2, 3, 4),
         "scores": common.scores(chosen["scale"]),
         "follow_ups": common.follow_ups(chosen["scale"]),
