@@ -45,7 +45,6 @@ from results_found import (  # noqa: E402
 from results_front import BEGIN, END, PICTURE, draw, front  # noqa: E402
 from results_studies import (  # noqa: E402
     direction,
-    finer_grid,
     long_runs,
     other_laws,
 )
@@ -166,7 +165,7 @@ def defaults():
     ]
 
 
-STUDIES = ("beta", "parts", "epochs", "others", "laws", "long", "grid", "tries")
+STUDIES = ("beta", "parts", "epochs", "others", "laws", "long", "tries")
 
 
 def not_run():
@@ -191,7 +190,7 @@ def not_run():
         *lines,
         "- the LARS probe, and fine-tuning but in `parts`, which the studies at"
         " `scale=full` take as follow-ups of every row",
-        "- patch 2 at 32 px; ViT-Ti; everything at `scale=full`",
+        "- patch 2; ViT-Ti; everything at `scale=full`",
         "",
     ]
 
@@ -236,7 +235,6 @@ def page():
         direction,
         other_laws,
         long_runs,
-        finer_grid,
         defaults,
         tried,
         not_run,

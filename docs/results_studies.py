@@ -1,6 +1,5 @@
 """What studies found beyond the paper's claims, a section each, for docs/results.py."""
 
-import jax
 import numpy as np
 from results_claims import TAP_AT_ONE
 from results_found import (
@@ -13,8 +12,6 @@ from results_found import (
     verdict,
 )
 
-from ddae.difficulty import nearest_visible_distance
-from ddae.masking import Masking
 from ddae.study import report
 
 KINDS = {
@@ -139,35 +136,3 @@ MASKS = (
     ("the teacher, at the last block alone", TAP_AT_ONE, "ddae,one-tap"),
 )
 """Of runs that differ by their masks: what they are, and their rows in both studies."""
-
-
-def mean_distance(side):
-    """Of hidden patches, three in four, of a square grid under blockwise masks."""
-    keys = jax.random.split(jax.random.key(0), 512)
-    mask = Masking(kind="block", ratio=0.75).draw(keys, (side, side))
-    distance = nearest_visible_distance(mask, (side, side))
-    return float(distance.sum() / mask.is_masked.sum())
-
-
-def finer_grid():
-    """Study 7."""
-    grid = study("grid")
-    lines = ["## Study 7: does it do more on a finer grid?", ""]
-    if not grid.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "1600 steps at 24 px and patch 2, a grid of 12 x 12: under blockwise masks"
-        f" a hidden patch lies {mean_distance(12):.2f} patches from a visible one, on"
-        f" average; on the other studies' 8 x 8 {mean_distance(8):.2f}, on ImageNet's"
-        f" 14 x 14 {mean_distance(14):.2f}. The teacher's weight is 1. Rows as in"
-        " study 6.",
-        "",
-        *grid.section(),
-    ]
-    pairs = (
-        ("ddae", "mae", "all of DDAE"),
-        ("ddae", "pixels", "decoders alike"),
-        ("ddae,beta=0", "pixels", "the teacher, and another tap"),
-        ("ddae", "ddae,beta=0", "the weights by distance"),
-    )
-    return lines + by_scores(grid, pairs)
