@@ -157,7 +157,8 @@ def test_a_soak_hits_a_run_until_it_is_done_and_finds_what_became_of_it(
     """Here of a run that counts, rightly or not after a resume."""
     (tmp_path / "train.py").write_text(COUNTS.replace("WRONG", str(wrong)))
     monkeypatch.setattr(soak, "ROOT", tmp_path)
-    found = soak.soak([], str(tmp_path), 1, random.Random(0), (0.5, 0.9), 20.0)
+    hit, chance = str(tmp_path / "elsewhere"), random.Random(0)
+    found = soak.soak([], str(tmp_path), hit, 1, chance, (0.5, 0.9), 20.0)
     assert sum(found["hits"].values()) >= 1
     assert found["values"] == 40, "a step and a loss in each row, and no time"
     assert bool(found["different"]) == bool(wrong)
