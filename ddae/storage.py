@@ -22,7 +22,10 @@ LASTING = (
 )
 """Of a path that cannot be right: another start would find the same."""
 
-PASSING = "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Connection"
+PASSING = (
+    "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Connection|"
+    "TooMany|Gateway|Transport"
+)
 """In the names of a bucket's errors, which have no number of the system's."""
 
 AGAIN = "; give the same command again"
@@ -63,6 +66,12 @@ def unusable(said: str, error: Exception) -> UserError | StorageError:
     if passing:
         return StorageError(f"{said}: {reason}{AGAIN}")
     return UserError(f"{said}: {reason}")
+
+
+def of_bucket(error: BaseException) -> bool:
+    """Whether an error is of a library that reads buckets."""
+    library = type(error).__module__.partition(".")[0]
+    return library in ("google", "requests", "tensorflow")
 
 
 def of_storage(error: BaseException | None) -> bool:

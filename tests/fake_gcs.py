@@ -228,6 +228,7 @@ def running(folder):
         yield own["bucket"], environment
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def main(command):

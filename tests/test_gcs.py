@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from fake_gcs import running
+from orbax.checkpoint._src.path import gcs_utils
 from test_tfds import SYNSETS, clean  # noqa: F401
 
 import ddae
@@ -18,6 +19,7 @@ from ddae.settings import UserError
 from ddae.storage import absolute
 from ddae.study.__main__ import main as study
 from ddae.train import loop
+from ddae.train.cluster import run_to_end
 from ddae.train.metrics import read_metrics
 
 TIMES = ("seconds", "data_wait", "images_per_second")
@@ -40,7 +42,8 @@ def fake(tmp_path_factory):
 
 @pytest.fixture
 def bucket(fake, tmp_path, monkeypatch):
-    """An empty bucket; the working directory is empty too, and has to stay so."""
+    """A bucket, empty but for what TensorFlow may still know of the last test, under
+    other names; the working directory is empty, and has to stay so."""
     fake.objects.clear()
     monkeypatch.chdir(tmp_path)
     yield fake
@@ -81,9 +84,8 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ("uncommitted", "flipped", "lost"))
 def test_a_damaged_step_in_a_bucket_is_put_aside(bucket, capsys, damage):
-    workdir = "gs://bucket/run"
+    workdir, step = f"gs://bucket/{damage}", f"{damage}/checkpoints/4/"
     loop.run(tiny_config(), workdir)
-    step = "run/checkpoints/4/"
     if damage == "uncommitted":
         del bucket.objects[f"{step}commit_success.txt"]
     for name in [n for n in bucket.objects if n.startswith(f"{step}params/")]:
@@ -95,11 +97,9 @@ def test_a_damaged_step_in_a_bucket_is_put_aside(bucket, capsys, damage):
             bucket.put(name, content)
     capsys.readouterr()
     loop.run(tiny_config(), workdir)
-    assert (
-        "resuming at step 2 of gs://bucket/run/checkpoints" in capsys.readouterr().out
-    )
+    assert f"resuming at step 2 of {workdir}/checkpoints" in capsys.readouterr().out
     assert f"{step}commit_success.txt" in bucket.objects
-    aside = [n for n in bucket.objects if n.startswith("run/damaged_checkpoints/")]
+    aside = [n for n in bucket.objects if n.startswith(f"{damage}/damaged_")]
     assert bool(aside) == (damage != "uncommitted")
 
 
@@ -107,9 +107,20 @@ def test_a_damaged_step_in_a_bucket_is_put_aside(bucket, capsys, damage):
 def test_a_bucket_that_fails_for_a_while_is_asked_again(bucket):
     for part in ("POST /upload", "/checkpoints/2/", "DELETE", "metrics.jsonl"):
         bucket.faults.append((part, 503))
-    loop.run(tiny_config(total_steps=8, keep_checkpoints=1), "gs://bucket/run")
-    assert "run/checkpoints/8/commit_success.txt" in bucket.objects
-    assert not [n for n in bucket.objects if n.startswith("run/checkpoints/2/")]
+    loop.run(tiny_config(total_steps=8, keep_checkpoints=1), "gs://bucket/again")
+    assert "again/checkpoints/8/commit_success.txt" in bucket.objects
+    assert not [n for n in bucket.objects if n.startswith("again/checkpoints/2/")]
+
+
+@pytest.mark.parametrize("status", (403, 404))
+def test_a_bucket_that_may_not_be_asked_is_one_line(bucket, capsys, status):
+    """Orbax asks for the bucket itself, which roles of objects do not cover."""
+    workdir = f"gs://bucket/{status}"
+    gcs_utils.get_bucket.cache_clear()
+    bucket.faults.append(("GET /storage/v1/b/bucket?", status))
+    assert run_to_end(loop.run, tiny_config(), workdir) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {workdir}/checkpoints cannot be used: {status} GET" in error
 
 
 @pytest.mark.parametrize("file_format", ("array_record", "tfrecord"))

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ddae.settings import UserError
-from ddae.storage import absolute, of_storage, unusable
+from ddae.storage import absolute, of_bucket, of_storage, unusable
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.processes import of_all
@@ -140,7 +140,9 @@ def open_manager(folder: epath.Path, kept: Any = None) -> Manager:
         logging.getLogger(name).addFilter(_no_echo)
     try:
         return Manager(folder, options=options, item_handlers=_handlers())
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not of_bucket(error):
+            raise
         raise unusable(f"{folder} cannot be used", error) from error
 
 
