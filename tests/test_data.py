@@ -252,7 +252,7 @@ def test_resize_is_bicubic_with_antialias_against_pillow(folder):
         ({"data__augment": {"scale": (0.0, 1.0)}}, "not an increasing pair"),
         ({"data__augment": {"magnitude": 11.0}}, "magnitude=11.0 is not between"),
         ({"data__augment": {"pad": -1}}, "pad=-1 must not be negative"),
-        ({"data__augment": {"crop": "centre"}}, "crop 'centre' is not random_resized"),
+        ({"data__augment": {"crop": "centre"}}, "crop='centre' is not one of"),
         ({"data__augment": {"corp": "none"}}, "config.data.augment.corp .*'crop'"),
     ],
 )
