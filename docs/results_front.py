@@ -113,8 +113,8 @@ def front():
             f"Untrained: {untrained}. By a linear probe on the same features DDAE less"
             f" DDAE with even weights, 6400 steps, blockwise masks: {weights}. DDAE,"
             f" its teacher at weight .1, less MAE of eight times its steps: {eighth}."
-            " What the rows are, other scores, all studies with their commands and verdicts:"
-            " [docs/results.md](docs/results.md).",
+            " What the rows are, other scores, all studies with their commands and"
+            " verdicts: [docs/results.md](docs/results.md).",
             "",
         ]
     )
