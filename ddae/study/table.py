@@ -1,11 +1,11 @@
 """What a study is: rows of a table, the runs they stand for, and their configs."""
 
 import dataclasses
+import importlib.util
 import inspect
 import itertools
 import os
 import re
-import runpy
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +96,8 @@ def read_study(text: str) -> Study:
 
     Raises `UserError` where it cannot be read or its rows do not fit together.
     """
-    made = _called(text, "get_study")
+    module, arguments = _module(text)
+    made = _call(module, "get_study", arguments, text)
     return study_from_dict(os.path.basename(text.partition(":")[0])[:-3], made)
 
 
@@ -192,7 +193,8 @@ def config_of(
         source = study.row(run.row.repeats)
     if run.follow_up:
         source = study.follow_ups[run.follow_up]
-    config = _called(source.config, "get_config")
+    module, arguments = _module(source.config)
+    config = _call(module, "get_config", arguments, source.config)
     values: dict[str, Any] = {**source.set, "seed": run.seed, **changes}
     if run.follow_up:
         values["init.workdir"] = os.path.join(workdir, run.parent.folder)
@@ -224,18 +226,28 @@ def _set(config: Any, key: str, value: Any, where: str) -> None:
         raise UserError(f"{where}: {key}={value!r}: {error}") from error
 
 
-def _called(text: str, name: str) -> Any:
-    """What the function `name` of FILE.py, or of FILE.py:arguments, gives."""
+def _module(text: str) -> tuple[Any, str | None]:
+    """(the module of FILE.py:arguments, its arguments)."""
     path, _, arguments = text.partition(":")
     if not path.endswith(".py") or not os.path.isfile(path):
         raise UserError(f"no file {path!r}; expected a Python file")
+    spec = importlib.util.spec_from_file_location(
+        "ddae_study_" + re.sub(r"\W", "_", path[:-3]), path
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     try:
-        function = runpy.run_path(path).get(name)
+        spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    return module, arguments or None
+
+
+def _call(module: Any, name: str, arguments: str | None, text: str) -> Any:
+    function = getattr(module, name, None)
     if not inspect.isfunction(function):
-        raise UserError(f"{path} has no function {name}")
+        raise UserError(f"{text.partition(':')[0]} has no function {name}")
     try:
-        return function(arguments or None)
+        return function(arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{text}: {error}") from error
