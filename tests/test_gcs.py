@@ -129,6 +129,14 @@ def test_tfds_sets_in_a_bucket(bucket, clean, file_format):  # noqa: F811
     assert_same_batches(bucket, given, clean[file_format])
 
 
+def test_a_set_in_a_bucket_that_may_not_be_read_is_one_line(bucket):
+    bucket.put("locked/imagenet2012/5.1.0/dataset_info.json", b"{}")
+    bucket.faults.append(("GET /bucket/locked", 403))
+    given = {"data__name": "tfds/imagenet2012", "data__dir": "gs://bucket/locked"}
+    with pytest.raises(UserError, match="^imagenet2012 cannot be read: Perm.* 403$"):
+        data.from_config(tiny_config(**given), (16, 16, 3))
+
+
 def test_tar_files_in_a_bucket(bucket, tmp_path, clean):  # noqa: F811
     folder = tmp_path / "tars"
     folder.mkdir()

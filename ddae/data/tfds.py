@@ -16,6 +16,7 @@ from ddae.data.decode import tensorflow
 from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
+from ddae.storage import AGAIN, StorageError, of_storage
 
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
@@ -194,6 +195,11 @@ def load_builder(name: str, data_dir: str, file_format: str | None = None) -> An
     except AssertionError as error:  # its way to refuse a version
         said = str(error).rpartition('": ')[2]
         raise UserError(f"TFDS has no {name!r}: {said}") from error
+    except RuntimeError as error:  # its way to say what a bucket said
+        said = f"{name} cannot be read: {str(error).strip().splitlines()[0]}"
+        if of_storage(error):
+            raise StorageError(f"{said}{AGAIN}") from error
+        raise UserError(said) from error
 
 
 def is_prepared(builder: Any) -> bool:
