@@ -405,7 +405,7 @@ def test_what_a_segmenters_step_says_and_sees(root):
     assert hits / count > 2  # per cent; a fifth by chance
     still = dataclasses.replace(task, head=task.head.clone(dropout=0.0))
     assert loss_of(still, params, batch)[0] != total
-    blind = dataclasses.replace(task, standardise=jnp.zeros_like)
+    blind = dataclasses.replace(task, standardise=lambda x: jnp.zeros(x.shape))
     assert loss_of(blind, params, batch)[0] != total
     moved = task.absorb(params, observed)["heads"]["segmenter"]["decode"]
     norm = moved["lateral_0"]["batch_norm"]
