@@ -112,8 +112,8 @@ def _published(path: str) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if isinstance(about, Mapping):
         both = {key: about.get(key) for key in ("mean", "std")}
-        if all(isinstance(x, list) for x in both.values()):
-            said = {key: tuple(x) for key, x in both.items()}
+        lists = {key: tuple(x) for key, x in both.items() if isinstance(x, list)}
+        said = lists if len(lists) == 2 else {}
     act = model.get("act_layer") if isinstance(model, Mapping) else None
     if act not in (None, "gelu", "gelu_tanh"):
         raise UserError(f"{path}: act_layer {act!r} is not ours (gelu or gelu_tanh)")
