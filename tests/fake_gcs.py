@@ -24,6 +24,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import trustme
 
+AUTHORITY = trustme.CA()
+"""One a process: what libraries have once been told to trust, they keep."""
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 MISSING = {"error": {"code": 404, "message": "not there"}}
 
@@ -207,10 +209,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
 def running(folder):
     """(Bucket, what the environment of a process that uses it has). folder: of a
     certificate that is made for the fake alone."""
-    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*HOSTS).configure_cert(tls)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(*HOSTS).configure_cert(tls)
     trusted = os.path.join(folder, "authority.pem")
-    authority.cert_pem.write_to_path(trusted)
+    AUTHORITY.cert_pem.write_to_path(trusted)
     own = {"bucket": Bucket(), "tls": tls}
     answers = type("Answers", (Answers,), own)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers)

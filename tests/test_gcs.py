@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory):
-    """The fake, for this process: what libraries have opened once, they keep."""
+    """The fake, for this process."""
     with (
         pytest.MonkeyPatch.context() as patch,
         running(tmp_path_factory.mktemp("fake")) as (bucket, environment),
