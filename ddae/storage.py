@@ -37,6 +37,11 @@ def cache_folder() -> str:
     return os.path.join(home, "ddae")
 
 
+def is_remote(path: str) -> bool:
+    """Whether `path` is of a file system that only TensorFlow knows, like gs://."""
+    return "://" in path
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
     """`path` from the root on; a bucket's, gs://, as it is. Raises `UserError` for a
     bucket where what Orbax asks it with is not installed."""
@@ -47,7 +52,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
         except ImportError as error:
             mend = "pip install google-cloud-storage"
             raise UserError(f"{path} cannot be used: {mend}") from error
-    return epath.Path(path) if "://" in text else epath.Path(path).resolve()
+    return epath.Path(path) if is_remote(text) else epath.Path(path).resolve()
 
 
 class StorageError(RuntimeError):

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 from fake_gcs import running
 from orbax.checkpoint._src.path import gcs_utils
-from test_tfds import SYNSETS, clean  # noqa: F401
+from test_tfds import clean  # noqa: F401
 
 import ddae
 from ddae import analyse, data, inspect

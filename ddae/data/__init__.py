@@ -12,7 +12,6 @@ from rich.progress import track
 from ddae import settings
 from ddae.data.arrays import ArraySource, digits_sources, npz_sources
 from ddae.data.augment import Augment
-from ddae.data.files import is_remote
 from ddae.data.folder import folder_sources
 from ddae.data.order import Order
 from ddae.data.scene_augment import SceneSettings
@@ -20,6 +19,7 @@ from ddae.data.scenes import scene_sources
 from ddae.data.tar import tar_sources
 from ddae.data.tfds import tfds_sources
 from ddae.settings import UserError
+from ddae.storage import is_remote
 
 Batch = dict[str, np.ndarray]
 """image: uint8, or float32 in [0, 1], [b, height, width, c]; label: int32 [b],

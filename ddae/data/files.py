@@ -16,7 +16,7 @@ from rich.progress import track
 
 from ddae.data.decode import tensorflow
 from ddae.settings import UserError
-from ddae.storage import cache_folder
+from ddae.storage import cache_folder, is_remote
 
 THREADS = 64
 """Reads in flight from a remote file system, and files indexed at a time."""
@@ -26,11 +26,6 @@ Index = dict[str, np.ndarray]
 EDITION = 3
 """Of the index: raise it with any change to what is kept, so that old ones are not
 read."""
-
-
-def is_remote(path: str) -> bool:
-    """Whether `path` is of a file system that only TensorFlow knows, like gs://."""
-    return "://" in path
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 from ddae import commands
 from ddae.data.tfds import TfdsRecords, errors_alone, is_prepared, load_builder
 from ddae.settings import UserError
+from ddae.storage import is_remote
 
 MANUAL = {
     "imagenet2012": {
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(args: Any) -> None:
-    if "://" in args.data_dir:
+    if is_remote(args.data_dir):
         raise UserError(
             f"--data_dir={args.data_dir} is no folder of this machine; prepare in one,"
             " then copy it there"

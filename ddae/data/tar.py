@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Int
 
 from ddae.data.decode import tensorflow
-from ddae.data.files import Index, indexed, is_remote, mapping, open_bytes
+from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.folder import EXTENSIONS, ending, numbered, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
+from ddae.storage import is_remote
 
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity

@@ -15,6 +15,7 @@ import time
 
 from ddae import commands
 from ddae.settings import UserError
+from ddae.storage import is_remote
 from ddae.study.report import write_report
 from ddae.study.runner import Runner
 from ddae.study.table import read_study, runs_of
@@ -34,7 +35,7 @@ def study(args: argparse.Namespace) -> int:
     """Lists or runs the study that `args` name."""
     table = read_study(args.study)
     changes = dict(_pair(text) for text in args.set)
-    if "://" in args.workdir:
+    if is_remote(args.workdir):
         raise UserError(f"--workdir={args.workdir}: a study is kept on a disk")
     workdir = os.path.abspath(args.workdir)
     runner = Runner(table, workdir, changes, args.keep_weights)

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import NOT_SET, UserError, changed
-from ddae.storage import StorageError, unusable
+from ddae.storage import StorageError, is_remote, unusable
 from ddae.train.digest import digests, nonfinite
 from ddae.train.processes import first_word, together
 from ddae.train.state import NonFiniteError, TrainState
@@ -328,7 +328,7 @@ class Checkpoints:
 
 def lock(workdir: epath.Path) -> Any:
     """Held for the life of a run, by its first process; None for a remote workdir."""
-    if jax.process_index() != 0 or "://" in str(workdir):
+    if jax.process_index() != 0 or is_remote(str(workdir)):
         return None
     try:
         file = open(workdir / ".lock", "w")

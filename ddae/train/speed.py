@@ -14,7 +14,7 @@ from etils import epath
 
 from ddae.models import short_attention
 from ddae.settings import UserError
-from ddae.storage import cache_folder
+from ddae.storage import cache_folder, is_remote
 
 KEPT_BYTES = 4 * 2**30
 """Compiled programs beyond these go, those first that were not used for longest."""
@@ -47,7 +47,7 @@ def keep_compiled(folder: str) -> None:
     folder = os.path.join(folder, _kind_of_machine())
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
-        if "://" not in folder:
+        if not is_remote(folder):
             # A bound makes jax lock its files, or a process could read half of one.
             jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
             _drop_unfinished(folder)
