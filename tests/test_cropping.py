@@ -74,20 +74,23 @@ def test_ten_windows_are_drawn_before_the_whole_image_is_taken():
     """One fits where it is stretched by no more than its share allows: 18 in 100."""
     keys = jax.random.split(jax.random.key(0), 3000)
     draw = jax.jit(jax.vmap(lambda key: random_window((16, 64, 1), key, (0.95, 0.95))))
-    whole = np.asarray(draw(keys))[:, 3] == 64
+    windows = np.asarray(draw(keys))
+    assert (windows[:, 2:] <= [16, 64]).all() and (windows >= 0).all()
+    whole = windows[:, 3] == 64
     fits = 2 * np.log(1 / 0.95) / np.log(16 / 9)
     # Binomial deviation is .006; four of them.
     np.testing.assert_allclose(whole.mean(), (1 - fits) ** 10, atol=0.025)
 
 
-def test_where_a_window_lies_down_says_nothing_of_across():
+def test_what_is_drawn_of_a_window_says_nothing_of_the_rest():
     keys = jax.random.split(jax.random.key(0), 2000)
     draw = jax.jit(jax.vmap(lambda key: random_window((32, 48, 3), key, (0.2, 0.4))))
     top, left, height, width = np.asarray(draw(keys), np.float64).T
     down, across = top / (32 - height), left / (48 - width)
     for share in (down, across):
         np.testing.assert_allclose([share.min(), share.max()], [0, 1], atol=0.01)
-    assert abs(np.corrcoef(down, across)[0, 1]) < 0.1
+    drawn = [down, across, height * width, np.log(width / height)]
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
 
 
 def test_a_window_of_whole_levels_is_rounded_and_clipped_as_pillows():

@@ -49,10 +49,20 @@ def test_cutmix_takes_a_box_and_counts_what_is_kept():
     foreign = images[:, 0, :, :, 0] == 4.0
     for mask in foreign[foreign.any(axis=(1, 2))]:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        assert mask.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert mask.sum() == height * width
+        clipped = {0, H - 1} & {*rows} or {0, W - 1} & {*columns}
+        assert clipped or abs(height / H - width / W) < 0.07  # each is rounded
     often = foreign.mean(axis=0)
     assert often.min() > 0.05  # corners are reached
     assert 0.6 < kept.mean() < 0.75 and kept.std() > 0.1
+
+
+def test_each_kind_of_mixing_draws_from_its_own_beta():
+    _, targets = many(mixup=0.2, cutmix=20.0, switch=0.0)
+    assert targets[:, 0, 0].var() > 0.15  # 1 / (4 (2 a + 1)): .18, or .006
+    _, targets = many(mixup=20.0, cutmix=0.2, switch=1.0)
+    assert (targets[:, 0, 0] > 0.95).mean() > 0.2
 
 
 def test_the_switch_and_the_probability_are_kept():
@@ -84,8 +94,11 @@ def test_erasing_fills_a_rectangle_of_each_image_with_noise():
     np.testing.assert_array_equal(masks.sum((1, 2)), heights * widths)
     share = masks.mean((1, 2))
     assert 0.01 < share.min() < 0.05 and 0.28 < share.max() < 0.36
+    assert abs(share[hit].mean() - share.mean()) < 0.04  # large ones are hit as often
     aspect = np.log(heights / widths)
     assert aspect.min() < -0.7 and aspect.max() > 0.7
+    small = share < 0.15  # no side of theirs is cut
+    assert abs(np.corrcoef(share[small], aspect[small])[0, 1]) < 0.3
     noise = always[masks]
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
     assert masks.mean(axis=0).min() > 0.01  # corners are reached
@@ -101,6 +114,10 @@ def test_erasing_does_not_depend_on_how_a_batch_is_cut():
     "settings, says",
     [
         ({"mixup": -1.0}, "mixup=-1.0 must not be negative"),
+        ({"cutmix": -1.0}, "cutmix=-1.0 must not be negative"),
+        ({"probability": 1.1}, "probability=1.1 is not in"),
+        ({"switch": -0.5}, "switch=-0.5 is not in"),
+        ({"smoothing": 1.1}, "smoothing=1.1 is not in"),
         ({"erasing": 1.5}, r"erasing=1.5 is not in \[0, 1\]"),
     ],
 )
