@@ -140,6 +140,16 @@ def test_a_note_that_is_none_of_datasets_is_passed_over(tmp_path, note):
     assert members(tmp_path / "out/a.tar")["00000000.cls"] == b"3"
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_bytes_may_lie_alone_or_in_a_struct_and_be_large(tmp_path, kind):
+    struct = pa.array([{"bytes": encoded(0)}], pa.struct([("bytes", kind)]))
+    for name, image in (("alone", pa.array([encoded(0)], kind)), ("struct", struct)):
+        path = write(tmp_path / f"{name}.parquet", image=image)
+        assert run(tmp_path / "out", path) == 0
+        found = members(tmp_path / f"out/{name}.tar")
+        assert found == {"00000000.jpg": encoded(0)}
+
+
 def test_it_is_said_where_the_classes_come_from(tmp_path, capsys):
     """Those in words are passed over, and a number may be no class."""
     words = pa.array(["cat"])
@@ -171,6 +181,7 @@ def members(path):
         ({"image": [None], "n": [0]}, (), "row 0: 'image' holds no bytes"),
         ({"a": [b"GIF8"], "b": [b"BM"]}, (), "has ['a', 'b']; say which with --image"),
         ({"image": [b"BM"], "n": [-1]}, (), "row 0: 'n' is -1, no class"),
+        ({"image": [b"BM"] * 2, "n": [1, None]}, (), "row 1: 'n' is None, no class"),
         ({"image": [b"BM"], "n": ["x"]}, ("--label=n",), "--label=n is none of []"),
     ],
 )

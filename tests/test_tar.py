@@ -87,9 +87,9 @@ def test_shards_have_the_numbers_that_lie_beside_the_images(shards):
     assert both.train.records.key(4).endswith("train-000001.tar, ./000004.jpg")
 
 
-def test_capitals_are_a_class_number_too(tmp_path):
+def test_capitals_and_leading_zeros_are_a_class_number_too(tmp_path):
     for split in ("train", "test"):
-        members = [("a.JPG", jpeg(0)), ("a.CLS", b"3")]
+        members = [("a.JPG", jpeg(0)), ("a.CLS", b" 03\n")]
         write_tar(tmp_path / f"{split}.tar", members)
     assert labels_of(splits(tmp_path).train) == [3]
 
@@ -284,10 +284,17 @@ def test_no_shard_is_read_twice_or_missing_unnoticed(tmp_path, names, says):
         splits(tmp_path)
 
 
-def test_a_moved_set_is_the_same_set(shards, tmp_path):
+def test_a_moved_set_is_the_same_set_and_one_of_other_images_is_not(shards, tmp_path):
     before = splits(shards).train.identity
     shutil.move(shards, tmp_path / "elsewhere")
     assert splits(tmp_path / "elsewhere").train.identity == before
+    (number, note, (name, _)) = numbered(7)
+    members = [number, note, (name, jpeg(0, 31, 41))]
+    found = []
+    for content in (numbered(7), members):
+        write_tar(tmp_path / "elsewhere" / "train-000001.tar", content)
+        found.append(splits(tmp_path / "elsewhere").train.identity)
+    assert found[0] != found[1]
 
 
 def test_a_broken_image_in_a_shard_is_named_or_left_out(shards):

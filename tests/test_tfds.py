@@ -17,6 +17,7 @@ from pictures import dirty_records, encoded, imagenet_tars, photograph
 from ddae import data
 from ddae.data import prepare, tfds
 from ddae.data.augment import Augment
+from ddae.data.decode import tensorflow
 from ddae.data.order import Order
 from ddae.settings import UserError
 from ddae.train import loop
@@ -174,6 +175,22 @@ def test_offsets_are_kept_and_forgotten_with_the_file(clean, tmp_path, monkeypat
     assert len(list((tmp_path / "cache" / "ddae").iterdir())) == 2
     monkeypatch.setattr(tfds, "_walk", None)  # it is not walked again
     assert splits(clean["tfrecord"]).train.records.read(7) == first.read(7)
+
+
+def test_parts_of_several_files_are_read_where_they_are(tmp_path):
+    files = []
+    for number, (count, skip) in enumerate([(3, 1), (4, 2), (3, 0)]):
+        path = str(tmp_path / f"{number}.tfrecord")
+        with tensorflow().io.TFRecordWriter(path) as writer:
+            for record in range(count):
+                writer.write(f"{number}-{record}".encode() * (record + 1))
+        file = types.SimpleNamespace(filename=path, examples_in_shard=count)
+        file.skip, file.take = skip, 2
+        files.append(file)
+    records = tfds.TFRecords(files)
+    expected = [b"0-1" * 2, b"0-2" * 3, b"1-2" * 3, b"1-3" * 4]
+    expected += [b"2-0", b"2-1" * 2]
+    assert [records.read(i) for i in range(len(records))] == expected
 
 
 def test_missing_copies_and_unknown_sets_are_named(tmp_path, caplog):
