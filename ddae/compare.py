@@ -152,8 +152,7 @@ def draw(run: Curves, others: Mapping[str, Curves], names: Sequence[str]) -> np.
 def _labels(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all of them lie in."""
     paths = [path.rstrip("/") for path in paths]
-    folders = [path[: path.rfind("/") + 1] for path in paths]
-    shared = os.path.commonprefix(folders).rfind("/") + 1
+    shared = os.path.commonprefix(paths).rfind("/") + 1
     return [path[shared:] for path in paths]
 
 

@@ -34,6 +34,7 @@ def test_runs_are_compared_at_the_last_step_of_all():
     # early has no step 30, and none after 35; nothing of eval is at a step of all
     assert found == {"train/loss": (30, 1.0, [2.5, 3.0])}
     assert compare.compare(run, [long]) == {"train/loss": (60, 0.1, [1.5])}
+    assert compare.compare({"train/loss": {10: 3.0}}, [early, long]) == {}  # too early
     run["eval/miou"] |= {30: 5.0, 90: 7.0}
     assert compare.compare(run, [long])["eval/miou"] == (90, 7.0, [4.0])
 
@@ -55,6 +56,11 @@ def test_expected_is_where_another_run_of_the_kind_would_lie(tmp_path, capsys):
     assert said == ["as expected", above, "as expected", below]
     with Image.open(figure) as image:
         assert image.size[0] > 300
+
+
+def test_values_below_zero_are_compared_by_their_difference():
+    _, line = compare.lines({"train/loss": (10, -1.2, [-1.0])}, 1)
+    assert line.endswith("  -0.2")
 
 
 def test_settings_that_differ_are_named(tmp_path, capsys):
@@ -111,3 +117,5 @@ def test_rows_of_another_kind_in_a_log_are_passed_over(tmp_path):
     odd += [{"step": 90, "train/loss": text} for text in ("9", [9], None)]
     curves = compare.read_curves(log(tmp_path, "run", odd + losses([2.0, 1.0])))
     assert curves == {"train/loss": {10: 2.0, 20: 1.0}}
+    everything = compare.read_curves(str(tmp_path / "run"), "")
+    assert set(everything) == {"train/loss", "train/step_seconds"}
