@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from ddae import tasks
 from ddae.analyse import figures, loss_by_distance, main, open_run, sample_sizes
+from ddae.data import sample
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.methods import ddae
 from ddae.models.attention import attention_probabilities
@@ -201,9 +202,14 @@ def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
 def test_the_evaluator_gives_a_value_a_block(tmp_path):
     from test_eval import setup
 
-    task, evaluators, _ = setup(locality={"num_held_out": 20})
-    params = task.init(jax.random.key(0))
+    task, evaluators, splits = setup(locality={"num_held_out": 20})
+    params = jax.tree.map(lambda x: 4.0 * x, task.init(jax.random.key(0)))
     found = evaluators["locality"](params, 0)
-    blocks = [found[f"attention_distance/block0{i}"] for i in (1, 2)]
-    assert found["attention_distance"] == pytest.approx(np.mean(blocks))
-    assert 0 < found["attention_distance"] < patch_distances((4, 4)).max()
+    images = splits.held_out.images[sample(splits.held_out, 20)]
+    images = jnp.asarray(images - 0.3) / 0.4
+    layers = attention_probabilities(task.encoder, params["encoder"], images)
+    blocks = [float(attention_distance(p, (4, 4)).mean()) for p in layers]
+    for number, expected in enumerate(blocks, start=1):
+        name = f"attention_distance/block0{number}"
+        assert found[name] == pytest.approx(expected, rel=1e-4)
+    assert found["attention_distance"] == pytest.approx(np.mean(blocks), rel=1e-4)

@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_sco
 from ddae import data, tasks
 from ddae.eval.miou import Sliding, class_table, make_miou, values_of
 from ddae.eval.scene_figures import colours, draw_classes
-from ddae.eval.sliding import averaged, window_grid, windows
+from ddae.eval.sliding import averaged, resized_part, window_grid, windows
 from ddae.settings import UserError
 from ddae.train.sharding import MeshSettings, make_mesh
 from ddae.train.step import OnDevices
@@ -94,6 +94,16 @@ def test_windows_average_as_by_hand(size, stride):
     expected = by_hand(image, some_scores, 32, stride, fill)
     found = np.asarray(found)[: size[0], : size[1]]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(17, 20), (7, 9), (24, 12)])
+def test_scores_are_resized_without_what_lies_beyond_them(shape):
+    scores = np.full((20, 16, 2), 1e6, np.float32)
+    scores[:9, :12] = np.random.default_rng(0).random((9, 12, 2))
+    size, wanted = jnp.array([9, 12]), jnp.array(shape)
+    found = resized_part(jnp.asarray(scores), size, wanted, (24, 24))
+    expected = scenes.bilinear(scores[:9, :12], shape)
+    np.testing.assert_allclose(found[: shape[0], : shape[1]], expected, rtol=1e-4)
 
 
 def test_ade20k_windows():
