@@ -252,6 +252,9 @@ def test_resize_is_bicubic_with_antialias_against_pillow(folder):
         ({"data__augment": {"scale": (0.0, 1.0)}}, "not an increasing pair"),
         ({"data__augment": {"magnitude": 11.0}}, "magnitude=11.0 is not between"),
         ({"data__augment": {"pad": -1}}, "pad=-1 must not be negative"),
+        ({"data__augment": {"rand_augment": -1}}, "rand_augment=-1 must not be neg"),
+        ({"data__augment": {"magnitude_std": -0.1}}, "magnitude_std=-0.1 must not be"),
+        ({"data__augment": {"color_jitter": -0.1}}, "color_jitter=-0.1 must not be"),
         ({"data__augment": {"crop": "centre"}}, "crop='centre' is not one of"),
         ({"data__augment": {"corp": "none"}}, "config.data.augment.corp .*'crop'"),
     ],
@@ -379,7 +382,7 @@ def test_random_crops_of_arrays_of_any_channels_and_dtype():
     [
         (np.array([0, -1, 1]), "label -1 of record 1 is < 0"),
         (np.array([0.5, 1, 2]), "labels must be a row of whole numbers"),
-        (np.array([0, 2**32, 1]), "label 4294967296 of record 1 is no class number"),
+        (np.array([0, 2**31 - 1, 1]), "label 2147483647 of record 1 is no class numbe"),
         (np.zeros((3, 2), int), "labels must be a row of whole numbers"),
         (np.zeros(0, int), "3 images but 0 labels"),
     ],
@@ -387,12 +390,12 @@ def test_random_crops_of_arrays_of_any_channels_and_dtype():
 def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     images = np.zeros((3, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "train.npz", images=images, labels=labels)
-    np.savez(tmp_path / "test.npz", images=images, labels=np.array([0, 1, 7]))
+    np.savez(tmp_path / "test.npz", images=images, labels=np.array([0, 1, 3]))
     config = tiny_config(data__name="npz", data__dir=str(tmp_path))
     with pytest.raises(UserError, match=says):
         data.from_config(config, (8, 8, 1))
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(3))
-    with pytest.raises(UserError, match="test.npz: label 7 of record 2 is not below t"):
+    with pytest.raises(UserError, match="test.npz: label 3 of record 2 is not below t"):
         data.from_config(config, (8, 8, 1))
     names = {"labels": np.arange(3), "class_names": ["a", "b"]}
     np.savez(tmp_path / "train.npz", images=images, **names)
@@ -415,6 +418,7 @@ def test_wrong_labels_in_an_npz_file_are_named(tmp_path, labels, says):
     [
         (np.full((3, 8, 8, 1), 200), "images of int64, from 200 to 200; give uint8"),
         (np.full((3, 8, 8, 1), 200.0, np.float32), "images of float32, from 200.0 to"),
+        (np.full((3, 8, 8, 1), -0.5, np.float32), "of float32, from -0.5 to -0.5;"),
         (np.zeros((3, 8, 8), np.uint8), r"of \(8, 8\), .*; save images\[..., None\]"),
         (np.zeros((0, 8, 8, 1), np.uint8), "npz train: there is no image in it"),
         (np.zeros((0, 8, 8, 1), int), "images of int64; give uint8"),
@@ -460,6 +464,35 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     assert "error: no folder /nowhere/train" in capsys.readouterr().err
 
 
+def test_stats_are_of_the_split_that_is_named_and_of_floats_too(tmp_path, capsys):
+    images = np.random.default_rng(0).random((6, 8, 8, 2), np.float32)
+    np.savez(tmp_path / "kept.npz", images=images, labels=np.zeros(6, int))
+    command = ["npz", f"--dir={tmp_path}", "--split=kept", "--channels=2"]
+    assert stats.main([*command, "--image_size=8"]) == 0
+    found = {}
+    exec(capsys.readouterr().out.replace("config.data.", ""), found)
+    np.testing.assert_allclose(found["mean"], images.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(found["std"], images.std((0, 1, 2)), atol=1e-4)
+
+
+def test_other_labels_or_names_of_files_are_another_set(tmp_path):
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    arrays = [
+        ArraySource(x, np.array(labels), "npz", "train").identity
+        for x, labels in (
+            (images, [0, 1, 2]),
+            (images, [0, 2, 1]),
+            (images + 1, [0, 1, 2]),
+        )
+    ]
+    (tmp_path / "0.jpg").touch()
+    folders = [FolderRecords(str(tmp_path), "train").identity]
+    (tmp_path / "0.jpg").rename(tmp_path / "1.jpg")
+    folders.append(FolderRecords(str(tmp_path), "train").identity)
+    for sets in (arrays, folders):
+        assert len({identity["fingerprint"] for identity in sets}) == len(sets)
+
+
 def test_a_packed_folder_gives_what_the_folder_gives(tmp_path, capsys):
     random = np.random.default_rng(0)
     for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"):
@@ -475,6 +508,12 @@ def test_a_packed_folder_gives_what_the_folder_gives(tmp_path, capsys):
     settings = data.DataSettings(name="npz", dir=out, mean=(0.5,) * 3, std=(0.5,) * 3)
     splits = data.from_settings(settings, (8, 8, 3))
     assert splits.train.class_names == splits.held_out.class_names == ("a", "b")
+    swapped = ["--train_split=test", "--eval_split=train", "--image_size=8"]
+    assert pack.main([f"{out}2", "--dir", folder, *swapped]) == 0
+    for own, other in (("train", "test"), ("test", "train")):
+        found, wanted = f"{out}2/{own}.npz", f"{out}/{other}.npz"
+        with np.load(found) as one, np.load(wanted) as two:
+            np.testing.assert_array_equal(one["images"], two["images"])
     assert pack.main([out, "--dir", str(tmp_path / "none")]) == 2
     (tmp_path / "images/train/b/4.png").write_bytes(b"no image")
     grey = [out, "--dir", folder, "--image_size", "8", "--channels", "1"]
@@ -545,12 +584,6 @@ def test_a_bmp_of_numbered_colours_is_refused_one_of_greys_is_read():
         decode.decode(encoded(image.quantize(64), "BMP"), 3)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-ALL = slice(None)
-
-
 def test_half_of_the_arrays_are_flipped():
     images = np.zeros((200, 4, 4, 1), np.float32)
     images[:, 1, 0] = 1.0
@@ -600,12 +633,29 @@ def test_files_are_resized_and_coloured_as_they_are_told(monkeypatch):
     monkeypatch.setattr("ddae.data.randaugment.color_jitter", jitter)
     made(rand_augment=3, magnitude=10.0, magnitude_std=0.2, color_jitter=0.3)
     expected = {"num_ops": 3, "magnitude": 10.0, "magnitude_std": 0.2, "strength": 0.3}
-    assert asked == expected and drawn[0] != drawn[1]
+    assert asked == expected
+    # What is drawn is drawn apart, and from the crop's and the flip's seeds.
+    assert len({0, 1 << 32, *(seed for seed, _ in drawn)}) == 4
+    assert [at for _, at in drawn] == [7, 7]
 
 
 def test_an_epoch_of_one_seed_is_none_of_anothers():
     one, other = (Order(num_examples=23, batch_size=5, seed=s) for s in (1, 2))
     assert (one.batch(4)[1] != other.batch(0)[1]).any()
+
+
+def test_batches_and_indices_of_arrays_are_of_their_rows_and_of_the_seed():
+    images = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
+    source = ArraySource(images, np.arange(20), "noise", "train")
+    order, rows = Order(20, 6, seed=3), slice(2, 5)
+    shift = Augment(crop="shift", pad=2)
+    batch = next(source.train_batches(order, 2, rows, shift))
+    positions, indices = (ids[rows] for ids in order.batch(2))
+    shifted = of_arrays(images[indices], positions, 3, shift)
+    np.testing.assert_array_equal(batch["image"], shifted)
+    found = next(source.index_batches(order, 2, rows))
+    for given in (found["index"], found["label"], batch["label"]):
+        np.testing.assert_array_equal(given, indices)
 
 
 def test_crops_of_arrays_come_from_all_of_an_image_and_by_the_seed():
@@ -629,6 +679,8 @@ def test_crops_of_oblong_arrays_are_stretched_by_a_third_at_most():
     found = of_arrays(images, np.arange(200), 0, augment)
     height = found[:, 24, 48, 0] - found[:, 8, 48, 0]
     width = found[:, 16, 72, 1] - found[:, 16, 24, 1]
+    middle = found[:, 16, 48].T  # down says nothing of across
+    assert abs(np.corrcoef(middle)[0, 1]) < 0.25
     stretch = np.log(width / height)
     assert np.abs(stretch).max() < np.log(4 / 3) + 0.01
     assert stretch.min() < -0.2 and 0.2 < stretch.max()

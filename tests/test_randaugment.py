@@ -262,6 +262,9 @@ def test_levels_are_clipped_normals_and_signs_even(draws):
         assert abs(signs[numbers == number].mean()) < 0.25
     assert abs(np.corrcoef(levels.ravel(), signs.ravel())[0, 1]) < 0.05
     assert abs(np.corrcoef(levels.T)[0, 1]) < 0.08
+    applied = numbers < 15  # which operation it is says nothing of how strong
+    for strength in (levels[applied], np.abs(levels[applied] - 9)):
+        assert abs(np.corrcoef(numbers[applied], strength)[0, 1]) < 0.08
     low = randaugment.draw(seeds_of(1)[0], 200, 0.0, 0.5)[1].numpy()
     assert low.min() == 0 and 0.4 < (low == 0).mean() < 0.6
 
