@@ -10,7 +10,14 @@ import pytest
 from tiny import tiny_config
 
 from ddae import tasks
-from ddae.analyse import figures, loss_by_distance, main, open_run, sample_sizes
+from ddae.analyse import (
+    cka_matrix,
+    figures,
+    loss_by_distance,
+    main,
+    open_run,
+    sample_sizes,
+)
 from ddae.data import sample
 from ddae.eval.locality import attention_distance, linear_cka, patch_distances
 from ddae.methods import ddae
@@ -107,6 +114,15 @@ def test_cka_of_known_matrices():
     expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
     assert linear_cka(x, y) == pytest.approx(expected)
     assert linear_cka(np.ones((9, 2)), y[:9]) == 0.0
+
+
+def test_layers_of_the_first_are_the_rows_of_a_matrix_of_cka():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(4, 2, 3, 5)), random.normal(size=(4, 3, 3, 6))
+    found = np.array(cka_matrix(x, y))
+    assert found.shape == (2, 3)
+    expected = linear_cka(x[:, 0].reshape(12, 5), y[:, 2].reshape(12, 6))
+    assert found[0, 2] == pytest.approx(expected)
 
 
 def test_sample_sizes_are_one_where_beta_is_nought():
