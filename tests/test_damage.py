@@ -28,7 +28,7 @@ from ddae.train.cluster import run_to_end
 from ddae.train.digest import digests, nonfinite
 from ddae.train.loading import load_params, load_state
 from ddae.train.metrics import read_metrics
-from ddae.train.processes import together
+from ddae.train.processes import first_word, together
 from ddae.train.sharding import MeshSettings, make_mesh, state_sharding
 from ddae.train.state import NonFiniteError, TrainState
 
@@ -340,6 +340,25 @@ def test_what_fails_in_one_process_is_of_its_kind_in_all(monkeypatch, kind):
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: words)
     with pytest.raises(kind, match="process 1: a word"), together(UserError):
         pass
+
+
+@pytest.mark.parametrize("kind", [StorageError, UserError])
+def test_what_fails_in_this_process_is_told_to_all(monkeypatch, kind):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda mine: told.append(bytes(mine)) or np.stack([mine, mine])  # noqa: E731
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    with pytest.raises(kind, match="^a word$"), together(UserError):
+        raise kind("a word")
+    assert told[0].rstrip(b"\0") == b"a word"
+
+
+def test_of_long_words_the_beginning_is_told(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda mine: np.stack([0 * mine, mine])  # noqa: E731
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    said = first_word("a" + "\xe9" * 2000)  # the last is cut in half
+    assert said == "process 1: a" + "\xe9" * 511 + "\N{REPLACEMENT CHARACTER}"
 
 
 def test_newest_every_kth_and_best_steps_stay(tmp_path):

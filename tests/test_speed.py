@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from ddae.models import short_attention
+from ddae.settings import UserError
 from ddae.train import speed
 
 STEPS = """
@@ -102,3 +103,26 @@ def test_programs_of_a_gpu_are_those_of_one_version_of_its_attention(
     another = speed._kind_of_machine()
     monkeypatch.setattr(jax, "__version__", "0.99")
     assert len({own, another, speed._kind_of_machine()}) == 3
+
+
+def test_a_profile_is_of_steps_from_1_on():
+    assert speed.parse_profile("") == (0, 0)
+    assert speed.parse_profile("2:2") == (2, 2)
+    for text in ("0:3", "5:4", "5", "a:b", "1:2:3"):
+        with pytest.raises(UserError, match=f"config.profile='{text}' is not FIRST:L"):
+            speed.parse_profile(text)
+
+
+@pytest.mark.parametrize("text, taken", [("4:5", [2, 3]), ("2:9", [1, 4]), ("", [])])
+def test_a_profile_is_taken_around_the_steps_that_it_names(text, taken, monkeypatch):
+    """Two steps at a time; the numbers are those of the spans."""
+    now, found = 0, []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: found.append(now))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: found.append(now))
+    profile = speed.Profile(text, "workdir")
+    for now in (1, 2, 3, 4):
+        steps = range(2 * now - 1, 2 * now + 1)
+        profile.before(steps)
+        profile.after(steps, ())
+    profile.close()
+    assert found == taken
