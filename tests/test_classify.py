@@ -467,6 +467,11 @@ def test_grids_of_as_many_patches_are_resized_too(tmp_path):
     theirs, _ = load_params(str(tmp_path / "old"))
     expected = resize_positions(theirs["encoder"]["positions"][0, 1:], (2, 8), (4, 4))
     np.testing.assert_array_equal(begun.encoder["positions"][0, 1:], expected)
+    cls = (x["positions"][0, 0] for x in (begun.encoder, theirs["encoder"]))
+    np.testing.assert_array_equal(*cls)
+    table = theirs["encoder"]["relative_bias"]["table"]
+    expected = resize_relative_bias(table, (2, 8), (4, 4))
+    np.testing.assert_array_equal(begun.encoder["relative_bias"]["table"], expected)
 
 
 def npz_images(folder, size):
