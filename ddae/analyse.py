@@ -83,6 +83,15 @@ def analyse(
     on_devices = OnDevices(job.mesh)
     source = job.splits.held_out
     indices = sample(source, num_images)
+    if beside:  # before minutes of work
+        _, other_task, other_params, _ = open_run(beside, changes)
+        if other_task.image_shape != task.image_shape:
+            raise UserError(
+                f"{beside} takes images of {other_task.image_shape}, {workdir} of"
+                f" {task.image_shape}; they cannot see the same ones"
+            )
+        if other_task.encoder.grid != task.encoder.grid:
+            raise UserError(f"{beside} has another grid of patches than {workdir}")
 
     def read(function: Any, read_params: Any) -> Any:
         return over(source, indices, function, read_params, "analyse")[0]
@@ -98,14 +107,6 @@ def analyse(
         other = read(on_devices(_all_layers(task)), teacher)
         found["cka"]["teacher"] = cka_matrix(own, other)
     if beside:
-        _, other_task, other_params, _ = open_run(beside, changes)
-        if other_task.image_shape != task.image_shape:
-            raise UserError(
-                f"{beside} takes images of {other_task.image_shape}, {workdir} of"
-                f" {task.image_shape}; they cannot see the same ones"
-            )
-        if other_task.encoder.grid != grid:
-            raise UserError(f"{beside} has another grid of patches than {workdir}")
         other = read(on_devices(_all_layers(other_task)), other_params)
         found["cka"]["beside"] = cka_matrix(own, other)
         found["beside"] = beside

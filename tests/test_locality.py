@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,24 @@ def test_the_loss_is_that_of_every_image():
     found = loss_by_distance(task, params, {}, batch)
     images[64:] = 0.0
     assert loss_by_distance(task, params, {}, batch) != found
+
+
+def test_a_run_of_other_images_beside_is_refused_before_any_work(monkeypatch, capsys):
+    def opened(workdir, changes):
+        side = 8 if workdir == "run" else 16
+        task = SimpleNamespace(image_shape=(side, side, 1))
+        return (
+            SimpleNamespace(mesh=None, splits=SimpleNamespace(held_out=())),
+            task,
+            0,
+            0,
+        )
+
+    monkeypatch.setattr("ddae.analyse.open_run", opened)
+    monkeypatch.setattr("ddae.analyse.OnDevices", lambda mesh: None)
+    assert main(["run", "--beside", "other"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: other takes images of (16, 16, 1), run of (8, 8, 1)")
 
 
 @pytest.mark.slow
