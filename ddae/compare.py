@@ -117,7 +117,8 @@ def draw(run: Curves, others: Mapping[str, Curves], names: Sequence[str]) -> np.
     """A panel for each of `names`, the run's curve over the others', uint8 [h, w, 3].
 
     As far as the run has come and a quarter more; the height is of what follows its
-    first tenth, where losses fall by far more than they ever part.
+    first tenth, where losses fall by far more than they ever part, and of what each
+    has at the run's end, or its own where that comes first.
     """
     labels = dict(zip(others, _labels(list(others)), strict=True))
     columns = min(len(names), PER_ROW)
@@ -129,12 +130,11 @@ def draw(run: Curves, others: Mapping[str, Curves], names: Sequence[str]) -> np.
             axis.plot(*points, label=label, linewidth=1, alpha=0.6)
         axis.plot(*_points(run[name]), label="this run", linewidth=1.6, color="black")
         last = max(run[name])
-        late = [
-            value
-            for curves in (run, *others.values())
-            for step, value in curves[name].items()
-            if last / 10 <= step <= 1.25 * last
-        ]
+        late = []
+        for curves in (run, *others.values()):
+            shown = [s for s in curves[name] if last / 10 <= s <= 1.25 * last]
+            late += [curves[name][step] for step in shown]
+            late.append(float(np.interp(last, *_points(curves[name]))))
         margin = 0.08 * (max(late) - min(late)) or 0.5
         axis.set_ylim(min(late) - margin, max(late) + margin)
         farthest = max(step for c in (run, *others.values()) for step in c[name])
@@ -154,6 +154,15 @@ def _labels(paths: Sequence[str]) -> list[str]:
     paths = [path.rstrip("/") for path in paths]
     shared = os.path.commonprefix(paths).rfind("/") + 1
     return [path[shared:] for path in paths]
+
+
+def _has(path: str, curves: Curves) -> str:
+    """What there is to compare of a run, in a few words."""
+    steps = [step for curve in curves.values() for step in curve]
+    if not steps:
+        return f"{path} has none"
+    names = ", ".join(sorted(curves)[:4]) + ", ..." * (len(curves) > 4)
+    return f"{path} has {names}, of steps {min(steps)} to {max(steps)}"
 
 
 def _settings(path: str) -> dict[str, Any] | None:
@@ -192,8 +201,10 @@ def _compare(args: Any) -> None:
     others = {path: read_curves(path, args.metrics) for path in args.others}
     found = compare(run, list(others.values()))
     if not found:
+        each = "; ".join(_has(*pair) for pair in ((args.run, run), *others.items()))
         raise UserError(
-            f"{args.run} and the others have no metric {args.metrics} at a step of both"
+            f"{args.run} and the others have no metric {args.metrics} at a step of"
+            f" both; {each}"
         )
     for line in lines(found, len(others)):
         print(line)

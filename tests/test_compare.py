@@ -119,3 +119,25 @@ def test_rows_of_another_kind_in_a_log_are_passed_over(tmp_path):
     assert curves == {"train/loss": {10: 2.0, 20: 1.0}}
     everything = compare.read_curves(str(tmp_path / "run"), "")
     assert set(everything) == {"train/loss", "train/step_seconds"}
+
+
+def test_what_each_has_is_said_where_nothing_is_shared(tmp_path, capsys):
+    run = log(tmp_path, "run", losses([2.0, 1.0]))
+    probe = log(tmp_path, "probe", [{"step": 0, "eval/top1": 9.0}])
+    assert compare.main([run, probe]) == 2
+    said = capsys.readouterr().err
+    assert f"; {run} has train/loss, of steps 10 to 20; {probe} has eval/top1" in said
+    assert compare.main([run, run, "--metrics=train/lss"]) == 2
+    assert f"at a step of both; {run} has none; " in capsys.readouterr().err
+
+
+def test_a_curve_that_ended_early_or_has_no_late_row_is_in_the_figure(monkeypatch):
+    """The height of the panel reaches to what each has at the run's end."""
+    seen = []
+    monkeypatch.setattr(compare, "to_array", lambda figure: seen.append(figure))
+    run = {"train/loss": {40: 2.0, 400: 1.0}, "eval/top1": {0: 50.0, 60: 61.0}}
+    other = {"train/loss": {5: 4.7, 20: 4.0}, "eval/top1": {0: 50.0, 120: 54.0}}
+    compare.draw(run, {"other": other}, ["train/loss", "eval/top1"])
+    loss, top1 = seen[0].axes[:2]
+    assert loss.get_ylim()[0] < 1.0 and loss.get_ylim()[1] > 4.0
+    assert top1.get_ylim()[0] < 52.0 and top1.get_ylim()[1] > 61.0
