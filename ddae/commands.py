@@ -70,7 +70,8 @@ def run(
 def quiet_tensorflow() -> None:
     """Has TensorFlow, which may be imported later, print no notices; oneDNN's is its
     own, and goes with it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # jax's import sets 1
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 

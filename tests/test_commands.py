@@ -1,6 +1,7 @@
 """What all commands have in common."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -87,3 +88,13 @@ def test_who_reads_no_further_is_told_nothing():
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as started:
         started.stdout.close()
         assert started.stderr.read() == b"" and started.wait() == 1
+
+
+@pytest.mark.parametrize("before, after", [(None, "3"), ("1", "3"), ("0", "0")])
+def test_tensorflow_is_quiet_though_jax_was_imported_first(monkeypatch, before, after):
+    """jax sets 1 where nothing is set."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", before or "")
+    if before is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    commands.quiet_tensorflow()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == after
