@@ -269,8 +269,36 @@ def test_a_folder_without_held_out_images_is_told_what_to_do(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "0.png")
     given = {"data__name": "folder", "data__dir": str(tmp_path), "image_size": 32}
-    with pytest.raises(UserError, match="of held-out images; .*eval_split=train$"):
+    with pytest.raises(
+        UserError, match="of held-out images, .* has train; .*eval_split=train$"
+    ):
         data.from_config(tiny_config(**given), (32, 32, 3))
+
+
+def test_a_folder_that_is_not_above_the_splits_is_told_what_it_has(tmp_path):
+    for name in ("train/cat", "train/dog", ".hidden", "test/cat"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "notes").touch()
+    for below, changes, says in (
+        (
+            "train",
+            {},
+            "no folder .*/train/train; .*/train has cat, dog; set config.data",
+        ),
+        ("", {"train_split": "tran"}, "no folder .*/tran; .* has test, train; set "),
+    ):
+        config = tiny_config(image_size=32)
+        config["data"] |= {"name": "folder", "dir": str(tmp_path / below), **changes}
+        with pytest.raises(UserError, match=says):
+            data.from_config(config, (32, 32, 3))
+
+
+def test_what_is_passed_over_in_a_split_that_is_both_is_said_once(tmp_path, capsys):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "0.png")
+    (tmp_path / "train" / "1.tif").touch()
+    assert stats.main(["folder", "--dir", str(tmp_path), "--image_size=8"]) == 0
+    assert capsys.readouterr().err.count("1 end in .tif") == 1
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -96,18 +96,36 @@ def folder_sources(
         raise UserError(
             "config.data.dir is empty; give the folder with --config.data.dir=..."
         )
-    train = FolderRecords(os.path.join(data.dir, data.train_split), data.train_split)
+    folder, there = os.path.join(data.dir, data.train_split), _folders(data.dir)
+    if there and not os.path.isdir(folder):
+        raise UserError(
+            f"no folder {folder}; {data.dir} has {there}; set config.data.dir to the"
+            " folder that holds the splits, config.data.train_split to the name of one"
+        )
+    train = FolderRecords(folder, data.train_split)
     folder = os.path.join(data.dir, data.eval_split)
     if not os.path.isdir(folder):
         raise UserError(
-            f"no folder {folder} of held-out images; where there are none,"
-            f" --config.data.eval_split={data.train_split}"
+            f"no folder {folder} of held-out images, {data.dir} has {there}; where"
+            f" none are held out, --config.data.eval_split={data.train_split}"
         )
-    held_out = FolderRecords(folder, data.eval_split, train.classes)
+    held_out = train
+    if data.eval_split != data.train_split:
+        held_out = FolderRecords(folder, data.eval_split, train.classes)
     return (
         ImageSource(train, image_shape, data),
         ImageSource(held_out, image_shape, data),
     )
+
+
+def _folders(root: str) -> str:
+    """The names of the folders in `root`, the first few; empty for none."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return ""
+    found = [n for n in names if n[0] != "." and os.path.isdir(os.path.join(root, n))]
+    return ", ".join(found[:6]) + ", ..." * (len(found) > 6)
 
 
 def _unread(error: OSError) -> None:
