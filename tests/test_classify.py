@@ -704,6 +704,29 @@ def test_a_frozen_network_is_what_its_run_trained(pretrained):
         begun()
 
 
+def test_no_flag_is_named_where_none_could_mend_a_frozen_network(pretrained):
+    """A run that trained no tokenizer, and one of other patches than the student's."""
+    model = {"size": "Two", "patch_size": 2, "channels": 1}
+    own = {"codes": 8, "code_dim": 4, "model": model, "workdir": pretrained}
+    config = tiny_config(method={"name": "beit_v2", "tokenizer": own})
+    networks = tasks.from_config(config).frozen()
+    says = (
+        f"^{pretrained}, .*tokenizer.workdir, is a run of task pretrain, not tokenize"
+    )
+    with pytest.raises(UserError, match=says):
+        load_frozen(networks, config, None)
+    model = {"size": "Two", "patch_size": 4, "channels": 1}
+    config = tiny_config(
+        method={"name": "mvp", "teacher": {"workdir": pretrained, "model": model}},
+        image_size=16,
+        model__patch_size=4,
+    )
+    networks = tasks.from_config(config).frozen()
+    says = "is of patches of 2 pixels and 1 channels, this run of patches of 4 pixels"
+    with pytest.raises(UserError, match=says):
+        load_frozen(networks, config, None)
+
+
 def test_fixed_positions_of_another_grid_are_named_for_a_frozen_network():
     model = {"size": "Two", "patch_size": 2, "channels": 1}
     for image_size, known, flags in (

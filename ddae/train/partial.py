@@ -283,6 +283,12 @@ def load_frozen(
                 f" --{section}.workdir=DIR"
             )
         stored, theirs = load_params(workdir)
+        if network.quantiser is not None and theirs.get("task") != "tokenize":
+            raise UserError(
+                f"{workdir}, {section}.workdir, is a run of task {theirs.get('task')},"
+                " not tokenize: it has no codes; configs/vqkd_*.py train a tokenizer"
+            )
+        _check_patches(network, theirs, workdir)
         if flags := _frozen_flags(network, theirs, section):
             raise UserError(
                 f"the run of {workdir} trained another network than {section} says; set"
@@ -303,6 +309,22 @@ def load_frozen(
             + "".join(resized)
         )
     return found, lines
+
+
+def _check_patches(
+    network: FrozenNetwork, theirs: Mapping[str, Any], workdir: str
+) -> None:
+    """Raises `UserError` for a run of other patches than the student's, which those of
+    `network` are: no setting of the frozen network alone could mend it."""
+    old, new = (
+        f"patches of {encoder.patch_size} pixels and {encoder.channels} channels"
+        for encoder in (encoder_from_config(theirs), network.encoder)
+    )
+    if old != new:
+        raise UserError(
+            f"{workdir} is of {old}, this run of {new}: its config.model has to be so"
+            " too, or the frozen network of another run"
+        )
 
 
 def _frozen_flags(
