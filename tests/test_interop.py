@@ -1153,3 +1153,8 @@ def test_a_decoder_without_blocks_goes_out_with_its_positions(tmp_path):
     )
     again, _ = import_weights(found, "mae", Hints(decoder_heads=2, mean=(0,), std=(1,)))
     assert "pixels" in again["heads"]["block02"]
+
+
+def test_an_encoder_without_a_last_norm_is_told_what_to_export():
+    with pytest.raises(UserError, match="as a segmenter's, .*the run that it began"):
+        huggingface._class({}, spelled_out(tiny_config()), {})

@@ -157,7 +157,10 @@ def _class(
     if any(name.endswith("/tokens/kernel") for name in found):
         return "beit", "BeitForMaskedImageModeling"
     if "encoder/norm/scale" not in found:
-        raise UserError("an encoder without a last norm has no class in transformers")
+        raise UserError(
+            "an encoder without a last norm, as a segmenter's, has no class in"
+            " transformers; export the run that it began with"
+        )
     fixed = model["positions"] == "sincos"
     height, width = pair(config["image_size"])
     # Its own decoder has positions of a square alone.

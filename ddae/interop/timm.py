@@ -71,7 +71,10 @@ def named(
             found[f"{last}/input_norm/{leaf}"] = found.pop(f"encoder/norm/{leaf}")
     norms = ("encoder/norm", "heads/classifier/norm", f"{last}/input_norm")
     if not any(f"{norm}/scale" in found for norm in norms):
-        raise UserError(f"{workdir} has an encoder without a last norm, unlike timm's")
+        raise UserError(
+            f"{workdir} has an encoder without a last norm, as segmenters have, unlike"
+            " timm's; export the run that it began with"
+        )
 
     def keep(our: str) -> bool:
         if name == "timm_beit" and our.startswith((f"{last}/input", f"{last}/tok")):
