@@ -300,6 +300,17 @@ def followed(study_file, tmp_path, monkeypatch):
     return make
 
 
+def test_a_row_whose_config_is_not_here_says_where_it_was_looked_for(
+    tmp_path, monkeypatch, capsys
+):
+    """As one who runs a study of ours from another folder sees it."""
+    study = ROOT / "configs/studies/parts.py"
+    monkeypatch.chdir(tmp_path)
+    assert main([str(study), "--workdir=runs"]) == 2
+    said = capsys.readouterr().err
+    assert f"in {tmp_path}; expected a Python file, whose path" in said
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [

@@ -230,7 +230,11 @@ def _module(text: str) -> tuple[Any, str | None]:
     """(the module of FILE.py:arguments, its arguments)."""
     path, _, arguments = text.partition(":")
     if not path.endswith(".py") or not os.path.isfile(path):
-        raise UserError(f"no file {path!r}; expected a Python file")
+        here = "" if os.path.isabs(path) else f" in {os.getcwd()}"
+        raise UserError(
+            f"no file {path!r}{here}; expected a Python file, whose path, as a study's"
+            " rows have it too, begins at the working directory"
+        )
     spec = importlib.util.spec_from_file_location(
         "ddae_study_" + re.sub(r"\W", "_", path[:-3]), path
     )
