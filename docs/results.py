@@ -45,6 +45,7 @@ from results_found import (  # noqa: E402
 from results_front import BEGIN, END, PICTURE, draw, front  # noqa: E402
 from results_studies import (  # noqa: E402
     direction,
+    finer_grid,
     long_runs,
     other_laws,
 )
@@ -165,7 +166,7 @@ def defaults():
     ]
 
 
-STUDIES = ("beta", "parts", "epochs", "others", "laws", "long", "tries")
+STUDIES = ("beta", "parts", "epochs", "others", "laws", "long", "grid", "tries")
 
 
 def not_run():
@@ -188,9 +189,9 @@ def not_run():
         lines.append(line)
     return [
         *lines,
-        "- the LARS probe, and fine-tuning but in `parts`, which the studies at"
-        " `scale=full` take as follow-ups of every row",
-        "- patch 2; ViT-Ti; everything at `scale=full`",
+        "- the LARS probe, and fine-tuning but in `parts` and `long`, which the studies"
+        " at `scale=full` take as follow-ups of every row",
+        "- ViT-Ti; everything at `scale=full`",
         "",
     ]
 
@@ -207,7 +208,7 @@ def page():
         f"**A toy scale.** {scale()}. A few seeds. Nothing here says how the methods"
         " compare on ImageNet. kNN: top-1 in % of frozen features on all 10,000 test"
         " images among 5,000 training ones (k = 20). linear: a logistic regression on"
-        " the same. fine-tuned: the whole encoder, in half an epoch. Run on"
+        " the same. fine-tuned: the whole encoder, in half an epoch or two. Run on"
         f" {machine['cores']} shared {machine['machine']} CPU cores, jax"
         f" {machine['jax']}, some seeds on days when these were twice as fast: no costs"
         " are given. Tables: mean"
@@ -235,6 +236,7 @@ def page():
         direction,
         other_laws,
         long_runs,
+        finer_grid,
         defaults,
         tried,
         not_run,

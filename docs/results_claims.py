@@ -226,11 +226,17 @@ def claim_d():
         ("ddae", "ddae,beta=0"),
     ):
         for block in blocks[-2:]:
-            found = parts.difference(first, second, block)
-            words = verdict(found, "less local", "more local", " patches")
+            words = locality(parts, first, second, block)
             lines.append(
                 f"- {block.rsplit('/')[1]}, `{first}` less `{second}`: {words}."
             )
+    lines += ["", "In longer runs, and on a finer grid, each block and their mean:", ""]
+    for name, first, second, what in LOCAL:
+        if name != "parts":
+            lines.append(f"- {what} (`{first}`, `{second}`):")
+            for block, head in zip(blocks, heads, strict=True):
+                words = locality(study(name), first, second, block)
+                lines.append(f"  - {head}: {words}.")
     for name in sorted(p.parent.name for p in KEPT.glob("analysis/*/analysis.json")):
         folder = KEPT / "analysis" / name
         lines += ["", f"### `{name}`, seed 0, by `python -m ddae.analyse`", ""]
@@ -239,11 +245,18 @@ def claim_d():
     return [*lines, "", "How to read them: [reading_a_run.md](reading_a_run.md).", ""]
 
 
+def locality(found, first, second, block):
+    """What a difference of attention distances allows to be said."""
+    difference = found.difference(first, second, block)
+    return verdict(difference, "less local", "more local", " patches")
+
+
 MORE = "(a) as good in fewer epochs"
 BETTER = "(b) DDS improves MAE"
 DECODERS = "(b) and not by its decoders"
 DISTANCE = "difficulty by distance matters"
 ONE = "MAE with a decoder of one block, as each of DDAE's"
+GRID = "on a grid of 12 x 12, blockwise masks, 1600 steps (study 7)"
 
 CLAIMS = (
     (MORE, "DDAE, 3200 steps, against MAE, 6400", "epochs", "ddae,3200", "mae,6400"),
@@ -283,6 +296,7 @@ CLAIMS = (
         "ddae",
         "mae",
     ),
+    (BETTER, f"the same {GRID}", "grid", "ddae", "mae"),
     (
         DECODERS,
         f"DDAE against {ONE}, 800 steps each (study 2)",
@@ -305,6 +319,7 @@ CLAIMS = (
         "pixels,6400",
     ),
     (DECODERS, "the same under random masks (study 6)", "long", "ddae", "pixels"),
+    (DECODERS, f"the same {GRID}", "grid", "ddae", "pixels"),
     (
         DISTANCE,
         "DDAE against DDAE with beta = 0, 800 steps each (study 2)",
@@ -335,6 +350,7 @@ CLAIMS = (
         "ddae",
         "ddae,beta=0",
     ),
+    (DISTANCE, f"the same {GRID}", "grid", "ddae", "ddae,beta=0"),
     (
         "and it is the distance that does",
         "DDAE against the same weights at other patches, 800 steps (study 5)",
@@ -360,9 +376,27 @@ CLAIMS = (
 """(what is claimed, how it was tested, study, first row, second row) of each."""
 
 
+LOCAL = (
+    ("parts", "ddae", "mae", "DDAE against MAE, 800 steps (study 2)"),
+    ("parts", "taps+weights", "mae", "taps and weights against MAE (study 2)"),
+    (
+        "epochs",
+        LONG_AT_ONE[0],
+        "mae,6400",
+        "DDAE, its teacher at weight 1, against MAE, 6400 steps (study 3)",
+    ),
+    ("epochs", *LONG_AT_ONE, "the same against DDAE with beta = 0 (study 3)"),
+    ("long", "ddae", "mae", "DDAE against MAE, random masks (study 6)"),
+    ("long", "ddae", "ddae,beta=0", "the same against DDAE with beta = 0 (study 6)"),
+    ("grid", "ddae", "mae", f"DDAE against MAE {GRID}"),
+    ("grid", "ddae", "ddae,beta=0", "the same against DDAE with beta = 0 (study 7)"),
+)
+"""How claim (d) was tested: study, first row, second row, what they are."""
+
+
 def claims():
     """The lines of the table of claims."""
-    parts, epochs = study("parts"), study("epochs")
+    epochs = study("epochs")
     yield (
         "| (a) as good in 100 epochs as MAE in 800 | DDAE against MAE of eight times"
         f" its steps | {pooled_verdict(epochs, EIGHTH)} |"
@@ -371,8 +405,6 @@ def claims():
         found = verdict(study(name).difference(first, second))
         yield f"| {claim} | {tested} | {found} |"
     last = "attention_distance/block04"
-    for row, what in (("ddae", "DDAE"), ("taps+weights", "taps and weights")):
-        found = parts.difference(row, "mae", last)
-        local = verdict(found, "less local", "more local", " patches")
-        tested = f"last block, {what} against MAE"
-        yield f"| (d) deep layers more local | {tested} | {local} |"
+    for name, first, second, what in LOCAL:
+        words = locality(study(name), first, second, last)
+        yield f"| (d) deep layers more local | last block, {what} | {words} |"

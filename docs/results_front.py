@@ -1,9 +1,10 @@
 """What the README shows of the studies, for docs/results.py."""
 
-from results_claims import EIGHTH
+from results_claims import EIGHTH, locality
 from results_found import (
     DOCS,
     KEPT,
+    TRANSFER,
     paired,
     pooled_verdict,
     scale,
@@ -106,6 +107,14 @@ def front():
     untrained = report.cell(list(values("parts/untrained").values()))
     weights = verdict(paired(LONG, EVEN, "linear_top1"))
     eighth = pooled_verdict(study("epochs"), EIGHTH)
+    finer, last = ("ddae", "ddae,beta=0"), "attention_distance/block04"
+    finer_knn, finer_linear = (
+        verdict(study("grid").difference(*finer, score)) for score in TRANSFER[:2]
+    )
+    tuned = [
+        f"{what} {verdict(study('long').difference('ddae', row, 'finetune'))}"
+        for what, row in (("MAE", "mae"), (WITH_ONE, "pixels"))
+    ]
     return "\n".join(
         [
             *lines,
@@ -113,7 +122,12 @@ def front():
             f"![differences]({PICTURE.relative_to(DOCS.parent)})",
             "",
             f"Untrained: {untrained}. By a linear probe on the same features DDAE less"
-            f" DDAE with even weights, 6400 steps, blockwise masks: {weights}. DDAE,"
+            f" DDAE with even weights, 6400 steps, blockwise masks: {weights}. On a"
+            " grid of 12 x 12, 24 px, 1600 steps, blockwise masks, the same by kNN:"
+            f" {finer_knn}; by the probe: {finer_linear}; and how far the last block's"
+            f" attention reaches: {locality(study('grid'), *finer, last)}. Fine-tuned"
+            f" for two epochs, of 6400 steps under random masks, DDAE less"
+            f" {'; less '.join(tuned)}. DDAE,"
             f" its teacher at weight .1, less MAE of eight times its steps: {eighth}."
             " What the rows are, other scores, all studies with their commands and"
             " verdicts: [docs/results.md](docs/results.md).",

@@ -95,10 +95,11 @@ def scores(scale: str) -> dict:
     }
 
 
-def finetuning(rows: tuple[str, ...]) -> dict:
-    """Half an epoch of fine-tuning of what `rows` have pretrained at small scale, with
-    crops and flips alone."""
-    keys = small() | {"batch_size": 64, "total_steps": 400, "optimizer.base_lr": 1.6e-2}
+def finetuning(rows: tuple[str, ...], steps: int = 400) -> dict:
+    """Fine-tuning of what `rows` have pretrained at small scale, half an epoch unless
+    there are more `steps`, with crops and flips alone."""
+    keys = small() | {"batch_size": 64, "total_steps": steps}
+    keys |= {"optimizer.base_lr": 1.6e-2}
     keys |= {"eval_every_steps": 0, "data.augment.rand_augment": 0}
     keys |= {"model.drop_path": 0.0}
     keys |= {f"mixing.{key}": 0.0 for key in ("mixup", "cutmix", "erasing")}

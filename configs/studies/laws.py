@@ -51,10 +51,14 @@ def method_under(law):
     return made
 
 
+def add_methods():
+    """ddae_LAW for each law. Not at the import: who asks for no such study has none."""
+    METHODS.update({f"ddae_{name}": method_under(law) for name, law in LAWS.items()})
+
+
 def get_study(text=None):
     chosen = common.arguments(text, scale="full", epochs=100)
-    # Not at the import: who asks for no such study has no such methods.
-    METHODS.update({f"ddae_{name}": method_under(law) for name, law in LAWS.items()})
+    add_methods()
     rows = []
     for name in ("power", "even", *LAWS):
         row = common.pretraining(chosen["scale"], "ddae", epochs=chosen["epochs"])

@@ -6,7 +6,8 @@ python -m ddae.study configs/studies/long.py:scale=small --workdir=runs/study_lo
 The teacher's weight is 1 and masks are random, where studies 1 to 5 mostly have .1 and
 blockwise ones. pixels is MAE with a decoder as deep as each of DDAE's; beta=0 weighs
 all patches alike; one-tap does so too and supervises the last block only. mae,longer
-has half as many steps more: it costs what DDAE does. DIR as in configs/studies/beta.py.
+has half as many steps more: it costs what DDAE does. All are fine-tuned too, at small
+scale for two epochs. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
@@ -25,6 +26,7 @@ ROWS = {
     "ddae,beta=0": ALIKE,
     "ddae,one-tap": ALIKE | LAST,
     "pixels": ALIKE | LAST | {"method.features.weight": 0.0},
+    "untrained": {"total_steps": 0},
 }
 
 
@@ -35,7 +37,7 @@ def get_study(text=None):
     small = chosen["scale"] == "small"
     rows = []
     for name, changes in ROWS.items():
-        method = "mae" if name.startswith("mae") else "ddae"
+        method = "ddae" if name.startswith(("ddae", "pixels")) else "mae"
         longer = 1.5 if name == "mae,longer" else 1
         epochs = int(chosen["epochs"] * longer)
         row = common.pretraining(chosen["scale"], method, epochs=epochs)
@@ -43,16 +45,17 @@ def get_study(text=None):
         if method == "ddae":
             row["set"] |= {"method.features.weight": 1.0}
             row["set"] |= common.beta(chosen["beta"], chosen["tilt"])
-        last = {} if small else {"method.taps": (12,)}
-        row["set"] |= changes | (last if "method.taps" in changes else {})
         if small:
             row["set"] |= {"total_steps": int(STEPS * longer)}
+        last = {} if small else {"method.taps": (12,)}
+        row["set"] |= changes | (last if "method.taps" in changes else {})
         rows.append({"name": name} | row)
     return {
         "about": "parts of DDAE in a long run, its teacher at weight 1",
         "rows": rows,
         "seeds": (0, 1, 2, 3, 4),
         "scores": common.scores(chosen["scale"]),
-        "follow_ups": common.follow_ups(chosen["scale"]),
+        "follow_ups": common.follow_ups(chosen["scale"])
+        or common.finetuning(tuple(ROWS), steps=1600),
         "control": "mae",
     }

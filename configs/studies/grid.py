@@ -1,0 +1,50 @@
+"""Study 7: does DDAE, or its weights by distance, do more on a finer grid?
+
+python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_grid \\
+  --set data.name=npz --set data.dir=DIR
+
+Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
+others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
+Shorter at small scale, and not fine-tuned. elsewhere is the control of
+configs/studies/laws.py: DDAE's weights, each at another hidden patch; taps+weights and
+taps are DDAE and beta=0 without a teacher. DIR as in configs/studies/beta.py, packed
+with --image_size=24.
+"""
+
+from configs.studies import laws, long
+
+ROWS = ("mae", "pixels", "ddae", "ddae,beta=0")
+ALONE = {"method.features.weight": 0.0}
+CHANGED = {
+    "elsewhere": ("ddae", {"method.name": "ddae_elsewhere"}),
+    "taps+weights": ("ddae", ALONE),
+    "taps": ("ddae,beta=0", ALONE),
+}
+"""Rows that are another one with something changed."""
+
+AGAIN = ("ddae", "ddae,beta=0")
+"""Rows whose difference five seeds left open: five more seeds test it anew."""
+
+STEPS = 1600
+"""Of small scale."""
+
+
+def get_study(text=None):
+    laws.add_methods()
+    study = long.get_study(text)
+    rows = [row for row in study["rows"] if row["name"] in ROWS]
+    named = {row["name"]: row for row in rows}
+    for name, (other, changes) in CHANGED.items():
+        row = named[other]
+        rows.append(row | {"name": name, "set": row["set"] | changes})
+    for row in rows:
+        row["config"] += ",patch=2"
+        row["set"] |= {"image_size": 24, "method.mask.kind": "block"}
+        if "total_steps" in row["set"]:
+            row["set"] |= {"total_steps": STEPS}
+            row["seeds"] = tuple(range(10 if row["name"] in AGAIN else 5))
+    del study["follow_ups"]["finetune"]
+    return study | {
+        "about": "DDAE and its weights by distance on a grid of 12 x 12",
+        "rows": rows,
+    }
