@@ -5,7 +5,7 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
-Shorter at small scale, and not fine-tuned. elsewhere is the control of
+Shorter at small scale, and with no follow-ups. elsewhere is the control of
 configs/studies/laws.py: DDAE's weights, each at another hidden patch; taps+weights and
 taps are DDAE and beta=0 without a teacher. DIR as in configs/studies/beta.py, packed
 with --image_size=24.
@@ -43,8 +43,8 @@ def get_study(text=None):
         if "total_steps" in row["set"]:
             row["set"] |= {"total_steps": STEPS}
             row["seeds"] = tuple(range(10 if row["name"] in AGAIN else 5))
-    del study["follow_ups"]["finetune"]
     return study | {
         "about": "DDAE and its weights by distance on a grid of 12 x 12",
         "rows": rows,
+        "follow_ups": {},
     }
