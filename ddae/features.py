@@ -45,6 +45,8 @@ def extract(
         found = encode(params, images, tap)
         return found.patches if pool == "none" else found.pooled(pool)
 
+    # A tap or a cls token that is not there is refused before images are read.
+    jax.eval_shape(pooled, params, jax.ShapeDtypeStruct((1, *shape), np.uint8))
     mesh = make_mesh(MeshSettings(), batch_size=jax.device_count(), accumulate=1)
     function = OnDevices(mesh)(pooled)
     indices = np.arange(len(source))

@@ -153,6 +153,15 @@ def test_wrong_arguments_are_one_line(
     assert says in said and len(said.strip().splitlines()) == 1
 
 
+def test_a_block_that_is_not_there_is_refused_before_images_are_read(
+    workdir, tmp_path, capsys
+):
+    (tmp_path / "0.png").write_bytes(b"no image")
+    command = [workdir, str(tmp_path), str(tmp_path / "out.npz"), "--tap=3"]
+    assert features.main(command) == 2
+    assert "tap 3 is not among blocks 1 to 2" in capsys.readouterr().err
+
+
 def test_features_are_pooled_as_they_are_told():
     found = Features(prefix=np.ones((2, 1, 3)), patches=np.full((2, 4, 3), 5.0))
     assert (found.pooled("cls") == np.ones((2, 3))).all()

@@ -220,6 +220,14 @@ def test_mae_with_its_decoder_from_the_official_names():
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
 
 
+def test_timm_leaves_maes_own_files_to_official(tmp_path, capsys):
+    file, workdir = str(tmp_path / "mae.safetensors"), str(tmp_path / "run")
+    write_weights(file, official_mae())
+    assert timm.main(["import", file, f"--workdir={workdir}"]) == 2
+    assert "ddae.interop.official import takes it" in capsys.readouterr().err
+    assert official.main(["import", file, f"--workdir={workdir}", "--num_heads=2"]) == 0
+
+
 @pytest.mark.parametrize("make", [timm_vit, timm_beit])
 def test_a_poolers_norm_without_a_classifier_stays_behind(tmp_path, capsys, make):
     """transformers' BeitModel, and what timm makes with num_classes=0."""

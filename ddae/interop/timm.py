@@ -96,6 +96,11 @@ def names_of_beit(weights: Weights) -> bool:
 def bring_in(args: Any) -> None:
     """The command import."""
     weights = read_weights(args.path)
+    if any(name.startswith("decoder_") for name in weights):
+        raise UserError(
+            f"{args.path} has a decoder, as MAE's own files have and timm's have not;"
+            " python -m ddae.interop.official import takes it"
+        )
     beit = names_of_beit(weights)
     known: dict[str, Any] = {"mean": HALF[0], "std": HALF[1]} if beit else {}
     folder = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
