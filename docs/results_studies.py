@@ -151,10 +151,6 @@ def finer_grid():
         ("ddae", "ddae,beta=0", "the weights by distance"),
         ("ddae", "elsewhere", "the distance itself"),
         ("elsewhere", "ddae,beta=0", "as uneven weights, without the distance"),
-        ("taps+weights", "taps", "the weights by distance, without a teacher"),
-        ("taps", "pixels", "another tap alone"),
-        ("taps+weights", "mae", "all of DDAE but its teacher"),
-        ("ddae", "taps+weights", "the teacher"),
     )
     anew = [
         f"{NAMES[score]} {verdict(grid.difference(*WEIGHED, score, NEW_SEED))}"

@@ -6,21 +6,14 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
 Shorter at small scale, and with no follow-ups. elsewhere is the control of
-configs/studies/laws.py: DDAE's weights, each at another hidden patch; taps+weights and
-taps are DDAE and beta=0 without a teacher. DIR as in configs/studies/beta.py, packed
-with --image_size=24.
+configs/studies/laws.py: DDAE's weights, each at another hidden patch. DIR as in
+configs/studies/beta.py, packed with --image_size=24.
 """
 
 from configs.studies import laws, long
 
 ROWS = ("mae", "pixels", "ddae", "ddae,beta=0")
-ALONE = {"method.features.weight": 0.0}
-CHANGED = {
-    "elsewhere": ("ddae", {"method.name": "ddae_elsewhere"}),
-    "taps+weights": ("ddae", ALONE),
-    "taps": ("ddae,beta=0", ALONE),
-}
-"""Rows that are another one with something changed."""
+"""Of configs/studies/long.py."""
 
 AGAIN = ("ddae", "ddae,beta=0")
 """Rows whose difference five seeds left open: five more seeds test it anew."""
@@ -33,10 +26,9 @@ def get_study(text=None):
     laws.add_methods()
     study = long.get_study(text)
     rows = [row for row in study["rows"] if row["name"] in ROWS]
-    named = {row["name"]: row for row in rows}
-    for name, (other, changes) in CHANGED.items():
-        row = named[other]
-        rows.append(row | {"name": name, "set": row["set"] | changes})
+    (own,) = (row for row in rows if row["name"] == "ddae")
+    control = own["set"] | {"method.name": "ddae_elsewhere"}
+    rows.append(own | {"name": "elsewhere", "set": control})
     for row in rows:
         row["config"] += ",patch=2"
         row["set"] |= {"image_size": 24, "method.mask.kind": "block"}
