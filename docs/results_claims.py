@@ -359,6 +359,13 @@ CLAIMS = (
         "elsewhere",
     ),
     (
+        "and it is the distance that does",
+        f"the same {GRID}",
+        "grid",
+        "ddae",
+        "elsewhere",
+    ),
+    (
         "(c) and BEiT-v2",
         "BEiT-v2, with and without DDS",
         "others",
