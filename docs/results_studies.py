@@ -1,7 +1,7 @@
 """What studies found beyond the paper's claims, a section each, for docs/results.py."""
 
 import numpy as np
-from results_claims import NEW_SEED, TAP_AT_ONE
+from results_claims import TAP_AT_ONE, of_new_seeds
 from results_found import (
     NAMES,
     TRANSFER,
@@ -79,20 +79,17 @@ def by_scores(found, pairs, masks=()):
     return lines
 
 
+def asked(name, title, about, pairs, masks=()):
+    """The section of a study: what it is, its table and plot, `by_scores`."""
+    found = study(name)
+    if not found.records:
+        return [f"## {title}", "", "Not run.", ""]
+    lines = [f"## {title}", "", about, "", *found.section(TRANSFER)]
+    return lines + by_scores(found, pairs, masks)
+
+
 def other_laws():
     """Study 5."""
-    laws = study("laws")
-    lines = ["## Study 5: is it the distance, and is it the power law?", ""]
-    if not laws.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "DDAE with one schedule of beta under other laws of its weights. `power` is its"
-        " own, `even` weighs all patches alike. `elsewhere` is the control: the weights"
-        " that `power` gives an image, each at another of its hidden patches. `by-loss`"
-        " weighs a patch by its own loss, `exponential` by exp(beta d).",
-        "",
-        *laws.section(),
-    ]
     pairs = (
         ("power", "even", "weights by distance at all"),
         ("elsewhere", "even", "as uneven weights, without the distance"),
@@ -101,24 +98,19 @@ def other_laws():
         ("power", "by-loss", "distance against loss"),
         ("exponential", "power", "exp(beta d) against d^beta"),
     )
-    return lines + by_scores(laws, pairs)
+    return asked(
+        "laws",
+        "Study 5: is it the distance, and is it the power law?",
+        "DDAE with one schedule of beta under other laws of its weights. `power` is its"
+        " own, `even` weighs all patches alike. `elsewhere` is the control: the weights"
+        " that `power` gives an image, each at another of its hidden patches. `by-loss`"
+        " weighs a patch by its own loss, `exponential` by exp(beta d).",
+        pairs,
+    )
 
 
 def long_runs():
     """Study 6."""
-    long = study("long")
-    lines = ["## Study 6: what of DDAE works in a long run under random masks?", ""]
-    if not long.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "6400 steps, the teacher's weight 1 and random masks, as the defaults are."
-        " `pixels` is MAE with a decoder of one block, as each of DDAE's; `ddae,beta=0`"
-        " weighs all patches alike, `ddae,one-tap` does so too and supervises the last"
-        " block only; `mae,longer` has 9600 steps, which cost what DDAE's do."
-        " Fine-tuned for two epochs, with crops and flips alone.",
-        "",
-        *long.section(TRANSFER),
-    ]
     pairs = (
         ("ddae", "mae", "all of DDAE"),
         ("ddae", "mae,longer", "all of DDAE, MAE's steps half as many more"),
@@ -128,44 +120,45 @@ def long_runs():
         ("ddae,beta=0", "ddae,one-tap", "another tap, half way"),
         ("ddae", "ddae,beta=0", "the weights by distance"),
     )
-    return lines + by_scores(long, pairs, MASKS)
+    return asked(
+        "long",
+        "Study 6: what of DDAE works in a long run under random masks?",
+        "6400 steps, the teacher's weight 1 and random masks, as the defaults are."
+        " `pixels` is MAE with a decoder of one block, as each of DDAE's; `ddae,beta=0`"
+        " weighs all patches alike, `ddae,one-tap` does so too and supervises the last"
+        " block only; `mae,longer` has 9600 steps, which cost what DDAE's do."
+        " Fine-tuned for two epochs, with crops and flips alone.",
+        pairs,
+        MASKS,
+    )
 
 
 def finer_grid():
     """Study 7."""
-    grid = study("grid")
-    lines = ["## Study 7: does DDAE do more on a finer grid?", ""]
-    if not grid.records:
-        return [*lines, "Not run.", ""]
-    lines += [
-        "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
-        " masks: a hidden patch lies further from a visible one. 1600 steps, the"
-        " teacher's weight 1; rows as in study 6, DIR packed with `--image_size=24`.",
-        "",
-        *grid.section(),
-    ]
+    weighed = ("ddae", "ddae,beta=0")
     pairs = (
         ("ddae", "mae", "all of DDAE"),
         ("ddae", "pixels", "decoders alike"),
         ("pixels", "mae", "a decoder of one block for MAE's two"),
-        ("ddae", "ddae,beta=0", "the weights by distance"),
+        (*weighed, "the weights by distance"),
         ("ddae", "elsewhere", "the distance itself"),
         ("elsewhere", "ddae,beta=0", "as uneven weights, without the distance"),
     )
-    anew = [
-        f"{NAMES[score]} {verdict(grid.difference(*WEIGHED, score, NEW_SEED))}"
-        for score in TRANSFER[:2]
-    ]
     return [
-        *lines,
-        *by_scores(grid, pairs),
+        *asked(
+            "grid",
+            "Study 7: does DDAE do more on a finer grid?",
+            "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
+            " masks: a hidden patch lies further from a visible one. 1600 steps, the"
+            " teacher's weight 1; rows as in study 6, DIR packed with"
+            " `--image_size=24`.",
+            pairs,
+        ),
         "The weights by distance: seeds 0 to 4 left it open by kNN, so five more were"
-        f" drawn to test it anew. Of these alone: {'; '.join(anew)}.",
+        " drawn to test it anew. Of these alone:"
+        f" {of_new_seeds(study('grid'), *weighed)}.",
         "",
     ]
-
-
-WEIGHED = ("ddae", "ddae,beta=0")
 
 
 MASKS = (

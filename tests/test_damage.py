@@ -346,7 +346,11 @@ def test_what_fails_in_one_process_is_of_its_kind_in_all(monkeypatch, kind):
 def test_what_fails_in_this_process_is_told_to_all(monkeypatch, kind):
     told = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    gather = lambda mine: told.append(bytes(mine)) or np.stack([mine, mine])  # noqa: E731
+
+    def gather(mine):
+        told.append(bytes(mine))
+        return np.stack([mine, mine])
+
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     with pytest.raises(kind, match="^a word$"), together(UserError):
         raise kind("a word")
@@ -355,7 +359,10 @@ def test_what_fails_in_this_process_is_told_to_all(monkeypatch, kind):
 
 def test_of_long_words_the_beginning_is_told(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    gather = lambda mine: np.stack([0 * mine, mine])  # noqa: E731
+
+    def gather(mine):
+        return np.stack([0 * mine, mine])
+
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     said = first_word("a" + "\xe9" * 2000)  # the last is cut in half
     assert said == "process 1: a" + "\xe9" * 511 + "\N{REPLACEMENT CHARACTER}"

@@ -410,6 +410,7 @@ def test_random_crops_of_arrays_of_any_channels_and_dtype():
     [
         (np.array([0, -1, 1]), "label -1 of record 1 is < 0"),
         (np.array([0.5, 1, 2]), "labels must be a row of whole numbers"),
+        (np.array([0, 2**32, 1]), "label 4294967296 of record 1 is no class number"),
         (np.array([0, 2**31 - 1, 1]), "label 2147483647 of record 1 is no class numbe"),
         (np.zeros((3, 2), int), "labels must be a row of whole numbers"),
         (np.zeros(0, int), "3 images but 0 labels"),

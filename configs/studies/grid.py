@@ -24,14 +24,14 @@ STEPS = 1600
 
 def get_study(text=None):
     laws.add_methods()
-    study = long.get_study(text)
+    study = long.get_study(text, mask="block")
     rows = [row for row in study["rows"] if row["name"] in ROWS]
     (own,) = (row for row in rows if row["name"] == "ddae")
     control = own["set"] | {"method.name": "ddae_elsewhere"}
     rows.append(own | {"name": "elsewhere", "set": control})
     for row in rows:
         row["config"] += ",patch=2"
-        row["set"] |= {"image_size": 24, "method.mask.kind": "block"}
+        row["set"] |= {"image_size": 24}
         if "total_steps" in row["set"]:
             row["set"] |= {"total_steps": STEPS}
             row["seeds"] = tuple(range(10 if row["name"] in AGAIN else 5))

@@ -30,9 +30,9 @@ ROWS = {
 }
 
 
-def get_study(text=None):
+def get_study(text=None, mask="random"):
     chosen = common.arguments(
-        text, scale="full", epochs=400, beta="near-far", tilt=-0.5, mask="random"
+        text, scale="full", epochs=400, beta="near-far", tilt=-0.5, mask=mask
     )
     small = chosen["scale"] == "small"
     rows = []
