@@ -5,7 +5,7 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
-Shorter at small scale, and with no follow-ups. elsewhere is the control of
+At small scale also shorter; no follow-ups. elsewhere is the control of
 configs/studies/laws.py: DDAE's weights, each at another hidden patch. DIR as in
 configs/studies/beta.py, packed with --image_size=24.
 """
@@ -19,7 +19,7 @@ AGAIN = ("ddae", "ddae,beta=0")
 """Rows whose difference five seeds left open: five more seeds test it anew."""
 
 STEPS = 1600
-"""Of small scale."""
+"""Of small scale, but for rows whose names end in the steps of long.py."""
 
 
 def get_study(text=None):
@@ -29,14 +29,18 @@ def get_study(text=None):
     (own,) = (row for row in rows if row["name"] == "ddae")
     control = own["set"] | {"method.name": "ddae_elsewhere"}
     rows.append(own | {"name": "elsewhere", "set": control})
+    longer = []
     for row in rows:
         row["config"] += ",patch=2"
         row["set"] |= {"image_size": 24}
         if "total_steps" in row["set"]:
+            if row["name"] in ROWS:
+                name = f"{row['name']},{long.STEPS}"
+                longer.append(row | {"name": name, "set": row["set"].copy()})
             row["set"] |= {"total_steps": STEPS}
             row["seeds"] = tuple(range(10 if row["name"] in AGAIN else 5))
     return study | {
         "about": "DDAE and its weights by distance on a grid of 12 x 12",
-        "rows": rows,
+        "rows": rows + longer,
         "follow_ups": {},
     }
