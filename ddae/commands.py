@@ -62,9 +62,20 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, StorageError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = in_flags(" ".join(str(error).split()), made)
+        print(f"error: {said}", file=sys.stderr)
         passing = isinstance(error, StorageError)
         return 1 if passing or getattr(error, "errno", 0) in FULL else 2
+
+
+def in_flags(said: str, made: argparse.ArgumentParser) -> str:
+    """What was `said` of a config's keys, of the flags of `made` where it has them."""
+    flags = re.findall(r"(?<=--)\w+", made.format_usage())
+    return re.sub(
+        r"\bconfig\.(?:data\.|model\.)?(\w+)",
+        lambda key: f"--{key[1]}" if key[1] in flags else key[0],
+        said,
+    )
 
 
 def quiet_tensorflow() -> None:

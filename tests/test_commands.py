@@ -57,6 +57,18 @@ def test_what_is_wrong_with_what_was_given_is_one_line(error, capsys):
     assert capsys.readouterr().err == "error: a b\n"
 
 
+def test_keys_of_a_config_are_called_as_the_flags_of_a_command():
+    made = parser()
+    for name in ("--channels", "--dir"):
+        made.add_argument(name)
+    made.add_argument("workdir")
+    said = "set config.data.dir, config.model.channels=3 or config.data.dirs"
+    told = "set --dir, --channels=3 or config.data.dirs"
+    assert commands.in_flags(said, made) == told
+    others = "config.init.workdir, config.eval.dir"  # no flag; no key of data
+    assert commands.in_flags(others, made) == others
+
+
 def test_a_full_disk_is_not_what_was_given(capsys):
     def fails(args):
         raise OSError(errno.ENOSPC, "No space left on device")

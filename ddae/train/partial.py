@@ -66,8 +66,9 @@ def load_into(
     unexpected = [path for path in given if path not in own]
     _refuse(missing, may_miss, "are not among the weights, among them")
     _refuse(unexpected, may_leave, "of the weights have no place, among them")
+    shared = [path for path in own if path in given]  # in order: errors name the first
     taken, resized = dict(own), []
-    for path in own.keys() & given.keys():
+    for path in shared:
         shape, value = tuple(own[path].shape), given[path]
         fitted = resize(path, value, shape) if resize else None
         if fitted is not None:
@@ -76,7 +77,7 @@ def load_into(
         elif value.shape != shape:
             raise UserError(f"weight {path} has shape {value.shape}, wanted is {shape}")
         taken[path] = value.astype(own[path].dtype)
-    matched = [path for path in own if path in given and path not in resized]
+    matched = [path for path in shared if path not in resized]
     tree = jax.tree_util.tree_unflatten(structure, list(taken.values()))
     return tree, Loaded(matched, sorted(resized), missing, unexpected)
 
