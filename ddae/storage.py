@@ -2,7 +2,10 @@
 
 import errno
 import os
+import pathlib
 import re
+import tempfile
+import time
 
 from etils import epath
 
@@ -53,6 +56,46 @@ def absolute(path: epath.PathLike) -> epath.Path:
             mend = "pip install google-cloud-storage"
             raise UserError(f"{path} cannot be used: {mend}") from error
     return epath.Path(path) if is_remote(text) else epath.Path(path).resolve()
+
+
+class Mirror:
+    """A folder of this machine, `here`, whose files a bucket has too, in `there`, as of
+    the last `push`.
+
+    No object can grow: to append a line TensorFlow reads the whole object and uploads
+    it anew, and an open file whole at every flush.
+    """
+
+    def __init__(self, there: epath.Path):
+        self._folder = tempfile.TemporaryDirectory(prefix="ddae-")
+        self.here = epath.Path(self._folder.name)
+        self._there, self._pushed = there, {}
+        self._at = time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the last push."""
+        return time.monotonic() - self._at
+
+    def push(self) -> None:
+        """Uploads the files that are new or have changed."""
+        for path in sorted(
+            p for p in pathlib.Path(self.here).rglob("*") if p.is_file()
+        ):
+            found = path.stat()
+            as_now = (found.st_size, found.st_mtime_ns)
+            if path.is_file() and self._pushed.get(path) != as_now:
+                target = self._there / path.relative_to(self.here).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                epath.Path(path).copy(target, overwrite=True)
+                self._pushed[path] = as_now
+        self._at = time.monotonic()
+
+    def close(self) -> None:
+        """Pushes for the last time; the folder goes."""
+        try:
+            self.push()
+        finally:
+            self._folder.cleanup()
 
 
 class StorageError(RuntimeError):

@@ -264,6 +264,7 @@ DECODERS = "(b) and not by its decoders"
 DISTANCE = "difficulty by distance matters"
 ONE = "MAE with a decoder of one block, as each of DDAE's"
 GRID = "on a grid of 12 x 12, blockwise masks, 1600 steps (study 7)"
+GRID_LONG = GRID.replace("1600", "6400")
 
 CLAIMS = (
     (MORE, "DDAE, 3200 steps, against MAE, 6400", "epochs", "ddae,3200", "mae,6400"),
@@ -304,6 +305,7 @@ CLAIMS = (
         "mae",
     ),
     (BETTER, f"the same {GRID}", "grid", "ddae", "mae"),
+    (BETTER, f"the same {GRID_LONG}", "grid", "ddae,6400", "mae,6400"),
     (
         DECODERS,
         f"DDAE against {ONE}, 800 steps each (study 2)",
@@ -358,6 +360,7 @@ CLAIMS = (
         "ddae,beta=0",
     ),
     (DISTANCE, f"the same {GRID}", "grid", "ddae", "ddae,beta=0"),
+    (DISTANCE, f"the same {GRID_LONG}", "grid", "ddae,6400", "ddae,beta=0,6400"),
     (
         "and it is the distance that does",
         "DDAE against the same weights at other patches, 800 steps (study 5)",
@@ -404,6 +407,13 @@ LOCAL = (
     ("long", "ddae", "ddae,beta=0", "the same against DDAE with beta = 0 (study 6)"),
     ("grid", "ddae", "mae", f"DDAE against MAE {GRID}"),
     ("grid", "ddae", "ddae,beta=0", "the same against DDAE with beta = 0 (study 7)"),
+    ("grid", "ddae,6400", "mae,6400", f"DDAE against MAE {GRID_LONG}"),
+    (
+        "grid",
+        "ddae,6400",
+        "ddae,beta=0,6400",
+        "the same against DDAE with beta = 0 (study 7)",
+    ),
 )
 """How claim (d) was tested: study, first row, second row, what they are."""
 

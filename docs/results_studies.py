@@ -143,19 +143,23 @@ def finer_grid():
         (*weighed, "the weights by distance"),
         ("ddae", "elsewhere", "the distance itself"),
         ("elsewhere", "ddae,beta=0", "as uneven weights, without the distance"),
+        ("ddae,6400", "mae,6400", "all of DDAE, 6400 steps"),
+        ("ddae,6400", "pixels,6400", "decoders alike, 6400 steps"),
+        ("ddae,6400", "ddae,beta=0,6400", "the weights by distance, 6400 steps"),
+        ("ddae,beta=0,6400", "mae,6400", "without them, 6400 steps"),
     )
     return [
         *asked(
             "grid",
             "Study 7: does DDAE do more on a finer grid?",
             "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
-            " masks: a hidden patch lies further from a visible one. 1600 steps, the"
-            " teacher's weight 1; rows as in study 6, DIR packed with"
+            " masks: a hidden patch lies further from a visible one. 1600 steps, 6400 where"
+            " a row says so, the teacher's weight 1; rows as in study 6, DIR packed with"
             " `--image_size=24`.",
             pairs,
         ),
-        "The weights by distance: seeds 0 to 4 left it open by kNN, so five more were"
-        " drawn to test it anew. Of these alone:"
+        "The weights by distance, 1600 steps: seeds 0 to 4 left it open by kNN, so five"
+        " more were drawn to test it anew. Of these alone:"
         f" {of_new_seeds(study('grid'), *weighed)}.",
         "",
     ]

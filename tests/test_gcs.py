@@ -4,12 +4,14 @@ import itertools
 import pathlib
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 from conftest import tiny_config
 from fake_gcs import running
 from orbax.checkpoint._src.path import gcs_utils
+from tensorflow.compat.v1.train import summary_iterator
 from test_tfds import clean  # noqa: F401
 
 import ddae
@@ -19,8 +21,9 @@ from ddae.settings import UserError
 from ddae.storage import absolute
 from ddae.study.__main__ import main as study
 from ddae.train import loop
+from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import run_to_end
-from ddae.train.metrics import read_metrics
+from ddae.train.metrics import PUSH_SECONDS, Report, read_metrics
 
 TIMES = ("seconds", "data_wait", "images_per_second")
 ALL = slice(None)
@@ -79,6 +82,60 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, tmp_path):
     assert inspect.main(["gs://bucket/runs/a"]) == 0
     assert analyse.main(["gs://bucket/runs/a", "--num_images=8"]) == 0
     assert "runs/a/analysis/analysis.json" in bucket.objects
+
+
+def test_the_log_of_a_run_in_a_bucket_is_uploaded_now_and_then(bucket, monkeypatch):
+    """No object can grow: each row would be an upload of all rows."""
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("ddae.storage.time", clock)
+    log, picture = "gs://bucket/log/metrics.jsonl", np.full((4, 5, 3), 9, np.uint8)
+
+    def steps():
+        return [row["step"] for row in read_metrics(log)]
+
+    report = Report("gs://bucket/log", None)
+    for step in range(1, 30):
+        report.write(step, {"train/a": 1.0, "train/b": 2.0, "eval/figure": picture})
+    assert not bucket.objects and len(report.rows()) == 29
+    now[0] += PUSH_SECONDS
+    report.write(30, {"train/a": 1.0})
+    assert steps() == list(range(1, 31))
+    assert bucket.objects["log/figures/figure.png"][0].startswith(b"\x89PNG")
+    before = {name: generation for name, (_, generation) in bucket.objects.items()}
+    report.write(31, {"train/a": 1.0})
+    monkeypatch.setattr("ddae.train.metrics.EVENTS_BYTES", 1)
+    report.push()  # before a save
+    assert steps()[-1] == 31
+    report.write(32, {"train/a": 1.0})
+    report.close()
+    assert steps()[-1] == 32
+    after = {name: generation for name, (_, generation) in bucket.objects.items()}
+    written = {name for name in after if after[name] != before.get(name)}
+    events = sorted(n for n in after if n.startswith("log/tensorboard/events"))
+    assert len(events) == 2 and written == {"log/metrics.jsonl", *events}
+    found = [
+        event.step
+        for name in events
+        for event in summary_iterator(f"gs://bucket/{name}")
+        if event.HasField("summary")
+    ]
+    assert sorted(set(found)) == list(range(1, 33))
+    again = Report("gs://bucket/log", 20)
+    assert len(again.rows()) == 20 and steps()[-1] == 32, "until it is pushed"
+    again.close()
+    assert steps() == list(range(1, 21))
+    Report("gs://bucket/log", None).close()
+    assert not steps() and len(read_metrics(f"{log}.1")) == 20
+
+
+def test_a_run_saves_its_log_before_its_weights(tmp_path, monkeypatch):
+    """A resumed run writes no row of a step that it does not take."""
+    said = []
+    monkeypatch.setattr(Report, "push", lambda report: said.append("log"))
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: said.append("weights"))
+    loop.run(tiny_config(), str(tmp_path))
+    assert said == ["log", "weights"] * 2
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def _from_step(
         checkpoints.evaluated(step, found)
     if step >= job.total_steps:
         report.say(f"nothing to train: step {step} is the last")
-        checkpoints.save(state, step, job.config, job.data_state)
+        _save(job, state, step, checkpoints, report)
         return
     profile = Profile(job.options.profile, workdir)
     with contextlib.closing(profile):
@@ -194,13 +194,21 @@ def _evaluated(
     try:
         return evaluate(job, state, step, report)
     except PreemptedError:
-        _save_and_stop(job, state, step, checkpoints)
+        _save_and_stop(job, state, step, checkpoints, report)
+
+
+def _save(
+    job: Job, state: TrainState, step: int, checkpoints: Checkpoints, report: Report
+) -> None:
+    """Saves; first the log, whose rows up to here no resumed run writes again."""
+    report.push()
+    checkpoints.save(state, step, job.config, job.data_state)
 
 
 def _save_and_stop(
-    job: Job, state: TrainState, step: int, checkpoints: Checkpoints
+    job: Job, state: TrainState, step: int, checkpoints: Checkpoints, report: Report
 ) -> NoReturn:
-    checkpoints.save(state, step, job.config, job.data_state)
+    _save(job, state, step, checkpoints, report)
     checkpoints.close()
     raise PreemptedError(
         f"asked to stop; saved at step {step} of {job.total_steps}: run the same"
@@ -266,11 +274,11 @@ def train(
             report.write(step, values)
             report.say(progress_line(step, last_step, values))
         if asked == STOP and not last:
-            _save_and_stop(job, state, step, checkpoints)
+            _save_and_stop(job, state, step, checkpoints, report)
         with meter.aside():
             # First: a run that dies in an evaluation takes it again, and no step.
             if saves:
-                checkpoints.save(state, step, job.config, job.data_state)
+                _save(job, state, step, checkpoints, report)
             if job.evaluates(step):
                 found = _evaluated(job, state, step, checkpoints, report)
                 checkpoints.evaluated(step, found)

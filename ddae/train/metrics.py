@@ -18,7 +18,15 @@ from PIL import Image
 from ddae.commands import quiet_tensorflow
 from ddae.data.decode import tensorflow
 from ddae.objective import Metrics
+from ddae.storage import Mirror, is_remote
 from ddae.train.state import SO_FAR
+
+PUSH_SECONDS = 60.0
+"""How old what a bucket has of a log may become, from row to row."""
+
+EVENTS_BYTES = 2**24
+"""Size from which a bucket's TensorBoard events go on in another file: each push is of
+whole files."""
 
 
 class Report:
@@ -27,27 +35,33 @@ class Report:
     metrics.jsonl holds one object a logged step. Rows after the step resumed at are
     dropped: those steps are about to be taken again. At a fresh start (None) it is put
     aside, for the checkpoints of a long run may only have been moved.
+
+    A bucket has what was written before the last `push`, which `write` calls every
+    PUSH_SECONDS.
     """
 
     def __init__(self, workdir: str, resumed_at: int | None):
         self.active = jax.process_index() == 0
         self.path = epath.Path(workdir) / "metrics.jsonl"
-        self.figures = epath.Path(workdir) / "figures"
-        self._board = None
+        self._board = self._mirror = None
         if not self.active:
             return
-        self.figures.mkdir(parents=True, exist_ok=True)
         rows = read_metrics(self.path)
-        if resumed_at is None:
-            kept = []
-            if rows:
-                self._put_aside()
-        else:
-            kept = [row for row in rows if row.get("step", math.inf) <= resumed_at]
+        if resumed_at is None and rows:
+            self._put_aside()
+        last = -1 if resumed_at is None else resumed_at
+        kept = [row for row in rows if row.get("step", math.inf) <= last]
+        self._folder = epath.Path(workdir)
+        if is_remote(workdir):
+            self._mirror = Mirror(self._folder)
+            self._folder = self._mirror.here
+            self.path = self._folder / self.path.name
+        self.figures = self._folder / "figures"
+        self.figures.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         part.replace(self.path)
-        self._board = _tensorboard(workdir)
+        self._board = _tensorboard(self._folder)
 
     def _put_aside(self) -> None:
         names = (f"{self.path.name}.{number}" for number in itertools.count(1))
@@ -83,6 +97,19 @@ class Report:
             if pictures:
                 self._board.write_images(at, {k: v[None] for k, v in pictures.items()})
             self._board.flush()
+        if self._mirror is not None and self._mirror.age() >= PUSH_SECONDS:
+            self.push()
+
+    def push(self) -> None:
+        """Has a bucket hold all that was written so far; a disk does in any case."""
+        if self._mirror is None:
+            return
+        self._mirror.push()
+        for events in (self._folder / "tensorboard").glob("*"):
+            if events.stat().length >= EVENTS_BYTES:
+                self._board.close()
+                events.unlink()
+                self._board = _tensorboard(self._folder)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl so far."""
@@ -101,6 +128,8 @@ class Report:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 class Meter:
@@ -201,7 +230,7 @@ def write_config(
         (folder / "classes.txt").write_bytes(data)
 
 
-def _tensorboard(workdir: str) -> Any:
+def _tensorboard(workdir: epath.Path) -> Any:
     """clu's writer, or None with a line saying so where TensorFlow is not installed."""
     quiet_tensorflow()
     try:
