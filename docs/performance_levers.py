@@ -180,6 +180,22 @@ def _saved(rows):
     )
 
 
+def _logged(rows):
+    found = {row["what"]: row for row in of(rows, "log")}
+    if len(found) < 2:
+        return None
+    before, now = (
+        "{requests:.1f} requests, {megabytes:.2f} MB and {seconds:.2f} s".format(
+            **row, megabytes=row["bytes"] / 1e6
+        )
+        for row in (found["as on a disk"], found["as it is"])
+    )
+    return (
+        f"a row of DDAE-B's, mean over {found['as it is']['rows']} with figures every"
+        f" fifty, was {before}; now {now}, by a fake bucket on the same machine"
+    )
+
+
 def lever_rows(rows):
     """What each lever gave, where a line says it."""
     casts = of(rows, "casts")
@@ -326,6 +342,13 @@ def lever_rows(rows):
                 "a save cuts no array that several devices hold into slices of less"
                 " than 1 MiB: each is a program, a dispatch and a copy",
                 _saved(rows),
+                "always",
+            ),
+            (
+                "on gs:// the log is kept on the machine, and uploaded once a minute"
+                " and before a save: no object can grow, and each row was several"
+                " uploads of the whole log",
+                _logged(rows),
                 "always",
             ),
             ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),

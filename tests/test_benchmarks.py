@@ -66,6 +66,18 @@ def test_a_save_is_timed_as_it_is_and_as_orbax_has_it(tmp_path):
     assert rows[0]["arrays"] == rows[1]["arrays"] > 100
 
 
+@pytest.mark.slow
+def test_a_log_in_a_bucket_is_sent_less_often_than_its_rows(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    command = ["--config=quickstart", "--rows=6", f"--output={output}"]
+    made = run("benchmarks/log.py", *command)
+    assert made.returncode == 0, made.stderr
+    before, now = [json.loads(line) for line in output.read_text().splitlines()]
+    assert (before["what"], now["what"]) == ("as on a disk", "as it is")
+    assert now["requests"] < before["requests"] / 2 and 0 < now["bytes"]
+    assert now["bytes"] < before["bytes"] / 2
+
+
 def test_a_profile_says_what_a_gpus_kernels_were_for(tmp_path, monkeypatch):
     """By the names that kernels had in profiles of an H100, two steps in each."""
     names = {
