@@ -154,8 +154,8 @@ def finer_grid():
             "Study 7: does DDAE do more on a finer grid?",
             "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
             " masks: a hidden patch lies further from a visible one. 1600 steps"
-            " (6400 where a row says so), the teacher's weight 1; rows as in study 6, DIR"
-            " packed with `--image_size=24`.",
+            " (6400 where a row says so), the teacher's weight 1; rows as in study 6,"
+            " DIR packed with `--image_size=24`.",
             pairs,
         ),
         "The weights by distance, 1600 steps: seeds 0 to 4 left it open by kNN, so five"
