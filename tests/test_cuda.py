@@ -56,8 +56,11 @@ def test_the_gradient_of_a_norm_is_one_kernel(wide):
         for _, _, kind, _, line in scaling.instructions(wide[1])
         if kind not in scaling.NO_KERNEL and re.search(name, line)
     ]
-    assert len(kernels) == 8, "two blocks and two heads of one, with two norms each"
-    assert all("__triton" in line for line in kernels)
+    of_triton = ["__triton" in line for line in kernels]
+    if jax.__version_info__ < (0, 12):
+        assert of_triton == 8 * [True], "two blocks, two heads of one, two norms each"
+    else:  # the first blocks' go on to what cuts the tokens, and are called after that
+        assert sorted(of_triton) == [False, *5 * [True]], "an addition is left alone"
 
 
 def test_the_state_is_written_over_and_never_copied(wide):
