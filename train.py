@@ -60,9 +60,9 @@ def wrong(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; a misspelt key or missing file is one line, exit code 2."""
-    from ddae.commands import at_home, in_file, quiet_tensorflow, unknown_key
+    from ddae.commands import at_home, before_tensorflow, in_file, unknown_key
 
-    quiet_tensorflow()
+    before_tensorflow()
     try:
         rest = flags.FLAGS(at_home(argv))
         for name in ("config", "workdir"):

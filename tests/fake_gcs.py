@@ -32,10 +32,11 @@ MISSING = {"error": {"code": 404, "message": "not there"}}
 
 class Bucket:
     """Objects by their names. faults: (part of a request's line, status) of requests
-    that are still to fail, once each."""
+    that are still to fail, once each. traffic: requests, and bytes up and down."""
 
     def __init__(self):
         self.objects = {}
+        self.traffic = collections.Counter()
         self.faults = collections.deque()
         self._generation, self._uploads, self._lock = 0, {}, threading.Lock()
 
@@ -109,6 +110,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         """Ends a request."""
         if isinstance(body, dict):
             body = json.dumps(body).encode()
+        self.bucket.traffic["down"] += len(body)
         self.send_response(status)
         if self.command != "CONNECT":
             headers["Content-Length"] = len(body)
@@ -131,6 +133,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def answer(self):
         """Any request but CONNECT."""
         data, parts = self.received(), urlsplit(self.path)
+        self.bucket.traffic.update(requests=1, up=len(data))
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         faults = self.bucket.faults
         if faults and faults[0][0] in f"{self.command} {unquote(self.path)}":

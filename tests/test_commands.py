@@ -108,5 +108,7 @@ def test_tensorflow_is_quiet_though_jax_was_imported_first(monkeypatch, before, 
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", before or "")
     if before is None:
         monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    commands.quiet_tensorflow()
+    monkeypatch.delenv("GCS_READ_CACHE_BLOCK_SIZE_MB", raising=False)
+    commands.before_tensorflow()
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == after
+    assert os.environ["GCS_READ_CACHE_BLOCK_SIZE_MB"] == "1"

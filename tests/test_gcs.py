@@ -3,7 +3,9 @@
 import itertools
 import pathlib
 import shutil
+import subprocess
 import sys
+import tarfile
 import types
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from conftest import tiny_config
 from fake_gcs import running
 from orbax.checkpoint._src.path import gcs_utils
+from PIL import Image
 from tensorflow.compat.v1.train import summary_iterator
 from test_tfds import clean  # noqa: F401
 
@@ -25,6 +28,7 @@ from ddae.train.checkpoint import Checkpoints
 from ddae.train.cluster import run_to_end
 from ddae.train.metrics import PUSH_SECONDS, Report, read_metrics
 
+ROOT = pathlib.Path(__file__).parents[1]
 TIMES = ("seconds", "data_wait", "images_per_second")
 ALL = slice(None)
 # TensorFlow's and TFDS's own Python, not ours, warns.
@@ -192,6 +196,26 @@ def test_a_set_in_a_bucket_that_may_not_be_read_is_one_line(bucket):
     given = {"data__name": "tfds/imagenet2012", "data__dir": "gs://bucket/locked"}
     with pytest.raises(UserError, match="^imagenet2012 cannot be read: Perm.* 403$"):
         data.from_config(tiny_config(**given), (16, 16, 3))
+
+
+@pytest.mark.slow
+def test_a_record_in_a_bucket_is_not_read_with_all_that_follows(bucket, tmp_path):
+    """TensorFlow fetches 64 MB a read, unless it is told before it is imported."""
+    draw, count = np.random.default_rng(0), 32
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number in range(count):
+            path = tmp_path / f"{number}.png"
+            Image.fromarray(draw.integers(0, 255, (256, 256, 3), np.uint8)).save(path)
+            tar.add(path, path.name)
+    data = (tmp_path / "train.tar").read_bytes()
+    bucket.put("noise/train.tar", data)
+    before = bucket.traffic["down"]
+    command = "ddae.data.stats tar --dir=gs://bucket/noise --image_size=8"
+    command = [sys.executable, "-m", *command.split()]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0 and str(count) in made.stdout, made.stderr
+    read = bucket.traffic["down"] - before
+    assert len(data) > 6e6 and read < len(data) + 1.2 * count * 2**20
 
 
 def test_tar_files_in_a_bucket(bucket, tmp_path, clean):  # noqa: F811

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from ddae.commands import quiet_tensorflow
+from ddae.commands import before_tensorflow
 from ddae.data.decode import tensorflow
 from ddae.objective import Metrics
 from ddae.storage import Mirror, is_remote
@@ -232,7 +232,7 @@ def write_config(
 
 def _tensorboard(workdir: epath.Path) -> Any:
     """clu's writer, or None with a line saying so where TensorFlow is not installed."""
-    quiet_tensorflow()
+    before_tensorflow()
     try:
         tensorflow()
         from clu import metric_writers
