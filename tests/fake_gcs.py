@@ -181,10 +181,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         if name not in self.bucket.objects:
             return self.reply(404, MISSING)
         data, generation = self.bucket.objects[name]
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not asked:
             return self.reply(200, data, x_goog_generation=generation)
-        first, last = int(asked.group(1)), int(asked.group(2) or len(data))
+        first, last = asked.groups()
+        if not first:  # the last bytes
+            first, last = max(len(data) - int(last), 0), ""
+        first, last = int(first), int(last or len(data))
         part = data[first : last + 1]
         if not part:
             return self.reply(416, Content_Range=f"bytes */{len(data)}")
