@@ -67,8 +67,7 @@ class Mirror:
     """
 
     def __init__(self, there: epath.Path):
-        self._folder = tempfile.TemporaryDirectory(prefix="ddae-")
-        self.here = epath.Path(self._folder.name)
+        self.here = epath.Path(tempfile.mkdtemp(prefix="ddae-"))
         self._there, self._pushed = there, {}
         self._at = time.monotonic()
 
@@ -76,8 +75,19 @@ class Mirror:
         """Seconds since the last push."""
         return time.monotonic() - self._at
 
-    def push(self) -> None:
-        """Uploads the files that are new or have changed."""
+    def push(self) -> str:
+        """Uploads the files that are new or have changed. What a bucket says that does
+        not take them, for they may go with the next push; else nothing."""
+        self._at = time.monotonic()
+        try:
+            self._upload()
+        except Exception as error:
+            if not of_bucket(error):
+                raise
+            return str(error).partition("\n")[0]
+        return ""
+
+    def _upload(self) -> None:
         for path in sorted(
             p for p in pathlib.Path(self.here).rglob("*") if p.is_file()
         ):
@@ -88,14 +98,12 @@ class Mirror:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
                 self._pushed[path] = as_now
-        self._at = time.monotonic()
 
-    def close(self) -> None:
-        """Pushes for the last time; the folder goes."""
-        try:
-            self.push()
-        finally:
-            self._folder.cleanup()
+    def close(self) -> str:
+        """As `push`; then the folder goes, unless something in it is nowhere else."""
+        if not (refused := self.push()):
+            self.here.rmtree()
+        return refused
 
 
 class StorageError(RuntimeError):

@@ -20,10 +20,13 @@ from ddae.study import report
 BLOCKWISE = "6400 steps, blockwise masks"
 RANDOM = "6400 steps, random masks"
 GRID = "1600 steps, blockwise masks, 12 x 12"
+GRID_LONG = "6400 steps, blockwise masks, 12 x 12"
 WITH_ONE = "MAE, decoder as DDAE's"
 AT_ONE = "epochs/ddae,features=1"
 LONG = f"{AT_ONE},6400"
 EVEN = f"{AT_ONE},beta=0,6400"
+
+GRID_EVEN = ("grid/ddae,6400", "grid/ddae,beta=0,6400")
 
 FRONT = (
     (RANDOM, "DDAE", "MAE", "long/ddae", "long/mae"),
@@ -37,8 +40,8 @@ FRONT = (
     (BLOCKWISE, "DDAE", "DDAE, weights even", LONG, EVEN),
     (BLOCKWISE, "DDAE", "DDAE, even, last block", LONG, f"{AT_ONE},one-tap,6400"),
     (BLOCKWISE, "DDAE, 3200 steps", "MAE", f"{AT_ONE},3200", "epochs/mae,6400"),
-    (GRID, "DDAE", "MAE", "grid/ddae", "grid/mae"),
-    (GRID, "DDAE", "DDAE, weights even", "grid/ddae", "grid/ddae,beta=0"),
+    (GRID_LONG, "DDAE", "MAE", "grid/ddae,6400", "grid/mae,6400"),
+    (GRID_LONG, "DDAE", "DDAE, weights even", *GRID_EVEN),
     (GRID, "DDAE", "its weights at other patches", "grid/ddae", "grid/elsewhere"),
 )
 """Of the README: (runs, what is compared, with what, its STUDY/ROW, the other's)."""

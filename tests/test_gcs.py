@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,27 @@ def test_the_log_of_a_run_in_a_bucket_is_uploaded_now_and_then(bucket, monkeypat
     assert steps() == list(range(1, 21))
     Report("gs://bucket/log", None).close()
     assert not steps() and len(read_metrics(f"{log}.1")) == 20
+
+
+def test_a_bucket_that_takes_no_log_does_not_end_the_run(bucket, capsys):
+    report = Report("gs://bucket/refused", None)
+    report.write(1, {"train/a": 1.0})
+    bucket.faults.append(("POST /upload", 403))
+    report.push()
+    said = "the log could not be uploaded, and will be later: Error executing an HTTP"
+    assert said in capsys.readouterr().out
+    report.push()
+    assert len(read_metrics("gs://bucket/refused/metrics.jsonl")) == 1
+    report.write(2, {"train/a": 1.0})
+    bucket.faults.append(("POST /upload", 403))
+    report.close()
+    said = capsys.readouterr().out
+    kept = re.search("the log, in (.*), could not be uploaded: Error", said).group(1)
+    assert len(read_metrics(f"{kept}/metrics.jsonl")) == 2
+    shutil.rmtree(kept)
+    closed = Report("gs://bucket/taken", None)
+    closed.close()
+    assert not closed.path.parent.exists() and "taken/metrics.jsonl" in bucket.objects
 
 
 def test_a_run_saves_its_log_before_its_weights(tmp_path, monkeypatch):

@@ -104,7 +104,9 @@ class Report:
         """Has a bucket hold all that was written so far; a disk does in any case."""
         if self._mirror is None:
             return
-        self._mirror.push()
+        if refused := self._mirror.push():
+            self.say(f"the log could not be uploaded, and will be later: {refused}")
+            return
         for events in (self._folder / "tensorboard").glob("*"):
             if events.stat().length >= EVENTS_BYTES:
                 self._board.close()
@@ -128,8 +130,8 @@ class Report:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-        if self._mirror is not None:
-            self._mirror.close()
+        if self._mirror is not None and (refused := self._mirror.close()):
+            self.say(f"the log, in {self._folder}, could not be uploaded: {refused}")
 
 
 class Meter:
