@@ -92,7 +92,8 @@ def front():
     weights = verdict(paired(LONG, EVEN, "linear_top1"))
     eighth = pooled_verdict(study("epochs"), EIGHTH)
     finer = study("grid"), "ddae", "ddae,beta=0"
-    finer_linear = verdict(paired("grid/ddae", "grid/ddae,beta=0", "linear_top1"))
+    pairs = ("grid/ddae", "grid/ddae,beta=0"), GRID_EVEN
+    short, long = (verdict(paired(*pair, "linear_top1")) for pair in pairs)
     tuned = [
         f"{what}: {verdict(study('long').difference('ddae', row, 'finetune'))}"
         for what, row in (("MAE", "mae"), (WITH_ONE, "pixels"))
@@ -105,8 +106,8 @@ def front():
             "",
             f"Untrained: {untrained}. By a linear probe on the same features DDAE less"
             f" DDAE with even weights, 6400 steps, blockwise masks: {weights}; on the"
-            f" grid of 12 x 12: {finer_linear}; and there, in how far its last"
-            " block's attention reaches:"
+            f" grid of 12 x 12: {long}; there after 1600 steps: {short}; and then, in"
+            " how far its last block's attention reaches:"
             f" {locality(*finer, 'attention_distance/block04')}. Fine-tuned for"
             " two epochs after 6400 steps under random masks: DDAE less"
             f" {'; less '.join(tuned)}. DDAE,"
