@@ -95,7 +95,8 @@ class Mirror:
             as_now = (found.st_size, found.st_mtime_ns)
             if path.is_file() and self._pushed.get(path) != as_now:
                 target = self._there / path.relative_to(self.here).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
+                if path not in self._pushed:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
                 self._pushed[path] = as_now
 

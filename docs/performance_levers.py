@@ -78,6 +78,26 @@ def _cached(rows):
     )
 
 
+def _flags(rows):
+    """Of the quickstart's step, each flag beside the step without any."""
+    found = of(rows, "step_flags")
+    if not found:
+        return None
+    (plain,) = [
+        row
+        for row in of(rows, "step")
+        if found[0]["command"].endswith(row["command"])
+        and row["machine"] == found[0]["machine"]
+    ]
+    said = (
+        f"{row['compile_cpu_seconds']:.1f} CPU-s and {1e3 * row['step_seconds']:.1f} ms"
+        for row in (plain, *found)
+    )
+    names = ", ".join(f"`{row['what']}`" for row in found)
+    first, *others = said
+    return f"the quickstart's step: {first}; with {names}: {', '.join(others)}"
+
+
 def _products(rows):
     # Rows of before the change, and of right after it, both in one process.
     names = ("against_torch_before", "against_torch_one_process")
@@ -338,6 +358,11 @@ def lever_rows(rows):
                 "always, where the C library is glibc",
             ),
             ("persistent compile cache", _cached(rows), "`config.compile_cache`, on"),
+            (
+                "XLA's flags for a quicker compile on a CPU",
+                _flags(rows),
+                "none is set: no goal is met by them",
+            ),
             (
                 "a save cuts no array that several devices hold into slices of less"
                 " than 1 MiB: each is a program, a dispatch and a copy",
