@@ -88,12 +88,11 @@ class Mirror:
         return ""
 
     def _upload(self) -> None:
-        for path in sorted(
-            p for p in pathlib.Path(self.here).rglob("*") if p.is_file()
-        ):
+        files = [p for p in pathlib.Path(self.here).rglob("*") if p.is_file()]
+        for path in sorted(files):
             found = path.stat()
             as_now = (found.st_size, found.st_mtime_ns)
-            if path.is_file() and self._pushed.get(path) != as_now:
+            if self._pushed.get(path) != as_now:
                 target = self._there / path.relative_to(self.here).as_posix()
                 if path not in self._pushed:
                     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
-At small scale also shorter; no follow-ups. elsewhere is the control of
-configs/studies/laws.py: DDAE's weights, each at another hidden patch. DIR as in
-configs/studies/beta.py, packed with --image_size=24.
+At small scale 1600 steps, or as many as there where a row says so; no follow-ups.
+elsewhere is the control of configs/studies/laws.py: DDAE's weights, each at another
+hidden patch. DIR as in configs/studies/beta.py, packed with --image_size=24.
 """
 
 from configs.studies import laws, long
