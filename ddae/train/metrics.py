@@ -108,7 +108,7 @@ class Report:
             self.say(f"the log could not be uploaded, and will be later: {refused}")
             return
         for events in (self._folder / "tensorboard").glob("*"):
-            if events.stat().length >= EVENTS_BYTES:
+            if self._board is not None and events.stat().length >= EVENTS_BYTES:
                 self._board.close()
                 events.unlink()
                 self._board = _tensorboard(self._folder)
