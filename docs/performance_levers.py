@@ -183,17 +183,21 @@ def _said(*parts):
     return ". ".join(filter(None, parts))
 
 
-def _saved(rows):
-    found = {row["what"]: row for row in of(rows, "save")}
+def _both(rows, name, other, text):
+    """`text` of the row `other` of a benchmark, `text` of that of what is, and this
+    row; None where it was not run."""
+    found = {row["what"]: row for row in of(rows, name)}
     if len(found) < 2:
         return None
-    before, now = (
-        "{first_seconds:.1f} s the first time and {later_seconds:.1f} later".format(
-            **row
-        )
-        for row in (found["Orbax's own"], found["as it is"])
-    )
-    row = found["as it is"]
+    now = found["as it is"]
+    return text.format(**found[other]), text.format(**now), now
+
+
+def _saved(rows):
+    text = "{first_seconds:.1f} s the first time and {later_seconds:.1f} later"
+    if not (both := _both(rows, "save", "Orbax's own", text)):
+        return None
+    before, now, row = both
     return (
         f"{row['method']}-{row['size']}'s {row['arrays']:,} arrays on {row['devices']}"
         f" devices of a CPU kept the run waiting {before}; now {now}"
@@ -201,18 +205,14 @@ def _saved(rows):
 
 
 def _logged(rows):
-    found = {row["what"]: row for row in of(rows, "log")}
-    if len(found) < 2:
+    rows = [row | {"megabytes": row["bytes"] / 1e6} for row in of(rows, "log")]
+    text = "{requests:.1f} requests, {megabytes:.2f} MB and {seconds:.2f} s"
+    if not (both := _both(rows, "log", "as on a disk", text)):
         return None
-    before, now = (
-        "{requests:.1f} requests, {megabytes:.2f} MB and {seconds:.2f} s".format(
-            **row, megabytes=row["bytes"] / 1e6
-        )
-        for row in (found["as on a disk"], found["as it is"])
-    )
+    before, now, row = both
     return (
-        f"a row of DDAE-B's, mean over {found['as it is']['rows']} with figures every"
-        f" fifty, was {before}; now {now}, by a fake bucket on the same machine"
+        f"a row of DDAE-B's, mean over {row['rows']} with figures every fifty, was"
+        f" {before}; now {now}, by a fake bucket on the same machine"
     )
 
 
