@@ -7,13 +7,17 @@ Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 wher
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
 At small scale 1600 steps, or as many as there where a row says so; no follow-ups.
 elsewhere is the control of configs/studies/laws.py: DDAE's weights, each at another
-hidden patch. DIR as in configs/studies/beta.py, packed with --image_size=24.
+hidden patch. fading begins near and ends with even weights. DIR as in
+configs/studies/beta.py, packed with --image_size=24.
 """
 
-from configs.studies import laws, long
+from configs.studies import common, laws, long
 
 ROWS = ("mae", "pixels", "ddae", "ddae,beta=0")
 """Of configs/studies/long.py."""
+
+LONGER = (*ROWS, "ddae,fading")
+"""Rows that have runs of long.py's steps too."""
 
 AGAIN = ("ddae", "ddae,beta=0")
 """Rows whose difference five seeds left open: five more seeds test it anew."""
@@ -29,12 +33,14 @@ def get_study(text=None):
     (own,) = (row for row in rows if row["name"] == "ddae")
     control = own["set"] | {"method.name": "ddae_elsewhere"}
     rows.append(own | {"name": "elsewhere", "set": control})
+    fading = own["set"] | common.beta("near-far", 0.0) | {"method.beta.end": 0.0}
+    rows.append(own | {"name": "ddae,fading", "set": fading})
     longer = []
     for row in rows:
         row["config"] += ",patch=2"
         row["set"] |= {"image_size": 24}
         if "total_steps" in row["set"]:
-            if row["name"] in ROWS:
+            if row["name"] in LONGER:
                 name = f"{row['name']},{long.STEPS}"
                 longer.append(row | {"name": name, "set": row["set"].copy()})
             row["set"] |= {"total_steps": STEPS}
