@@ -116,4 +116,6 @@ def _beside(student: Encoder, settings: EncoderSettings | TokenizerSettings) -> 
                 f"a frozen network's {name} has {len(values)} entries for"
                 f" {model.channels} channels"
             )
+    if min(settings.std) <= 0:
+        raise ValueError(f"a frozen network's std={settings.std} must be positive")
     return make_encoder(model, student.image_shape[:2], student.dtype)

@@ -342,6 +342,8 @@ def test_a_fine_tune_begins_at_step_0_with_a_report(pretrained, tmp_path, capsys
         ({"classifier__pool": "max"}, "pool='max'"),
         ({"classifier__rates": (1.0, 3.0)}, "want a frozen encoder"),
         ({"classifier__rates": (1.0, 1.0000001, 3.0)}, "rates=.* are alike"),
+        ({"classifier__rates": (0.1, -0.1)}, r"rates=\(0.1, -0.1\) must be positive"),
+        ({"classifier__kernel_deviation": -1.0}, "deviation=-1.0 must not be negative"),
         ({"model__drop_path": 1.0}, "drop_path=1.0"),
         ({"model__position_grid": (0, 4)}, "position_grid=.* is no grid"),
         ({"optimizer__frozen": ("^encoder/",)}, "'.encoder/' matches no parameter"),

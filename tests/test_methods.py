@@ -25,6 +25,7 @@ from ddae.objective import head_taps
 from ddae.settings import UserError
 from ddae.targets import hog
 from ddae.tasks.pretrain import Pretrain, Standardisation
+from ddae.tasks.tokenize import CodebookSettings
 from ddae.train.sharding import MeshSettings, batch_sharding, make_mesh, replicated
 
 GOLDENS = pathlib.Path(__file__).with_name("goldens")
@@ -347,6 +348,11 @@ def test_k_means_finds_clusters():
             lambda: TokenizerSettings(model=OWN, mean=(0.5,) * 3).network(ENCODER),
             "mean has 3 entries for 1 channels",
         ),
+        (
+            lambda: TokenizerSettings(model=OWN, std=(0.0,)).network(ENCODER),
+            "frozen network's std=.* must be positive",
+        ),
+        (lambda: CodebookSettings(commitment=-1.0), "commitment=-1.0 must not be neg"),
         (lambda: with_dds(simmim(ENCODER), taps=(1,)), "end at the last block"),
     ],
 )

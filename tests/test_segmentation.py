@@ -290,6 +290,7 @@ def test_poly_is_a_line_with_a_warmup():
         ({"segmenter__head": "fpn"}, "segmenter.head='fpn' is not one of"),
         ({"segmenter__pool_scales": ()}, r"pool_scales=\(\) are none"),
         ({"segmenter__dropout": 1.0}, r"dropout=1.0 is not in \[0, 1\)"),
+        ({"segmenter__auxiliary_weight": -1.0}, "weight=-1.0 must not be negative"),
         ({"segmenter__chanels": 8}, "did you mean 'channels'"),
     ],
 )

@@ -142,6 +142,8 @@ WRONG = [
     ({"image_size": 0}, "config.image_size=0 is not 1 pixel or more"),
     ({"image_size": (-8, 8)}, r"config.image_size=\(-8, 8\) is not 1 pixel or more"),
     ({"model__channels": 0}, "config.model: channels=0 is not 1 or more"),
+    ({"model__layer_scale": -0.1}, "layer_scale=-0.1 must not be negative"),
+    ({"data__max_bad": -1}, "config.data: max_bad=-1 must not be negative"),
     (
         {"method": {"name": "mvp", "teacher": {"model": {"size": "XL"}}}},
         "config.method.teacher.model: size='XL' is not one of",

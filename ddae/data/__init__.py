@@ -98,6 +98,8 @@ class DataSettings:
     def __post_init__(self):
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive")
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad={self.max_bad} must not be negative")
         if not 0.0 < self.eval_crop <= 1.0:
             raise ValueError(f"eval_crop={self.eval_crop} is not in (0, 1]")
 

@@ -53,6 +53,8 @@ class ModelSettings:
             raise ValueError(
                 f"position_grid={self.position_grid} is no grid of patches"
             )
+        if self.layer_scale < 0:
+            raise ValueError(f"layer_scale={self.layer_scale} must not be negative")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path={self.drop_path} is not in [0, 1)")
 

@@ -49,6 +49,12 @@ class ClassifierSettings:
             raise ValueError(f"num_classes={self.num_classes} is not 2 or more")
         if not self.rates or len(set(self.rates)) != len(self.rates):
             raise ValueError(f"rates={self.rates} are not different ones")
+        if min(self.rates) <= 0:
+            raise ValueError(f"rates={self.rates} must be positive")
+        if self.kernel_deviation < 0:
+            raise ValueError(
+                f"kernel_deviation={self.kernel_deviation} must not be negative"
+            )
         if not 0.0 <= self.average < 1.0:
             raise ValueError(f"average={self.average} is not in [0, 1)")
 

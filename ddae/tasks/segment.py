@@ -49,6 +49,10 @@ class SegmenterSettings:
             raise ValueError(f"num_classes={self.num_classes} is not 2 or more")
         if len(self.taps) not in (0, 4):
             raise ValueError(f"taps={self.taps} are not four blocks")
+        if self.auxiliary_weight < 0:
+            raise ValueError(
+                f"auxiliary_weight={self.auxiliary_weight} must not be negative"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
         if not self.pool_scales:

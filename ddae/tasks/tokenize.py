@@ -52,6 +52,8 @@ class CodebookSettings:
         for name in ("codes", "code_dim", "decoder_depth", "start_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not 1 or more")
+        if self.commitment < 0:
+            raise ValueError(f"commitment={self.commitment} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
