@@ -5,7 +5,8 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
-At small scale 1600 steps, or as many as there where a row says so; no follow-ups.
+At small scale 1600 steps, or as many as there where a row says so, and these are
+fine-tuned as there; at full scale none is.
 elsewhere is the control of configs/studies/laws.py: DDAE's weights, each at another
 hidden patch. fading begins near and ends with even weights. DIR as in
 configs/studies/beta.py, packed with --image_size=24.
@@ -45,8 +46,11 @@ def get_study(text=None):
                 longer.append(row | {"name": name, "set": row["set"].copy()})
             row["set"] |= {"total_steps": STEPS}
             row["seeds"] = tuple(range(10 if row["name"] in AGAIN else 5))
+    tuned = common.finetuning(tuple(row["name"] for row in longer), steps=1600)
+    tuned["finetune"]["config"] += ",patch=2"
+    tuned["finetune"]["set"]["image_size"] = 24
     return study | {
         "about": "DDAE and its weights by distance on a grid of 12 x 12",
         "rows": rows + longer,
-        "follow_ups": {},
+        "follow_ups": tuned if longer else {},
     }
