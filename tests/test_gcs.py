@@ -220,6 +220,16 @@ def test_a_set_in_a_bucket_that_may_not_be_read_is_one_line(bucket):
         data.from_config(tiny_config(**given), (16, 16, 3))
 
 
+def test_tar_files_in_a_bucket_that_may_not_be_read_are_not_said_to_be_missing(bucket):
+    bucket.put("no_tars/README", b"")
+    given = {"data__name": "tar", "data__dir": "gs://bucket/no_tars"}
+    with pytest.raises(UserError, match="^no tar files gs://bucket/no_tars/train.tar"):
+        data.from_config(tiny_config(**given), (16, 16, 3))
+    bucket.faults.append(("GET /storage/v1/b/bucket/o/no_tars", 403))
+    with pytest.raises(UserError, match="^gs://bucket/no_tars cannot be read: .*403$"):
+        data.from_config(tiny_config(**given), (16, 16, 3))
+
+
 @pytest.mark.slow
 def test_a_record_in_a_bucket_is_not_read_with_all_that_follows(bucket, tmp_path):
     """TensorFlow fetches 64 MB a read, unless it is told before it is imported."""

@@ -19,7 +19,7 @@ from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.folder import EXTENSIONS, ending, numbered, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
-from ddae.storage import is_remote
+from ddae.storage import is_remote, unusable
 
 if TYPE_CHECKING:
     from ddae.data import DataSettings, Identity
@@ -219,8 +219,14 @@ def _names(folder: str) -> list[str]:
     if not is_remote(folder):  # TensorFlow reads no name that is no text
         names = os.listdir(folder) if os.path.isdir(folder) else []
     else:
-        gfile = tensorflow().io.gfile
-        names = gfile.listdir(folder) if gfile.isdir(folder) else []
+        gfile, names = tensorflow().io.gfile, []
+        try:  # isdir says False of a folder that may not be read
+            if gfile.stat(folder).is_directory:
+                names = gfile.listdir(folder)
+        except tensorflow().errors.NotFoundError:
+            pass
+        except tensorflow().errors.OpError as error:
+            raise unusable(f"{folder} cannot be read", error) from error
     return sorted(name for name in names if not name.startswith("."))
 
 
