@@ -42,7 +42,14 @@ from results_found import (  # noqa: E402
     study,
     verdict,
 )
-from results_front import BEGIN, END, PICTURE, draw, front  # noqa: E402
+from results_front import (  # noqa: E402
+    BEGIN,
+    END,
+    PICTURE,
+    draw,
+    front,
+    of_the_figure,
+)
 from results_studies import (  # noqa: E402
     direction,
     finer_grid,
@@ -189,8 +196,8 @@ def not_run():
         lines.append(line)
     return [
         *lines,
-        "- the LARS probe, and fine-tuning but in `parts` and `long`, which the studies"
-        " at `scale=full` take as follow-ups of every row",
+        "- the LARS probe, and fine-tuning but in `parts`, `long` and `grid`, which the"
+        " studies at `scale=full` take as follow-ups of every row",
         "- ViT-Ti; everything at `scale=full`",
         "",
     ]
@@ -229,6 +236,7 @@ def page():
         "",
     ]
     for part in (
+        of_the_figure,
         claim_a,
         claim_b,
         claim_c,

@@ -33,18 +33,17 @@ FRONT = (
     (RANDOM, "DDAE", "MAE, 9600 steps", "long/ddae", "long/mae,longer"),
     (RANDOM, "DDAE", WITH_ONE, "long/ddae", "long/pixels"),
     (RANDOM, "DDAE", "DDAE, weights even", "long/ddae", "long/ddae,beta=0"),
-    (RANDOM, "DDAE", "DDAE, even, last block", "long/ddae", "long/ddae,one-tap"),
-    ("6400 steps", "DDAE, blockwise masks", "random masks", LONG, "long/ddae"),
     (BLOCKWISE, "DDAE", "MAE", LONG, "epochs/mae,6400"),
     (BLOCKWISE, "DDAE", WITH_ONE, LONG, "epochs/pixels,6400"),
     (BLOCKWISE, "DDAE", "DDAE, weights even", LONG, EVEN),
-    (BLOCKWISE, "DDAE", "DDAE, even, last block", LONG, f"{AT_ONE},one-tap,6400"),
     (BLOCKWISE, "DDAE, 3200 steps", "MAE", f"{AT_ONE},3200", "epochs/mae,6400"),
     (GRID_LONG, "DDAE", "MAE", "grid/ddae,6400", "grid/mae,6400"),
+    (GRID_LONG, "DDAE", WITH_ONE, "grid/ddae,6400", "grid/pixels,6400"),
     (GRID_LONG, "DDAE", "DDAE, weights even", *GRID_EVEN),
+    (GRID, "DDAE", "DDAE, weights even", "grid/ddae", "grid/ddae,beta=0"),
     (GRID, "DDAE", "its weights at other patches", "grid/ddae", "grid/elsewhere"),
 )
-"""Of the README: (runs, what is compared, with what, its STUDY/ROW, the other's)."""
+"""Of the figure: (runs, what is compared, with what, its STUDY/ROW, the other's)."""
 BEGIN, END = "<!-- from docs/results.py -->\n", "<!-- end -->"
 PICTURE = KEPT / "differences.png"
 
@@ -72,12 +71,58 @@ def draw():
     return to_array(figure)
 
 
+SCORES = {"kNN": "knn20_top1", "linear probe": "linear_top1", "fine-tuned": "finetune"}
+
+
 def front():
-    """The README's part: a table of differences, a figure, a sentence."""
+    """The README's part: a figure, and a table of differences."""
+    (untrained,) = values("parts/untrained").values()
     lines = [
-        f"{scale()}; 12 x 12 is 24 px, patch 2. The teacher's weight is 1. kNN: top-1"
-        " in % of frozen features, mean ± standard deviation (seeds that both have),"
-        " and the difference paired by seed:",
+        f"![differences]({PICTURE.relative_to(DOCS.parent)})",
+        "",
+        f"{scale()}; 12 x 12 is a grid of 24 px, patch 2. The teacher's weight is 1."
+        " Differences in points of top-1, their standard errors beside them, paired by"
+        " seed (five or ten), **bold** where a t-test shows them at 95 %. kNN and the"
+        f" linear probe are of frozen features (kNN {untrained:.1f} untrained);"
+        " fine-tuned is for two epochs.",
+        "",
+        f"| runs | first | less | {' | '.join(SCORES)} |",
+        f"|---|---|---|{'---|' * len(SCORES)}",
+    ]
+    for runs, one, other, *names in FRONT:
+        cells = [_cell(paired(*names, score)) for score in SCORES.values()]
+        lines.append(f"| {runs} | {one} | {other} | {' | '.join(cells)} |")
+    reach = locality(study("grid"), "ddae", "ddae,beta=0", "attention_distance/block04")
+    eighth = pooled_verdict(study("epochs"), EIGHTH)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "In the last row but one, how far the last block's attention reaches:"
+            f" {reach}. DDAE, its teacher at weight .1, less MAE of eight times its"
+            f" steps: {eighth}. What the rows are, all studies with commands and"
+            " verdicts: [docs/results.md](docs/results.md).",
+            "",
+        ]
+    )
+
+
+def _cell(found):
+    """A difference and its standard error, bold where it is shown; nothing for none."""
+    if found is None:
+        return ""
+    mean, error, _ = found
+    value = f"{mean:+.2f}"
+    return f"{f'**{value}**' if standing(*found) else value} ({error:.2f})"
+
+
+def of_the_figure():
+    """The README's figure as a table."""
+    lines = [
+        "## The README's figure in numbers",
+        "",
+        "Mean ± standard deviation (seeds that both have), and the difference paired by"
+        " seed; the teacher's weight is 1.",
         "",
         "| runs | first | kNN | second | kNN | first less second |",
         "|---|---|---|---|---|---|",
@@ -88,32 +133,4 @@ def front():
         knn = [report.cell([own[seed] for seed in shared]) for own in found]
         told = verdict(paired(*names), unit="")
         lines.append(f"| {runs} | {one} | {knn[0]} | {other} | {knn[1]} | {told} |")
-    untrained = report.cell(list(values("parts/untrained").values()))
-    weights = verdict(paired(LONG, EVEN, "linear_top1"))
-    eighth = pooled_verdict(study("epochs"), EIGHTH)
-    finer = study("grid"), "ddae", "ddae,beta=0"
-    pairs = ("grid/ddae", "grid/ddae,beta=0"), GRID_EVEN
-    short, long = (verdict(paired(*pair, "linear_top1")) for pair in pairs)
-    tuned = [
-        f"{what}: {verdict(study('long').difference('ddae', row, 'finetune'))}"
-        for what, row in (("MAE", "mae"), (WITH_ONE, "pixels"))
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"![differences]({PICTURE.relative_to(DOCS.parent)})",
-            "",
-            f"Untrained: {untrained}. By a linear probe on the same features DDAE less"
-            f" DDAE with even weights, 6400 steps, blockwise masks: {weights}; on the"
-            f" grid of 12 x 12: {long}; there after 1600 steps: {short}; and then, in"
-            " how far its last block's attention reaches:"
-            f" {locality(*finer, 'attention_distance/block04')}. Fine-tuned for"
-            " two epochs after 6400 steps under random masks: DDAE less"
-            f" {'; less '.join(tuned)}. DDAE,"
-            f" its teacher at weight .1, less MAE of eight times its steps: {eighth}."
-            " What the rows are, other scores, all studies with their commands and"
-            " verdicts: [docs/results.md](docs/results.md).",
-            "",
-        ]
-    )
+    return [*lines, ""]
