@@ -221,20 +221,28 @@ def alone(folder, seconds):
 
 def cores_over_one(folder, cores, rounds=5, seconds=6):
     """Of `cores` cores, of each of `rounds` rounds: images a second over those of one,
-    cores that were busy, and CPU-seconds an image over those of one."""
-    command = [sys.executable, __file__, f"--dir={folder}", f"--alone={seconds}"]
+    cores that were busy, CPU-seconds an image over those of one; and over those of one
+    the images a second of as many programs, each held to a core of its own, which
+    share nothing but the machine."""
     found = []
     for _ in track(range(rounds), "one core and more"):
-        said = []
-        for used in (1, cores):
-            limit = functools.partial(os.sched_setaffinity, 0, range(used))
-            ended = subprocess.run(
-                command, preexec_fn=limit, check=True, capture_output=True, text=True
-            )
-            said.append([float(word) for word in ended.stdout.split()[-2:]])
-        (rate, busy), (more, busier) = said
-        found.append((more / rate, busier, busier / more * rate / busy))
+        ((rate, busy),) = on_cores(folder, seconds, [0])
+        ((more, busier),) = on_cores(folder, seconds, range(cores))
+        apart = on_cores(folder, seconds, *([core] for core in range(cores)))
+        dearer = busier / more * rate / busy
+        found.append((more / rate, busier, dearer, sum(r for r, _ in apart) / rate))
     return found
+
+
+def on_cores(folder, seconds, *cores):
+    """What `alone` finds in programs that run at once, each on some of the cores."""
+    command = [sys.executable, __file__, f"--dir={folder}", f"--alone={seconds}"]
+    piped = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | {"text": True}
+    limits = [functools.partial(os.sched_setaffinity, 0, each) for each in cores]
+    begun = [subprocess.Popen(command, preexec_fn=limit, **piped) for limit in limits]
+    said = [program.communicate()[0] for program in begun]
+    assert not any(program.returncode for program in begun)
+    return [[float(word) for word in text.split()[-2:]] for text in said]
 
 
 def restarts(folder):
@@ -313,8 +321,9 @@ def goals_table(rates, scaled):
     bilinear, free = rates["ddae bilinear"], rates["ddae bilinear, in any order"]
     per_core = statistics.median(bilinear)
     cost = statistics.median(1 - a / b for a, b in zip(bilinear, free, strict=True))
-    more, busy, dearer = map(statistics.median, zip(*scaled, strict=True))
+    more, busy, dearer, apart = map(statistics.median, zip(*scaled, strict=True))
     two = f"{more:.2f} x: {busy:.2f} cores busy, {dearer:.2f} CPU-s an image for 1"
+    two += f"; two programs, a core each: {apart:.2f} x"
     rows = [
         ("700 images a CPU-second, bilinear", f"{per_core:.0f}", per_core >= 700),
         ("a fixed order costs 2 % at the most", f"{100 * cost:.1f} %", cost <= 0.02),

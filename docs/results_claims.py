@@ -329,6 +329,7 @@ CLAIMS = (
     ),
     (DECODERS, "the same under random masks (study 6)", "long", "ddae", "pixels"),
     (DECODERS, f"the same {GRID}", "grid", "ddae", "pixels"),
+    (DECODERS, f"the same {GRID_LONG}", "grid", "ddae,6400", "pixels,6400"),
     (
         DISTANCE,
         "DDAE against DDAE with beta = 0, 800 steps each (study 2)",

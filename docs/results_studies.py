@@ -67,7 +67,8 @@ def by_scores(found, pairs, masks=()):
     lines = []
     for score in [s for s in TRANSFER if s in report.scores_of(found.records)]:
         lines += [f"First less second, {NAMES[score]}:", ""]
-        lines += compared(found, pairs, score)
+        scored = [p for p in pairs if found.difference(*p[:2], score)]
+        lines += compared(found, scored, score)
         for what, blockwise, random in masks:
             other = paired(f"epochs/{blockwise},6400", f"long/{random}", score)
             if other:
@@ -146,7 +147,9 @@ def finer_grid():
         ("ddae,6400", "mae,6400", "all of DDAE, 6400 steps"),
         ("ddae,6400", "pixels,6400", "decoders alike, 6400 steps"),
         ("ddae,6400", "ddae,beta=0,6400", "the weights by distance, 6400 steps"),
-        ("ddae,beta=0,6400", "mae,6400", "without them, 6400 steps"),
+        ("ddae,fading,6400", "ddae,beta=0,6400", "weights that fade, 6400 steps"),
+        ("ddae,fading,6400", "ddae,6400", "their fading, 6400 steps"),
+        ("ddae,beta=0,6400", "mae,6400", "without weights, 6400 steps"),
     )
     return [
         *asked(
@@ -155,7 +158,9 @@ def finer_grid():
             "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
             " masks: a hidden patch lies further from a visible one. 1600 steps"
             " (6400 where a row says so), the teacher's weight 1; rows as in study 6,"
-            " DIR packed with `--image_size=24`.",
+            " fine-tuned as there. `fading` has a beta from -1 to 0, without tilt:"
+            " near patches first, even weights in the end. DIR packed with"
+            " `--image_size=24`.",
             pairs,
         ),
         "The weights by distance, 1600 steps: seeds 0 to 4 left it open by kNN, so five"
