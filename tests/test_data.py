@@ -194,6 +194,31 @@ def test_storage_that_is_away_for_a_while_is_waited_for(folder, tmp_path, monkey
         next(source.batches(np.arange(9), 4))
 
 
+@pytest.mark.parametrize(
+    "name", ["Aborted", "DeadlineExceeded", "ResourceExhausted", "Unknown"]
+)
+def test_what_the_system_says_of_a_file_is_no_image_that_is_bad(
+    folder, monkeypatch, name
+):
+    """A stale handle, a server that does not answer, too many files, or input/output:
+    TensorFlow's errors of these."""
+    tf = decode.tensorflow()
+    error = getattr(tf.errors, f"{name}Error")(None, None, "train/cat/0.png; away")
+    monkeypatch.setattr(FolderRecords, "parse", failing(error))
+    monkeypatch.setattr("ddae.data.images.PAUSES", ())
+    source, four = folder_source(folder / "train", (16, 24, 3)), np.arange(4)
+    assert source.verdict(0) == "cannot be read (train/cat/0.png; away)"
+    with pytest.raises(OSError, match="images cannot be read, .*train/cat/0.*among"):
+        source._condemn(four, four, lambda _, index: source.verdict(index), error)
+
+
+def failing(error):
+    def fails(*_):
+        raise error
+
+    return fails
+
+
 def test_folder_reads_every_image_at_one_size(folder):
     source = folder_source(folder / "train", (16, 24, 3))
     assert source.class_names == ("cat", "dog") and len(source) == 9

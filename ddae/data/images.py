@@ -33,6 +33,13 @@ READERS = 4
 
 UNREADABLE = "cannot be read"
 
+OF_STORAGE = (
+    *("NotFound", "Unavailable", "Aborted"),
+    *("DeadlineExceeded", "ResourceExhausted", "Unknown"),
+)
+"""Names of TensorFlow's errors where the system gives no file: a stale handle is
+Aborted, an input/output error Unknown."""
+
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Seconds before another look where the storage seems to be away."""
 
@@ -186,12 +193,13 @@ class ImageSource:
         """Why the record at `index` is bad; None for a good one. `image`: what is made
         of its bytes; else all of it is decoded."""
         tf = tensorflow()
+        of_storage = tuple(getattr(tf.errors, f"{name}Error") for name in OF_STORAGE)
         try:
             data, label = self.records.parse(self.records.read(index), index)
             image(data) if image else decode(data, self.image_shape[2])
         except RecordError as error:
             return str(error)
-        except (tf.errors.NotFoundError, tf.errors.UnavailableError) as error:
+        except of_storage as error:
             return f"{UNREADABLE} ({_reason(error)})"
         except tf.errors.OpError as error:
             return f"no image that can be decoded ({_reason(error)})"
