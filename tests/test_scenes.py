@@ -22,6 +22,7 @@ from ddae.data.scene_augment import (
 )
 from ddae.data.scenes import AHEAD
 from ddae.settings import UserError
+from ddae.storage import StorageError
 from ddae.train import cluster, loop
 
 ALL = slice(None)
@@ -382,6 +383,30 @@ def test_a_bad_scene_may_be_passed_over(fault, tmp_path, capfd):
     # It may be met in a later batch first, and the one before has its substitute.
     with pytest.raises(UserError, match="more than config.data.max_bad=0"):
         take(splits_of(root, on_error="skip", max_bad=0), order, 0, ALL, 1 + AHEAD)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_scene_is_read_again_where_the_storage_fails(tmp_path, monkeypatch, passes):
+    """Linux gives EIO for the memory of a process at 0, where nothing lies."""
+    root = small_set(tmp_path)
+    path = root / "images/training/scene_003.png"
+    content = path.read_bytes()
+
+    def put(there):
+        path.unlink()
+        path.write_bytes(content) if there else path.symlink_to("/proc/self/mem")
+
+    put(False)
+    monkeypatch.setattr("ddae.data.scenes.time.sleep", lambda _: put(passes))
+    skipping, strict = (splits_of(root, on_error=what) for what in ("skip", "raise"))
+    found = skipping.train.scene(3)
+    assert (found is None) != passes and list(skipping.train.bad) == [3] * (not passes)
+    put(False)
+    if passes:
+        assert strict.train.shape(3) == found[1].shape
+        return
+    with pytest.raises(StorageError, match="_003.png cannot be read: Input/out"):
+        strict.train.scene(3)
 
 
 def test_places_without_scenes_are_named(tmp_path):

@@ -11,10 +11,12 @@ import collections
 import io
 import itertools
 import os
+import sys
 import threading
+import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from jaxtyping import Int
 from PIL import Image, UnidentifiedImageError
 
 from ddae.data.augment import Augment
-from ddae.data.images import RecordError, pass_over
+from ddae.data.images import PAUSES, RecordError, pass_over
 from ddae.data.order import Order
 from ddae.data.scene_augment import (
     IGNORED,
@@ -36,6 +38,7 @@ from ddae.data.scene_augment import (
 )
 from ddae.data.scene_files import Place, by_stem, set_at
 from ddae.settings import UserError
+from ddae.storage import StorageError, unusable
 
 if TYPE_CHECKING:
     from ddae.data import Batch, DataSettings, Identity, Rows
@@ -190,19 +193,36 @@ class SceneSource:
 
     def _open(self, path: str) -> Image.Image:
         """With its header read; `RecordError` where it has none."""
-        try:
-            with (self.root / path).open("rb") as file:
-                return Image.open(io.BytesIO(file.read()))
-        except UNREADABLE as error:
-            raise RecordError(f"{path} is no image that can be read") from error
+        return self._of_file(path, lambda file: Image.open(io.BytesIO(file.read())))
 
     def _size(self, path: str) -> tuple[int, int]:
         """(width, height); no more than the header is read."""
-        try:
-            with (self.root / path).open("rb") as file, Image.open(file) as image:
+
+        def size(file: Any) -> tuple[int, int]:
+            with Image.open(file) as image:
                 return image.size
-        except UNREADABLE as error:
-            raise RecordError(f"{path} is no image that can be read") from error
+
+        return self._of_file(path, size)
+
+    def _of_file(self, path: str, read: Callable[[Any], Any]) -> Any:
+        """What `read` makes of the file; `RecordError` where that is no image. Where
+        the storage fails it is read again after each of `PAUSES`; then it is bad if
+        such records are passed over, and else `StorageError`."""
+        said = f"{self.root / path} cannot be read"
+        for seconds in (*PAUSES, None):
+            try:
+                with (self.root / path).open("rb") as file:
+                    return read(file)
+            except UNREADABLE as error:
+                failed = unusable(said, error)
+                if not isinstance(failed, StorageError):
+                    raise RecordError(f"{path} is no image that can be read") from error
+                if seconds is None and self.data.on_error == "raise":
+                    raise failed from error
+                if seconds is None:
+                    raise RecordError(f"{path} cannot be read ({error})") from error
+            print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
+            time.sleep(seconds)
 
     def _check_sizes(self, image: tuple[int, int], labels: tuple[int, int]) -> None:
         if image != labels:
