@@ -131,12 +131,14 @@ def of_bucket(error: BaseException) -> bool:
 
 
 def of_storage(error: BaseException | None) -> bool:
-    """Whether an error is the system's or a bucket's, and no missing file's; of
-    TensorStore's and TensorFlow's there is only the text."""
-    of_file = FileNotFoundError | IsADirectoryError | NotADirectoryError
-    passing = "os_error_code='(?!2')|UNAVAILABLE|HTTP response code:? (429|5..)"
+    """Whether an error is the system's or a bucket's, and not `LASTING`, as a missing
+    file is; of TensorStore's and TensorFlow's there is only the text."""
+    lasting = "|".join(map(str, LASTING))
+    passing = (
+        f"os_error_code='(?!({lasting})')|UNAVAILABLE|HTTP response code:? (429|5..)"
+    )
     while error is not None:
-        if isinstance(error, OSError) and not isinstance(error, of_file):
+        if isinstance(error, OSError) and error.errno not in LASTING:
             return True
         if re.search(passing, str(error)):
             return True

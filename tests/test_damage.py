@@ -181,6 +181,9 @@ def test_a_step_is_read_again_where_the_storage_fails(
     [
         (OSError(errno.ESTALE, "Stale file handle"), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (ValueError("Error opening: Permission denied [os_error_code='13']"), False),
+        (ValueError("Error opening: Timer expired [os_error_code='62']"), True),
         (ValueError("Error reading: Input/output error [os_error_code='5']"), True),
         (ValueError("NOT_FOUND: No such file [os_error_code='2']"), False),
         (ValueError("UNAVAILABLE: HTTP response code: 503"), True),
@@ -217,6 +220,28 @@ def test_where_no_step_can_be_read_it_says_so_in_one_line(saved, tmp_path):
     assert "\n" not in str(error.value)
     assert (copy / "checkpoints" / "2").is_dir()  # nothing was moved
     with pytest.raises(UserError, match="damaged checkpoint: .*/2"):
+        load_params(str(copy))
+
+
+def test_where_the_storage_fails_for_all_steps_they_may_be_read_later(
+    saved, tmp_path, monkeypatch
+):
+    """Exit code 1, after which what starts runs tries again; as above it gives EIO."""
+    workdir, states = saved
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    for step in (1, 2):
+        path = copy / "checkpoints" / str(step) / "meta" / "metadata"
+        path.unlink()
+        path.symlink_to("/proc/self/mem")
+    monkeypatch.setattr(stored, "PAUSES", ())
+    says = f"/2/meta: .*Input/output error{AGAIN}$"
+    with Checkpoints(str(copy)) as checkpoints:
+        assert not checkpoints.check(states[1], {"seed": 0}, tiny_config())
+        with pytest.raises(StorageError, match=f"no checkpoint can be read: .*{says}"):
+            checkpoints.restore(targets(states[1]))
+    assert (copy / "checkpoints" / "2").is_dir()  # nothing was moved
+    with pytest.raises(StorageError, match=says):
         load_params(str(copy))
 
 

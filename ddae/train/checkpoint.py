@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ddae.settings import NOT_SET, UserError, changed
-from ddae.storage import StorageError, is_remote, unusable
+from ddae.storage import AGAIN, StorageError, is_remote, unusable
 from ddae.train.digest import digests, nonfinite
 from ddae.train.processes import first_word, together
 from ddae.train.state import NonFiniteError, TrainState
@@ -191,7 +191,8 @@ class Checkpoints:
         nothing.
         """
         for step in self._newest_first():
-            with contextlib.suppress(DamagedError):  # `restore` takes one before it
+            # `restore` takes one before it.
+            with contextlib.suppress(DamagedError, StorageError):
                 meta = self._meta(step)
                 stored = shapes_of(item_metadata_of(self._manager, self.folder, step))
                 break
@@ -232,15 +233,17 @@ class Checkpoints:
         """The newest state that can be read, laid out as `shapes` (with shardings).
 
         None at a start. A damaged step is named, moved to `damaged_checkpoints` beside
-        the folder, and the one before it taken; `UserError` where none is left.
+        the folder, and the one before it taken; where none is left `UserError`, or
+        `StorageError` if the newest may be read another time.
         """
-        reasons: dict[int, str] = {}
+        reasons: dict[int, DamagedError | StorageError] = {}
         for step in self._newest_first():
             try:
                 state = self._read(step, shapes)
-            except DamagedError as error:
-                reasons[step] = str(error)
-                print(f"damaged checkpoint: {error}", file=sys.stderr, flush=True)
+            except (DamagedError, StorageError) as error:
+                reasons[step] = error
+                why = str(error).removesuffix(AGAIN)
+                print(f"damaged checkpoint: {why}", file=sys.stderr, flush=True)
                 continue
             for bad in reasons:
                 move_away(self.folder, str(bad))
@@ -249,10 +252,13 @@ class Checkpoints:
             self._manager.reload()
             return state
         if reasons:
+            newest = reasons[max(reasons)]
+            said = f"no checkpoint can be read: {newest}"
+            if isinstance(newest, StorageError):
+                raise StorageError(said) from newest
             raise UserError(
-                f"no checkpoint can be read: {reasons[max(reasons)]}; bring back a"
-                " copy, or start in another --workdir"
-            )
+                f"{said}; bring back a copy, or start in another --workdir"
+            ) from newest
         return None
 
     def wait(self) -> None:
@@ -311,7 +317,8 @@ class Checkpoints:
         return read_meta(Alone(self.folder), self.folder, step)
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
-        """The state of `step`; `DamagedError` naming the file or the leaf."""
+        """The state of `step`; `DamagedError` naming the file or the leaf, or
+        `StorageError`."""
         targets = items_of(shapes)
         with together(DamagedError):
             meta = self._meta(step)

@@ -15,7 +15,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ddae.settings import UserError
-from ddae.storage import absolute, of_bucket, of_storage, unusable
+from ddae.storage import (
+    AGAIN,
+    StorageError,
+    absolute,
+    of_bucket,
+    of_storage,
+    unusable,
+)
 from ddae.train.digest import digests
 from ddae.train.optimizer import path_name
 from ddae.train.processes import of_all
@@ -230,14 +237,21 @@ def patiently(where: str, read: Callable[[], Any]) -> Any:
     return read()
 
 
+def unread(where: str, error: Exception) -> DamagedError | StorageError:
+    """What to raise for `error`, met there: the storage may be well again, or never."""
+    said = f"{where}: {first_line(error)}"
+    return StorageError(f"{said}{AGAIN}") if of_storage(error) else DamagedError(said)
+
+
 def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
-    """What is written beside the arrays of `step`; `DamagedError` naming it."""
+    """What is written beside the arrays of `step`; `DamagedError` naming it, or
+    `StorageError`."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     where = f"{folder}/{step}/meta"
     try:
         meta = patiently(where, lambda: manager.restore(step, args=args)["meta"])
     except Exception as error:  # Orbax raises what it meets
-        raise DamagedError(f"{where}: {first_line(error)}") from error
+        raise unread(where, error) from error
     if not isinstance(meta, dict) or "config" not in meta:
         raise DamagedError(f"{where}: it has no config")
     crc = meta.pop("crc", None)
@@ -249,13 +263,13 @@ def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
 def item_metadata_of(
     manager: Any, folder: epath.Path, step: int, item: str = "params"
 ) -> Any:
-    """Shapes and kinds of the arrays of an item; `DamagedError` naming it."""
+    """Shapes and kinds of the arrays of an item; errors as of `read_meta`."""
     where = f"{folder}/{step}/{item}"
     try:
         found = patiently(where, lambda: manager.item_metadata(step)[item])
         found = getattr(found, "tree", found)  # Orbax wraps it
     except Exception as error:  # as above
-        raise DamagedError(f"{where}: {first_line(error)}") from error
+        raise unread(where, error) from error
     if not shapes_of(found):  # Orbax gives None where the file is not there
         raise DamagedError(f"{where}/_METADATA is not there")
     return found
@@ -266,7 +280,8 @@ def read_items(
 ) -> dict[str, Tree]:
     """The arrays of items, as `targets` says of each; manager: or `Alone`.
 
-    Raises `DamagedError` naming the file, `UserError` for items of another structure.
+    Raises `DamagedError` naming the file, or `StorageError`; `UserError` for items of
+    another structure.
     """
     each = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
     args = ocp.args.Composite(**each)
@@ -290,8 +305,7 @@ def read_items(
         files = re.findall(r'local file "([^"]+)"', text)
         named = f", array {arrays[0]}" if arrays else ""
         named = f", file {files[-1]}" if files else named
-        reason = first_line(error)
-        raise DamagedError(f"{folder}/{step}{named}: {reason}") from error
+        raise unread(f"{folder}/{step}{named}", error) from error
 
 
 def checksum(meta: Mapping[str, Any]) -> int:
