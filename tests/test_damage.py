@@ -382,6 +382,16 @@ def test_what_fails_in_this_process_is_told_to_all(monkeypatch, kind):
     assert told[0].rstrip(b"\0") == b"a word"
 
 
+def test_what_names_a_file_that_is_no_text_is_told_to_all(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "process_allgather", lambda mine: np.stack([mine, mine])
+    )
+    assert first_word("no folder \udcfcber") == r"process 0: no folder \udcfcber"
+    with pytest.raises(UserError, match="no folder"), together(UserError):
+        raise UserError("no folder \udcfcber")
+
+
 def test_of_long_words_the_beginning_is_told(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
 

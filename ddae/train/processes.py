@@ -60,7 +60,8 @@ def first_word(mine: str) -> str:
     if jax.process_count() == 1:
         return mine
     sent = np.zeros(1024, np.uint8)
-    text = np.frombuffer(mine.encode()[: sent.size], np.uint8)
+    said = mine.encode(errors="backslashreplace")  # it may name a file that is no text
+    text = np.frombuffer(said[: sent.size], np.uint8)
     sent[: text.size] = text
     for number, row in enumerate(np.asarray(multihost_utils.process_allgather(sent))):
         if word := bytes(row).rstrip(b"\0").decode(errors="replace"):
