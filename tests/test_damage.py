@@ -401,6 +401,9 @@ def test_of_long_words_the_beginning_is_told(monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     said = first_word("a" + "\xe9" * 2000)  # the last is cut in half
     assert said == "process 1: a" + "\xe9" * 511 + "\N{REPLACEMENT CHARACTER}"
+    # What may pass is known by its last words.
+    said = first_word("a" * 2000 + AGAIN)
+    assert said == f"process 1: {'a' * (1024 - len(AGAIN))}{AGAIN}"
 
 
 def test_newest_every_kth_and_best_steps_stay(tmp_path):

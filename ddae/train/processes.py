@@ -61,7 +61,9 @@ def first_word(mine: str) -> str:
         return mine
     sent = np.zeros(1024, np.uint8)
     said = mine.encode(errors="backslashreplace")  # it may name a file that is no text
-    text = np.frombuffer(said[: sent.size], np.uint8)
+    end = AGAIN.encode() if mine.endswith(AGAIN) else b""  # `together` looks for it
+    said = said.removesuffix(end)[: sent.size - len(end)] + end
+    text = np.frombuffer(said, np.uint8)
     sent[: text.size] = text
     for number, row in enumerate(np.asarray(multihost_utils.process_allgather(sent))):
         if word := bytes(row).rstrip(b"\0").decode(errors="replace"):
