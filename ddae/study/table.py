@@ -21,7 +21,7 @@ class Row:
     keys that differ from it. seeds: where they are not the study's. repeats,
     at_cost_of: in place of a config, the row `repeats` for as many steps as cost what
     the row `at_cost_of` costs, both measured at the study's first seed. series, x,
-    panel: where plots put it; a row without x is a bar of its own.
+    panel: where plots put it; where some rows have x the others are in no plot.
     """
 
     name: str

@@ -48,8 +48,9 @@ class OptimizerSettings:
     warmup_lr: where poly's warmup begins; cosine's begins at 0. clip_norm: of the whole
     gradient; 0 is off. accumulate: micro-batches an update.
 
-    layer_decay: the rate of block i of L is multiplied by layer_decay^(L - i), that of
-    the embedding by one power more (BEiT, MAE). no_decay, frozen: patterns of paths
+    layer_decay: the rate of block i of L, from 1 on, is multiplied by
+    layer_decay^(L + 1 - i), that of the embedding by one power more than the first
+    block's (BEiT, MAE). no_decay, frozen: patterns of paths
     that have no weight decay, or do not learn at all. A path with a part lr_X, as in
     a probe's /heads/lr_0.3, learns at X times the rate.
     """
