@@ -1,4 +1,4 @@
-"""Fills the table of one GPU unattended, in 25 minutes: goals 1 to 3, and their levers.
+"""Fills the table of one GPU unattended, in 25 minutes: its goals, and their levers.
 
 python benchmarks/gpu.py --output=FILE.jsonl [--minutes=25] [--only=REGEX] [--smoke]
 
@@ -16,10 +16,10 @@ as long as one after the other.
    Pallas's with other tiles.
 4. The step's matrix: GELU by tanh, matrix products by cuBLAS alone, attention, remat,
    scan, batch, a cheaper teacher; small images, one step and many at once.
-5. Two steps of every file of configs/ on noise.
+5. Two steps of every file of configs/ that trains, on noise.
 
---smoke runs all of it at tiny size, on a CPU too. It wants jax, flax, optax, orbax,
-ml_collections, jaxtyping, psutil, etils, rich; torch and transformers for part 2.
+--smoke runs all of it at tiny size, on a CPU too. It wants what benchmarks/step.py
+wants; for part 2 torch, transformers and what a run wants, but for TensorFlow.
 """
 
 import argparse

@@ -9,8 +9,8 @@ python benchmarks/step.py --config=ddae_cifar10 --batch=512 \\
 
 Any method and any file of configs/, on CPU, GPU or TPU. It is the very step of a run:
 `ddae.train.step.jit_step`, state donated and laid out over the mesh, uint8 images on
-the devices. It needs jax, flax, optax, ml_collections, jaxtyping, psutil and etils; no
-TensorFlow and no clu.
+the devices. It needs jax, flax, optax, ml_collections, jaxtyping, psutil, etils,
+filelock, rich and Pillow; no TensorFlow and no clu.
 
 --programs=DIR takes the compiled step from DIR, or keeps it there: no compile times are
 given then. --profile=DIR writes a profile of five more steps, as a run does with

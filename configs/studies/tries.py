@@ -4,8 +4,8 @@ python -m ddae.study configs/studies/tries.py:scale=small --workdir=runs/study_t
   --set data.name=npz --set data.dir=DIR
 
 Masking ratio, taps, decoder depth, the features' weight, ramp and target, the teacher's
-momentum, the range of beta; some of them with the teacher at the weight 1 that it once
-had, too. DIR as in configs/studies/beta.py.
+momentum, the range of beta; some of them with the teacher at its default weight, 1,
+too. DIR as in configs/studies/beta.py.
 """
 
 from configs.studies import common
