@@ -3,7 +3,7 @@
 `scale=full` is what the studies are meant for, a GPU: ViT-Ti, patch 4, a hundred epochs
 or more, kNN on all images, linear probe and fine-tuning. `scale=small` is what two CPU
 cores bear: 4 blocks of width 64, half an epoch, kNN and a logistic regression, and
-fine-tuning for some rows of parts.py (half an epoch) and all of long.py (two).
+fine-tuning for rows of parts.py (half an epoch), long.py and grid.py (two).
 """
 
 from configs.common import arguments
