@@ -92,11 +92,11 @@ def scale_goals(rows):
     if data:
         largest = [[x for x in r["all_reduces"] if x[0] > 2**20] for r in data]
         combined = all(len(found) == 1 for found in largest)
-        fewest, most = min(largest, key=len), max(largest, key=len)
-        shown = " to ".join(
+        each = (
             f"{len(found)}, of {' and '.join(str(n) for _, n in found)} arrays"
-            for found in (fewest, most)
+            for found in largest
         )
+        shown = "; ".join(dict.fromkeys(each))
         rest = [b for r in data for b, _ in r["all_reduces"] if b <= 2**20]
         shown += f"; others of {max(rest)} bytes or less" if rest else ""
         found = of(rows, "plan", method="ddae", fsdp=1)

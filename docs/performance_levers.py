@@ -274,7 +274,7 @@ def lever_rows(rows):
             (
                 "bfloat16 compute",
                 _halves(rows),
-                "default of ImageNet configs, for accelerators",
+                "default of all configs but those for CPUs",
             ),
             ("casts of parameters once a step", cast, "as it was"),
             (
