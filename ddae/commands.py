@@ -72,7 +72,7 @@ def in_flags(said: str, made: argparse.ArgumentParser) -> str:
     """What was `said` of a config's keys, of the flags of `made` where it has them."""
     flags = re.findall(r"(?<=--)\w+", made.format_usage())
     return re.sub(
-        r"\bconfig\.(?:data\.|model\.)?(\w+)",
+        r"(?:--|\b)config\.(?:data\.|model\.)?(\w+)",
         lambda key: f"--{key[1]}" if key[1] in flags else key[0],
         said,
     )

@@ -65,6 +65,8 @@ def test_keys_of_a_config_are_called_as_the_flags_of_a_command():
     said = "set config.data.dir, config.model.channels=3 or config.data.dirs"
     told = "set --dir, --channels=3 or config.data.dirs"
     assert commands.in_flags(said, made) == told
+    flag = "give --config.data.dir=..."  # as a config's keys are given to train.py
+    assert commands.in_flags(flag, made) == "give --dir=..."
     others = "config.init.workdir, config.eval.dir"  # no flag; no key of data
     assert commands.in_flags(others, made) == others
 

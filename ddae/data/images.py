@@ -338,7 +338,7 @@ def pass_over(
     if data.on_error == "raise":
         raise UserError(
             f"{source.key(index)}: {why}; mend or remove it, or pass over such records"
-            " with on_error=skip (train.py: --config.data.on_error=skip)"
+            " with --config.data.on_error=skip"
         ) from cause
     _note_bad(source, index, why)
     if len(source.bad) > data.max_bad:
