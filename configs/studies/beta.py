@@ -4,8 +4,8 @@ python -m ddae.study configs/studies/beta.py:scale=small --workdir=runs/study_be
   --set data.name=npz --set data.dir=DIR
 
 beta {far to near, constant 0, near to far} x depth tilt {-.5, 0, +.5}, with blockwise
-and with random masks, and with the teacher at its default weight, 1, in place of .1. DIR as
-python -m ddae.data.pack makes it.
+and with random masks, and with the teacher at its default weight, 1, in place of .1.
+DIR as python -m ddae.data.pack makes it.
 """
 
 from configs.studies import common

@@ -6,8 +6,9 @@ python -m ddae.study configs/studies/parts.py:scale=small --workdir=runs/study_p
 pixels: one decoder on the last block, as in MAE (whose own is deeper). taps: pixels at
 several blocks, all patches alike. weights: those weighed by distance. ddae: all of it,
 feature self-distillation too, at weight .1; features=1: that weighs as much as the
-pixels, as it does by default. The schedule of beta is `beta=`, `tilt=`; masks are blockwise, with MAE and DDAE
-under MAE's own random masks too. DIR as in configs/studies/beta.py.
+pixels, as it does by default. The schedule of beta is `beta=`, `tilt=`; masks are
+blockwise, with MAE and DDAE under MAE's own random masks too. DIR as in
+configs/studies/beta.py.
 """
 
 from configs.studies import common
