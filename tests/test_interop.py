@@ -296,6 +296,30 @@ def test_ddae_goes_out_as_a_mae_with_the_decoder_of_its_last_layer(tmp_path):
     assert name == "timm_vit" and set(without) == set(timm_vit(0, "cls"))
 
 
+def beit_run(workdir, **model):
+    """A workdir of a BEiT of 9 tokens; its first weights, from a random norm on."""
+    tokenizer = {"codes": 9, "model": {"size": "Two", "patch_size": 4}}
+    method = {"name": "beit", "tokenizer": tokenizer}
+    config = tiny_config(**RGB, data=STATISTICS, method=method)
+    config["model"] |= model
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    norm = params["heads"]["block02"]["input_norm"]
+    norm["scale"] = jax.random.normal(jax.random.key(1), norm["scale"].shape)
+    write_workdir(workdir, params, config)
+    return norm["scale"]
+
+
+def test_timms_beit_has_no_mask_token_and_no_classifier_of_tokens(tmp_path):
+    run, beit = str(tmp_path / "run"), {"positions": "none", "layer_scale": 0.1}
+    norm = beit_run(run, **beit, relative_bias="shared")
+    found, name, _ = timm.named(run, None)
+    official_too, _, _ = timm.named(run, None, decoder=True)
+    assert name == "timm_beit"
+    more = {"mask_token", "lm_head.weight", "lm_head.bias"}
+    assert set(official_too) == set(found) | more and not more & set(found)
+    np.testing.assert_array_equal(found["norm.weight"], norm)
+
+
 def test_pth_files_want_torch(tmp_path, capsys, monkeypatch):
     params, config = import_weights(official_mae(), "mae", Hints(decoder_heads=2))
     write_workdir(str(tmp_path / "run"), params, config)

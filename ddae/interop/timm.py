@@ -52,7 +52,8 @@ def named(
     workdir: str, head: str | None, decoder: bool = False
 ) -> tuple[Weights, str, dict[str, Any]]:
     """(arrays under timm's names, the dialect, the run's config). decoder: under MAE's,
-    with the last layer's decoder where that is a MAE's. Raises `UserError`.
+    with the last layer's decoder where that is a MAE's, and of a BEiT with its mask
+    token and the classifier of its tokens. Raises `UserError`.
     """
     found, config, classifier = read_run(workdir, head)
     last = last_head(config)
@@ -77,10 +78,10 @@ def named(
         )
 
     def keep(our: str) -> bool:
-        if name == "timm_beit" and our.startswith((f"{last}/input", f"{last}/tok")):
+        if our == "encoder/mask_token" or our.startswith(f"{last}/tokens/"):
+            return decoder and name == "timm_beit"  # timm's Beit has neither
+        if name == "timm_beit" and our.startswith(f"{last}/input"):
             return True
-        if name != "timm_beit" and our == "encoder/mask_token":
-            return False
         if name == "mae" and our.startswith(f"{last}/"):
             return "/features/" not in our
         return our.startswith(("encoder/", "heads/classifier/"))
