@@ -320,6 +320,13 @@ def test_timms_beit_has_no_mask_token_and_no_classifier_of_tokens(tmp_path):
     np.testing.assert_array_equal(found["norm.weight"], norm)
 
 
+def test_a_beit_on_a_plain_vit_goes_out_with_its_norm(tmp_path):
+    norm = beit_run(str(tmp_path / "run"))
+    found, name, _ = timm.named(str(tmp_path / "run"), None)
+    assert name == "timm_vit" and set(found) == set(timm_vit(0, "cls"))
+    np.testing.assert_array_equal(found["norm.weight"], norm)
+
+
 def test_pth_files_want_torch(tmp_path, capsys, monkeypatch):
     params, config = import_weights(official_mae(), "mae", Hints(decoder_heads=2))
     write_workdir(str(tmp_path / "run"), params, config)

@@ -67,10 +67,12 @@ def named(
             "timm has no mean-pooled classifier without a norm of its own; fine-tune,"
             " or probe the cls token: --config.classifier.pool=cls"
         )
-    if name == "timm_beit" and "encoder/norm/scale" in found:
-        for leaf in ("scale", "bias"):  # the place of this dialect's norm
-            found[f"{last}/input_norm/{leaf}"] = found.pop(f"encoder/norm/{leaf}")
-    norms = ("encoder/norm", "heads/classifier/norm", f"{last}/input_norm")
+    of_encoder, of_head = "encoder/norm", f"{last}/input_norm"
+    if f"{of_encoder}/scale" not in found:  # a BEiT's
+        _move(found, of_head, of_encoder)
+    if name == "timm_beit":  # the place of this dialect's norm
+        _move(found, of_encoder, of_head)
+    norms = (of_encoder, of_head, "heads/classifier/norm")
     if not any(f"{norm}/scale" in found for norm in norms):
         raise UserError(
             f"{workdir} has an encoder without a last norm, as segmenters have, unlike"
@@ -87,6 +89,13 @@ def named(
         return our.startswith(("encoder/", "heads/classifier/"))
 
     return export_weights(found, config, name, keep), name, config
+
+
+def _move(found: Weights, norm: str, to: str) -> None:
+    """The arrays of a norm, where there is one, to another place."""
+    for leaf in ("scale", "bias"):
+        if (value := found.pop(f"{norm}/{leaf}", None)) is not None:
+            found[f"{to}/{leaf}"] = value
 
 
 def names_of_beit(weights: Weights) -> bool:
