@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddae.dds import Method
-from ddae.models.heads import ClsAggregate, MaskedLinear, TapDecoder
+from ddae.models.heads import Classifier, ClsAggregate, MaskedLinear, TapDecoder
 from ddae.models.vit import Encoder, ViTSpec
 from ddae.networks import FrozenNetwork
 from ddae.objective import head_taps, teacher_layers
@@ -36,8 +36,8 @@ def step_flops(task: Task, frozen_encoder: bool = False) -> int:
         encoder = task.encoder
         n = encoder.grid[0] * encoder.grid[1]
         passes = 1 if frozen_encoder else TRAINED
-        scores = len(task.heads) * linear(1, encoder.spec.width, task.num_classes)
-        return passes * encoder_flops(encoder, n, task.tap) + TRAINED * scores
+        heads = sum(_classifier(h, encoder.spec.width, n) for h in task.heads.values())
+        return passes * encoder_flops(encoder, n, task.tap) + TRAINED * heads
     raise ValueError(f"FLOPs of the task {type(task).__name__} are not counted")
 
 
@@ -62,6 +62,16 @@ def method_flops(method: Method) -> int:
         view = method.teacher_view.num_patches(encoder.grid)
         asked += encoder_flops(encoder, view, max(layers))
     return TRAINED * trained + asked
+
+
+def _classifier(head: Classifier, width: int, patches: int) -> int:
+    """FLOPs of a head on one image, forward."""
+    scores = linear(1, width, head.num_classes)
+    if head.pool != "attention":
+        return scores
+    tokens = PREFIX + patches
+    keys_and_values = linear(tokens, width, 2 * width)
+    return scores + keys_and_values + linear(1, width, 2 * tokens + width)
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> int:

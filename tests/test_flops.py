@@ -109,6 +109,15 @@ def test_a_frozen_encoder_is_not_trained():
     assert 2.9 < whole / probe < 3.0
 
 
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_xla_counts_the_same_of_a_probe(head):
+    config = measure.read_config(f"linear_in1k:model=S,head={head}")
+    config |= {"image_size": 96, "dtype": "float32"}
+    config["model"]["size"] = "Broad"
+    theirs, ours = compiled_count(config, batch=256)
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
 def test_a_task_that_is_not_counted_says_so():
     config = measure.read_config("segment_ade20k")
     with pytest.raises(ValueError, match="Segment are not counted"):
