@@ -207,9 +207,25 @@ def test_what_the_system_says_of_a_file_is_no_image_that_is_bad(
     monkeypatch.setattr(FolderRecords, "parse", failing(error))
     monkeypatch.setattr("ddae.data.images.PAUSES", ())
     source, four = folder_source(folder / "train", (16, 24, 3)), np.arange(4)
-    assert source.verdict(0) == "cannot be read (train/cat/0.png; away)"
+    assert source.verdict(0) == "cannot be read now (train/cat/0.png; away)"
     with pytest.raises(OSError, match="images cannot be read, .*train/cat/0.*among"):
         source._condemn(four, four, lambda _, index: source.verdict(index), error)
+
+
+def test_storage_that_gives_some_files_alone_is_waited_for(folder, monkeypatch):
+    """As where one of a file system's servers is down; a file that stays so is bad."""
+    tf = decode.tensorflow()
+    error = tf.errors.UnknownError(None, None, "0.png; Input/output error")
+    waits = []
+    monkeypatch.setattr("ddae.data.images.time.sleep", waits.append)
+    monkeypatch.setattr("ddae.data.images.PAUSES", (1.0, 2.0))
+    source, four = folder_source(folder / "train", (16, 24, 3)), np.arange(4)
+    said = {1: "cannot be read now (0.png; Input/output error)"}
+    for _ in range(2):
+        source._condemn(four, four, lambda _, index: said.get(index), error)
+    assert waits == [1.0, 2.0] and not source.bad
+    with pytest.raises(UserError, match="cannot be read now .*; mend or remove it"):
+        source._condemn(four, four, lambda _, index: said.get(index), error)
 
 
 def failing(error):

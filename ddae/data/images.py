@@ -32,13 +32,11 @@ READERS = 4
 """Chunks read at a time."""
 
 UNREADABLE = "cannot be read"
+FAILING = "cannot be read now"
 
-OF_STORAGE = (
-    *("NotFound", "Unavailable", "Aborted"),
-    *("DeadlineExceeded", "ResourceExhausted", "Unknown"),
-)
-"""Names of TensorFlow's errors where the system gives no file: a stale handle is
-Aborted, an input/output error Unknown."""
+PASSING = ("Unavailable", "Aborted", "DeadlineExceeded", "ResourceExhausted", "Unknown")
+"""TensorFlow's errors where a file is there and the system does not give it: a stale
+handle is Aborted, an input/output error Unknown."""
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Seconds before another look where the storage seems to be away."""
@@ -148,7 +146,6 @@ class ImageSource:
         def image(data: Any, position: Any) -> Any:
             return of_bytes(data, self.image_shape, augment, order.seed, position)
 
-        unreadable = tf.errors.OpError
         while True:
             numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
             try:
@@ -156,7 +153,7 @@ class ImageSource:
                     self._tries = 0
                     yield batch
                     step += 1
-            except unreadable as error:
+            except tf.errors.OpError as error:
                 self._condemn(*examples(step, own), verdict, error)
 
     def batches(
@@ -171,7 +168,6 @@ class ImageSource:
             return self.verdict(index)
 
         tf, left = tensorflow(), np.asarray(indices, np.int64)
-        unreadable = tf.errors.OpError
         if len(left) and not len(self._without_bad(left)):
             raise self._all_bad(left)
         while len(left := self._without_bad(left)):
@@ -182,7 +178,7 @@ class ImageSource:
                     self._tries = 0
                     yield batch
                     left = left[batch_size:]
-            except unreadable as error:
+            except tf.errors.OpError as error:
                 self._condemn(left[:batch_size], left[:batch_size], verdict, error)
                 if not len(self._without_bad(np.asarray(indices, np.int64))):
                     raise self._all_bad(indices) from error
@@ -193,14 +189,16 @@ class ImageSource:
         """Why the record at `index` is bad; None for a good one. `image`: what is made
         of its bytes; else all of it is decoded."""
         tf = tensorflow()
-        of_storage = tuple(getattr(tf.errors, f"{name}Error") for name in OF_STORAGE)
+        passing = tuple(getattr(tf.errors, f"{name}Error") for name in PASSING)
         try:
             data, label = self.records.parse(self.records.read(index), index)
             image(data) if image else decode(data, self.image_shape[2])
         except RecordError as error:
             return str(error)
-        except of_storage as error:
+        except tf.errors.NotFoundError as error:
             return f"{UNREADABLE} ({_reason(error)})"
+        except passing as error:
+            return f"{FAILING} ({_reason(error)})"
         except tf.errors.OpError as error:
             return f"no image that can be decoded ({_reason(error)})"
         if not 0 <= int(label) < self.num_classes:
@@ -276,17 +274,20 @@ class ImageSource:
     ) -> None:
         """Finds the bad records behind `error`, and remembers or raises them.
 
-        Where no other is bad than those known, or none of several can be read at all,
-        the storage was or is away: returns after one of `PAUSES`, to be tried again.
-        Raises `OSError` after the last.
+        Where no other is bad than those known, none of several can be read at all, or
+        some are there and cannot be read, the storage was or is away: returns after one
+        of `PAUSES`, to be tried again. Raises `OSError` after the last, but where only
+        some cannot be read: then these are bad.
         """
         places = [positions.tolist(), indices.tolist()]
         with ThreadPoolExecutor() as pool:
             verdicts = list(pool.map(verdict, *places))
         found = {i: why for i, why in zip(places[1], verdicts, strict=True) if why}
         away = len(found) > 1 and all(w.startswith(UNREADABLE) for w in found.values())
+        away = away and len(found) == len(indices)
+        passing = any(w.startswith(FAILING) for w in found.values())
         news = found.keys() - self.bad.keys()
-        if not away or len(found) < len(indices):
+        if not away and not (passing and self._tries < len(PAUSES)):
             for index, why in found.items():
                 pass_over(self, self.data, index, why, error)
             if found and len(self.bad) == len(self):
