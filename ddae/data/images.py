@@ -146,6 +146,7 @@ class ImageSource:
         def image(data: Any, position: Any) -> Any:
             return of_bytes(data, self.image_shape, augment, order.seed, position)
 
+        unreadable = tf.errors.OpError  # a module may be empty when the process ends
         while True:
             numbers = tf.data.Dataset.range(step * parts, np.iinfo(np.int64).max)
             try:
@@ -153,7 +154,7 @@ class ImageSource:
                     self._tries = 0
                     yield batch
                     step += 1
-            except tf.errors.OpError as error:
+            except unreadable as error:
                 self._condemn(*examples(step, own), verdict, error)
 
     def batches(
@@ -168,6 +169,7 @@ class ImageSource:
             return self.verdict(index)
 
         tf, left = tensorflow(), np.asarray(indices, np.int64)
+        unreadable = tf.errors.OpError
         if len(left) and not len(self._without_bad(left)):
             raise self._all_bad(left)
         while len(left := self._without_bad(left)):
@@ -178,7 +180,7 @@ class ImageSource:
                     self._tries = 0
                     yield batch
                     left = left[batch_size:]
-            except tf.errors.OpError as error:
+            except unreadable as error:
                 self._condemn(left[:batch_size], left[:batch_size], verdict, error)
                 if not len(self._without_bad(np.asarray(indices, np.int64))):
                     raise self._all_bad(indices) from error
@@ -274,10 +276,9 @@ class ImageSource:
     ) -> None:
         """Finds the bad records behind `error`, and remembers or raises them.
 
-        Where no other is bad than those known, none of several can be read at all, or
-        some are there and cannot be read, the storage was or is away: returns after one
-        of `PAUSES`, to be tried again. Raises `OSError` after the last, but where only
-        some cannot be read: then these are bad.
+        Where no other is bad than those known, none of several can be read, or some
+        that are there cannot, the storage was or is away: it waits for one of `PAUSES`,
+        and all is tried again. After the last such some are bad; else `OSError`.
         """
         places = [positions.tolist(), indices.tolist()]
         with ThreadPoolExecutor() as pool:
