@@ -394,6 +394,20 @@ CLAIMS = (
 """(what is claimed, how it was tested, study, first row, second row) of each."""
 
 
+TUNED = (
+    (BETTER, "DDAE against MAE, random masks (study 6)", "long", "ddae", "mae"),
+    (BETTER, f"the same {GRID_LONG}", "grid", "ddae,6400", "mae,6400"),
+    (
+        DISTANCE,
+        "DDAE against DDAE with beta = 0, random masks (study 6)",
+        "long",
+        "ddae",
+        "ddae,beta=0",
+    ),
+    (DISTANCE, f"the same {GRID_LONG}", "grid", "ddae,6400", "ddae,beta=0,6400"),
+)
+"""As `CLAIMS`, of encoders that were fine-tuned: the paper's own measure."""
+
 LOCAL = (
     ("parts", "ddae", "mae", "DDAE against MAE, 800 steps (study 2)"),
     ("parts", "taps+weights", "mae", "taps and weights against MAE (study 2)"),
@@ -429,6 +443,9 @@ def claims():
     for claim, tested, name, first, second in CLAIMS:
         found = verdict(study(name).difference(first, second))
         yield f"| {claim} | {tested} | {found} |"
+    for claim, tested, name, first, second in TUNED:
+        found = verdict(study(name).difference(first, second, "finetune"))
+        yield f"| {claim} | fine-tuned, {tested} | {found} |"
     last = "attention_distance/block04"
     for name, first, second, what in LOCAL:
         words = locality(study(name), first, second, last)

@@ -17,8 +17,8 @@ from configs.studies import common, laws, long
 ROWS = ("mae", "pixels", "ddae", "ddae,beta=0")
 """Of configs/studies/long.py."""
 
-LONGER = (*ROWS, "ddae,fading")
-"""Rows that have runs of long.py's steps too."""
+FADING = "ddae,fading"
+"""At small scale of long.py's steps alone, which ROWS have runs of too."""
 
 AGAIN = ("ddae", "ddae,beta=0")
 """Rows whose difference five seeds left open: five more seeds test it anew."""
@@ -35,13 +35,13 @@ def get_study(text=None):
     control = own["set"] | {"method.name": "ddae_elsewhere"}
     rows.append(own | {"name": "elsewhere", "set": control})
     fading = own["set"] | common.beta("near-far", 0.0) | {"method.beta.end": 0.0}
-    rows.append(own | {"name": "ddae,fading", "set": fading})
+    rows.append(own | {"name": FADING, "set": fading})
     longer = []
     for row in rows:
         row["config"] += ",patch=2"
         row["set"] |= {"image_size": 24}
         if "total_steps" in row["set"]:
-            if row["name"] in LONGER:
+            if row["name"] in (*ROWS, FADING):
                 name = f"{row['name']},{long.STEPS}"
                 longer.append(row | {"name": name, "set": row["set"].copy()})
             row["set"] |= {"total_steps": STEPS}
@@ -49,8 +49,9 @@ def get_study(text=None):
     tuned = common.finetuning(tuple(row["name"] for row in longer), steps=1600)
     tuned["finetune"]["config"] += ",patch=2"
     tuned["finetune"]["set"]["image_size"] = 24
+    short = [row for row in rows if not longer or row["name"] != FADING]
     return study | {
         "about": "DDAE and its weights by distance on a grid of 12 x 12",
-        "rows": rows + longer,
+        "rows": short + longer,
         "follow_ups": tuned if longer else {},
     }
