@@ -230,7 +230,7 @@ def page():
         " choice of taps, targets and momentum. A claim that fails here may fail by"
         " them.",
         "",
-        "| the paper says | tested as | verdict, by kNN where no other score is named |",
+        "| the paper says | tested as | verdict, by kNN unless it says otherwise |",
         "|---|---|---|",
         *claims(),
         "",
