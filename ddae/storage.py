@@ -4,8 +4,11 @@ import errno
 import os
 import pathlib
 import re
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from etils import epath
 
@@ -122,6 +125,25 @@ def unusable(said: str, error: Exception) -> UserError | StorageError:
     if passing:
         return StorageError(f"{said}: {reason}{AGAIN}")
     return UserError(f"{said}: {reason}")
+
+
+def patiently(
+    read: Callable[[], Any],
+    pauses: Iterable[float],
+    failing: Callable[[Exception], str],
+) -> Any:
+    """What `read` gives. Where the storage fails, and `failing` has a line for the
+    error, it is read again after each of the `pauses`, seconds; other errors, and that
+    after the last, are raised."""
+    for seconds in pauses:
+        try:
+            return read()
+        except Exception as error:  # Orbax, Pillow and the system raise many kinds
+            if not (said := failing(error)):
+                raise
+            print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
+            time.sleep(seconds)
+    return read()
 
 
 def of_bucket(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ from results_claims import EIGHTH, locality
 from results_found import (
     DOCS,
     KEPT,
+    NAMES,
+    TRANSFER,
     paired,
     pooled_verdict,
     scale,
@@ -71,9 +73,6 @@ def draw():
     return to_array(figure)
 
 
-SCORES = {"kNN": "knn20_top1", "linear probe": "linear_top1", "fine-tuned": "finetune"}
-
-
 def front():
     """The README's part: a figure, and a table of differences."""
     (untrained,) = values("parts/untrained").values()
@@ -86,11 +85,11 @@ def front():
         f" linear probe are of frozen features (kNN {untrained:.1f} untrained);"
         " fine-tuned is for two epochs.",
         "",
-        f"| runs | first | less | {' | '.join(SCORES)} |",
-        f"|---|---|---|{'---|' * len(SCORES)}",
+        f"| runs | first | less | {' | '.join(NAMES[score] for score in TRANSFER)} |",
+        f"|---|---|---|{'---|' * len(TRANSFER)}",
     ]
     for runs, one, other, *names in FRONT:
-        cells = [_cell(paired(*names, score)) for score in SCORES.values()]
+        cells = [_cell(paired(*names, score)) for score in TRANSFER]
         lines.append(f"| {runs} | {one} | {other} | {' | '.join(cells)} |")
     reach = locality(study("grid"), "ddae", "ddae,beta=0", "attention_distance/block04")
     eighth = pooled_verdict(study("epochs"), EIGHTH)

@@ -397,7 +397,7 @@ def test_a_scene_is_read_again_where_the_storage_fails(tmp_path, monkeypatch, pa
         path.write_bytes(content) if there else path.symlink_to("/proc/self/mem")
 
     put(False)
-    monkeypatch.setattr("ddae.data.scenes.time.sleep", lambda _: put(passes))
+    monkeypatch.setattr("ddae.storage.time.sleep", lambda _: put(passes))
     skipping, strict = (splits_of(root, on_error=what) for what in ("skip", "raise"))
     found = skipping.train.scene(3)
     assert (found is None) != passes and list(skipping.train.bad) == [3] * (not passes)

@@ -11,9 +11,7 @@ import collections
 import io
 import itertools
 import os
-import sys
 import threading
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,7 +36,7 @@ from ddae.data.scene_augment import (
 )
 from ddae.data.scene_files import Place, by_stem, set_at
 from ddae.settings import UserError
-from ddae.storage import StorageError, unusable
+from ddae.storage import StorageError, patiently, unusable
 
 if TYPE_CHECKING:
     from ddae.data import Batch, DataSettings, Identity, Rows
@@ -209,20 +207,22 @@ class SceneSource:
         the storage fails it is read again after each of `PAUSES`; then it is bad if
         such records are passed over, and else `StorageError`."""
         said = f"{self.root / path} cannot be read"
-        for seconds in (*PAUSES, None):
-            try:
-                with (self.root / path).open("rb") as file:
-                    return read(file)
-            except UNREADABLE as error:
-                failed = unusable(said, error)
-                if not isinstance(failed, StorageError):
-                    raise RecordError(f"{path} is no image that can be read") from error
-                if seconds is None and self.data.on_error == "raise":
-                    raise failed from error
-                if seconds is None:
-                    raise RecordError(f"{path} cannot be read ({error})") from error
-            print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
-            time.sleep(seconds)
+
+        def opened() -> Any:
+            with (self.root / path).open("rb") as file:
+                return read(file)
+
+        def failing(error: Exception) -> str:
+            return said if isinstance(unusable(said, error), StorageError) else ""
+
+        try:
+            return patiently(opened, PAUSES, failing)
+        except UNREADABLE as error:
+            if not failing(error):
+                raise RecordError(f"{path} is no image that can be read") from error
+            if self.data.on_error == "raise":
+                raise unusable(said, error) from error
+            raise RecordError(f"{path} cannot be read ({error})") from error
 
     def _check_sizes(self, image: tuple[int, int], labels: tuple[int, int]) -> None:
         if image != labels:

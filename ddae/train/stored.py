@@ -21,6 +21,7 @@ from ddae.storage import (
     absolute,
     of_bucket,
     of_storage,
+    patiently,
     unusable,
 )
 from ddae.train.digest import digests
@@ -222,19 +223,15 @@ PAUSES = (2.0, 8.0)
 """Seconds before another look where the storage, and no file of it, fails."""
 
 
-def patiently(where: str, read: Callable[[], Any]) -> Any:
+def again(where: str, read: Callable[[], Any]) -> Any:
     """What `read` gives. A network's file system or a bucket may fail for a moment: its
     error is raised after the last of `PAUSES`, that of a file at once."""
-    for seconds in PAUSES:
-        try:
-            return read()
-        except Exception as error:  # Orbax raises what it meets
-            if not of_storage(error):
-                raise
-            said = f"{where} cannot be read: {first_line(error)}"
-            print(f"{said}; again in {seconds:g} s", file=sys.stderr, flush=True)
-            time.sleep(seconds)
-    return read()
+
+    def failing(error: Exception) -> str:
+        said = f"{where} cannot be read: {first_line(error)}"
+        return said if of_storage(error) else ""
+
+    return patiently(read, PAUSES, failing)
 
 
 def unread(where: str, error: Exception) -> DamagedError | StorageError:
@@ -249,7 +246,7 @@ def read_meta(manager: Any, folder: epath.Path, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     where = f"{folder}/{step}/meta"
     try:
-        meta = patiently(where, lambda: manager.restore(step, args=args)["meta"])
+        meta = again(where, lambda: manager.restore(step, args=args)["meta"])
     except Exception as error:  # Orbax raises what it meets
         raise unread(where, error) from error
     if not isinstance(meta, dict) or "config" not in meta:
@@ -266,7 +263,7 @@ def item_metadata_of(
     """Shapes and kinds of the arrays of an item; errors as of `read_meta`."""
     where = f"{folder}/{step}/{item}"
     try:
-        found = patiently(where, lambda: manager.item_metadata(step)[item])
+        found = again(where, lambda: manager.item_metadata(step)[item])
         found = getattr(found, "tree", found)  # Orbax wraps it
     except Exception as error:  # as above
         raise unread(where, error) from error
@@ -287,7 +284,7 @@ def read_items(
     args = ocp.args.Composite(**each)
     where = f"{folder}/{step}"
     try:
-        restored = patiently(where, lambda: manager.restore(step, args=args))
+        restored = again(where, lambda: manager.restore(step, args=args))
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
         if isinstance(error, ValueError) and "structure" in str(error):
