@@ -81,8 +81,9 @@ def erase(
 ) -> Float[Array, "b h w c"]:
     """With `probability`, a rectangle of each image becomes noise, N(0, 1) each value.
 
-    Random erasing (Zhong et al. 2020): an area share U(.02, 1/3), an aspect log-uniform
-    between .3 and 1/.3; a side that is longer than the image is cut to it.
+    Random erasing (Zhong et al. 2020; the numbers are timm's): an area share U(.02,
+    1/3), an aspect log-uniform between .3 and 1/.3; a side that is longer than the
+    image is cut to it, where timm draws anew.
     """
     _, h, w, _ = images.shape
 
