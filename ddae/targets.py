@@ -105,7 +105,7 @@ class Hog(Target):
     their magnitudes, under a Gaussian window of one patch (deviation half of it), fall
     into `bins` directions over pi, are summed over cells of half a patch, and the
     histogram of a cell is scaled to length 1. A patch has 2 x 2 cells: 108 values for
-    9 bins and 3 channels.
+    9 bins and 3 channels. The window is mmpretrain's; the authors' code has none.
     """
 
     bins: int = 9
