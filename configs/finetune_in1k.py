@@ -8,10 +8,11 @@ python train.py --config=configs/finetune_in1k.py:model=B \\
 
 init.workdir: of a pretraining run, or made by ddae.interop of weights from elsewhere.
 Of BEiT-v2: --config=configs/finetune_in1k.py:model=B,family=beit_v2; after more than
-300 epochs its recipe for B has layer decay .6 and drop path .2. Every block begins with
-the bias that pretraining shared; fixed positions learn from here on, as in MAE's code.
-Data as in configs/ddae_in1k.py. At another size than the pretraining's give
-config.image_size; above 224 that code scores uncut images: config.data.eval_crop=1.0.
+300 epochs its recipe has layer decay .6 and drop path .2 (B), or base_lr 2e-4 (L).
+Every block begins with the bias that pretraining shared; fixed positions learn from
+here on, as in MAE's code. Data as in configs/ddae_in1k.py. At another size than the
+pretraining's give config.image_size; above 224 that code scores uncut images:
+config.data.eval_crop=1.0.
 
 Published for MAE: 83.6 % top-1 (B, 1600 epochs of pretraining), 85.9 % (L); for BEiT-v2
 85.0 % (B, 300), 86.6 % (L, 300); for SimMIM 83.8 % (B, 800); for data2vec 84.2 % (B,
