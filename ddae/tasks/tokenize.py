@@ -29,8 +29,9 @@ from ddae.tasks.backbone import (
 from ddae.tasks.task import Batch, Params, Task
 
 USED = 0.01
-"""A code counts as used while its average count is above this: taken by about one
-patch in the last 460 steps, or by many lately."""
+"""A code counts as used while its average count is above this: of late taken by more
+than about one patch in a hundred steps. One that a patch took in every step counts for
+460 more after the last."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
