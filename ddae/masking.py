@@ -115,12 +115,13 @@ def block_mask(
     min_area: int,
     attempts: int = 10,
 ) -> Mask:
-    """Rectangles hidden until exactly `num_masked` patches are (BEiT's blockwise mask).
+    """Rectangles hidden until exactly `num_masked` patches are (BEiT-v2's block mask).
 
     A round draws `attempts` rectangles, area U(min_area, left) and log-uniform aspect
     (height over width) in ASPECTS, and takes the first that fits the grid and adds
     between 1 and `left` new patches, where `left` are still to be hidden. When a round
-    takes none, the count is filled up with single patches at random.
+    takes none, the count is filled up with single patches at random, where BEiT's
+    first code leaves it, on average half a patch short of 75.
     """
     h, w = grid
 
