@@ -4,8 +4,9 @@ python train.py --config=configs/knn.py:data=imagenet,model=B \\
   --config.init.workdir=runs/ddae_in1k --config.data.dir=DIR --workdir=runs/knn
 
 :data=cifar10,model=Ti,patch=4 for CIFAR-10. Exact, over the whole training set, for
-k = 10, 20, 100 and 200 (the DINO protocol). --config.evaluators.knn.pool=cls reads the
-cls token. Data as in configs/ddae_in1k.py and configs/ddae_cifar10.py.
+k = 10, 20, 100 and 200 (the DINO protocol), but of the mean of the patches:
+--config.evaluators.knn.pool=cls reads the cls token, as DINO does. Data as in
+configs/ddae_in1k.py and configs/ddae_cifar10.py.
 
 Of the short run of configs/ddae_cifar10.py, on all of CIFAR-10: k = 20 42.7 %
 (docs/runs.md). ImageNet: not run by us.
