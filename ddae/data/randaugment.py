@@ -61,7 +61,8 @@ def draw(
 def color_jitter(image: Any, seeds: Any, strength: float) -> Any:
     """Brightness, contrast and saturation, in this order, times U(1 - s, 1 + s).
 
-    strength: s, at least 0; no factor is drawn below 0.
+    strength: s, at least 0; no factor is drawn below 0. BEiT's draws the order too, and
+    comes before the crop.
     """
     tf = tensorflow()
     low, high = max(0.0, 1.0 - strength), 1.0 + strength
