@@ -64,7 +64,7 @@ def get_config(text=None):
     config.optimizer.lr_batch = 16
     config.optimizer.b2 = 0.999
     config.optimizer.schedule = "poly"
-    config.optimizer.warmup_lr = 1e-6
+    config.optimizer.warmup_lr = 1e-10  # a millionth of the peak
     config.optimizer.layer_decay = 0.75 if large else 0.65
     config.optimizer.no_decay = ("/cls_token$",)
 

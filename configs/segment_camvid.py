@@ -55,6 +55,7 @@ def get_config(text=None):
     config.segmenter.channels = 96
     config.segmenter.auxiliary_channels = 64
     config.optimizer.base_lr = 5e-4
+    config.optimizer.warmup_lr = 1e-6
     config.optimizer.layer_decay = 0.75
     config.evaluators.miou.stride = 64
     config.evaluators.miou.scale = (240, 180)

@@ -358,6 +358,7 @@ RECIPES = {
         "optimizer.base_lr": 1e-4,
         "optimizer.b2": 0.999,
         "optimizer.schedule": "poly",
+        "optimizer.warmup_lr": 1e-10,
         "optimizer.layer_decay": 0.65,
         "evaluators.miou.stride": 341,
     },
