@@ -311,7 +311,7 @@ def beit_mask() -> ConfigDict:
 
 
 def vqkd() -> ConfigDict:
-    """The tokenizer's training, by BEiT-v2's recipe."""
+    """The tokenizer's training; with what vqkd_in1k changes, BEiT-v2's recipe."""
     config = training()
     config.task = "tokenize"
     config.batch_size = 512
