@@ -70,7 +70,8 @@ def fitted(shape: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
 
 
 def resized(image: Pixels, shape: tuple[int, ...]) -> Pixels:
-    """`image` at (height, width): bilinear, averaging where it shrinks (Pillow's)."""
+    """`image` at (height, width): bilinear, averaging where it shrinks (Pillow's;
+    mmsegmentation's OpenCV does not average)."""
     if image.shape[:2] == tuple(shape):
         return image
     size = (shape[1], shape[0])
