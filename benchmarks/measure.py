@@ -42,6 +42,7 @@ from ddae.train.step import jit_step
 
 # TFLOP/s of bfloat16 matrix products without sparsity, a device as JAX counts them.
 DATASHEET = {
+    "B200": 2250,
     "H200": 989,
     "H100 PCIe": 756,
     "H100": 989,
