@@ -453,6 +453,27 @@ def test_figures_are_drawn_of_what_is_there(x):
     assert "3.00 (1)" in table and "| c |" not in table
 
 
+def test_a_series_has_one_colour_and_a_name_in_whatever_panels_it_is(monkeypatch):
+    rows = [
+        {"name": f"{series}{panel}", "config": "c.py", "x": 1, "series": series}
+        | {"panel": panel}
+        for panel, some in (("p", "ab"), ("q", "bc"))
+        for series in some
+    ]
+    study = study_from_dict("t", {"about": "", "seeds": (0,), "rows": rows})
+    seen = []
+    monkeypatch.setattr(report, "to_array", seen.append)
+    report.draw(study, records(**{row["name"]: [1.0] for row in rows}), "x")
+    (legend,) = seen[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    told = [line.get_color() for line in legend.get_lines()]
+    drawn = [
+        [line.get_color() for line in axis.lines if line.get_label() in ("a", "b", "c")]
+        for axis in seen[0].axes
+    ]
+    assert len(set(told)) == 3 and drawn == [told[:2], told[1:]]
+
+
 def test_the_cost_is_the_median_step_times_the_steps(tmp_path):
     rows = [
         {"step": s, "train/step_seconds": 9.0, "train/cpu_seconds": c}

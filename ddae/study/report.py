@@ -172,6 +172,8 @@ def _lines(study: Study, records: Records, score: str) -> Any:
     rows = [row for row in study.rows if row.x is not None]
     rows = [r for r in rows if values_of(records, r.name, score)] or rows
     panels = list(dict.fromkeys(row.panel for row in rows))
+    series_of_all = dict.fromkeys(row.series for row in rows)  # not all in each panel
+    colours = {name: f"C{number % 10}" for number, name in enumerate(series_of_all)}
     figure, axes = new_figure(1, len(panels), width=3.6 * len(panels) + 1.6, height=3.2)
     for axis, panel in zip(axes.flat, panels, strict=True):
         inside = [row for row in rows if row.panel == panel]
@@ -186,9 +188,10 @@ def _lines(study: Study, records: Records, score: str) -> Any:
                     points.append((at, *mean_and_deviation(values), values))
             if points:
                 at, means, *_ = zip(*points, strict=True)
-                (line,) = axis.plot(at, means, marker="o", label=series)
+                colour = colours[series]
+                axis.plot(at, means, marker="o", label=series, color=colour)
                 for x, mean, deviation, values in points:
-                    colour, bar = line.get_color(), np.nan_to_num(deviation)
+                    bar = np.nan_to_num(deviation)
                     axis.errorbar(x, mean, yerr=bar, color=colour, capsize=3)
                     axis.plot([x] * len(values), values, ".", color=colour, alpha=0.4)
         if words:
@@ -198,9 +201,10 @@ def _lines(study: Study, records: Records, score: str) -> Any:
         name(panel, fontsize=9)
         axis.tick_params(labelsize=8)
     axes[0, 0].set_ylabel(labelled(study, score))
-    if any(row.series for row in rows) and axes[0, 0].lines:
-        named = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*named, fontsize=8, loc="outside right upper")
+    named = [axis.get_legend_handles_labels() for axis in axes.flat]
+    lines = {name: line for pair in named for line, name in zip(*pair, strict=True)}
+    if lines:
+        figure.legend(lines.values(), lines, fontsize=8, loc="outside right upper")
     return figure
 
 
