@@ -70,7 +70,11 @@ def run(
 
 def in_flags(said: str, made: argparse.ArgumentParser) -> str:
     """What was `said` of a config's keys, of the flags of `made` where it has them."""
-    flags = re.findall(r"(?<=--)\w+", made.format_usage())
+    usage = made.format_usage()
+    for flag, keys in (("data", "data."), ("set", "")):  # that take any key of these
+        if f"--{flag} KEY=VALUE" in usage:
+            said = said.replace(f"--config.{keys}", f"--{flag} ")
+    flags = re.findall(r"(?<=--)\w+\b(?! KEY=)", usage)
     return re.sub(
         r"(?:--|\b)config\.(?:data\.|model\.)?(\w+)",
         lambda key: f"--{key[1]}" if key[1] in flags else key[0],

@@ -71,6 +71,15 @@ def test_keys_of_a_config_are_called_as_the_flags_of_a_command():
     assert commands.in_flags(others, made) == others
 
 
+@pytest.mark.parametrize("flag, key", [("data", "on_error"), ("set", "data.on_error")])
+def test_a_flag_that_takes_keys_is_named_with_the_key(flag, key):
+    made = parser()
+    made.add_argument(f"--{flag}", action="append", metavar="KEY=VALUE")
+    said = "pass over it with --config.data.on_error=skip; config.data has no such key"
+    told = f"pass over it with --{flag} {key}=skip; config.data has no such key"
+    assert commands.in_flags(said, made) == told
+
+
 def test_a_full_disk_is_not_what_was_given(capsys):
     def fails(args):
         raise OSError(errno.ENOSPC, "No space left on device")
