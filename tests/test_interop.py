@@ -1,5 +1,6 @@
 """Weights under other names, without torch: keys, shapes, round trips, wrong files."""
 
+import errno
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from ddae.interop.huggingface import STANDARDISED
 from ddae.interop.names import fixed_positions, flat
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
+from ddae.storage import StorageError
 from ddae.train import loop
 from ddae.train.loading import load_params
 from ddae.train.partial import load_frozen
@@ -770,6 +772,18 @@ def test_arrays_without_what_an_encoder_needs_are_refused(name, says):
     if name == "pos_embed":
         _, config = import_weights(weights, "timm_vit", Hints(image_size=16))
         assert config["model"]["positions"] == "none"
+
+
+@pytest.mark.parametrize(
+    "number, error", [(errno.ENOSPC, StorageError), (errno.EACCES, UserError)]
+)
+def test_a_disk_may_be_full_for_a_while(tmp_path, monkeypatch, number, error):
+    def fails(*_, **__):
+        raise OSError(number, "the system's reason")
+
+    monkeypatch.setattr("ddae.interop.files.save", fails)
+    with pytest.raises(error, match="x.safetensors cannot be written: the system's r"):
+        write_weights(str(tmp_path / "x.safetensors"), {"a": np.zeros(3)})
 
 
 def test_oblong_images():

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save
 from ddae import commands
 from ddae.interop.names import Weights
 from ddae.settings import UserError
+from ddae.storage import unusable
 
 TORCH = (".pth", ".pt", ".bin")
 """Endings of files that torch.save wrote."""
@@ -100,13 +101,13 @@ def write_weights(
     path: str, weights: Weights, beside: Mapping[str, str] | None = None
 ) -> None:
     """A .safetensors file of float32 arrays, with what is said `beside` them;
-    `UserError` where it cannot be written."""
+    `UserError` where it cannot be written, `StorageError` where it may be later."""
     arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in weights.items()}
     try:
         with commands.whole(path) as file:
             file.write(save(arrays, metadata={"format": "pt", **(beside or {})}))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+        raise unusable(f"{path} cannot be written", error) from error
 
 
 def new_file(path: str, ending: str) -> None:
@@ -133,7 +134,7 @@ def write_torch(path: str, weights: Weights, beside: Mapping[str, str]) -> None:
         with commands.whole(path) as file:
             torch.save({"model": tensors, "ddae": dict(beside)}, file)
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+        raise unusable(f"{path} cannot be written", error) from error
 
 
 def read_beside(path: str) -> dict[str, Any]:
