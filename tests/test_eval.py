@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scenes
 from conftest import tiny_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -110,6 +111,20 @@ def test_knn_says_nothing_where_it_could_not_be_wrong(tmp_path, capsys):
         found = made["knn"](task.init(jax.random.key(0)), 0)
         assert set(found) == (set() if says else {"knn3_top1"})
         assert (f"kNN is left out: {says}" in capsys.readouterr().out) == bool(says)
+
+
+def test_knn_says_nothing_of_scenes(tmp_path, capsys):
+    for split in ("training", "validation"):
+        scenes.write(tmp_path, [scenes.noise(n, 8, 8) for n in range(4)], split)
+    given = {"name": "scenes", "train_split": "training", "eval_split": "validation"}
+    given |= {"dir": str(tmp_path), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config = tiny_config(evaluators={"knn": {"k": 3}})
+    config["data"] = given | {"scenes": {"num_classes": scenes.CLASSES}}
+    task = Pixels.from_config(tiny_config())
+    splits = data.from_config(config, (8, 8, 3))
+    made = eval.from_config(config, task, splits, devices(1))
+    assert made["knn"]({}, 0) == {}
+    assert "kNN is left out: a scene has a class for every" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ddae.data import Splits, sample
+from ddae.data.scenes import SceneSource
 from ddae.eval.evaluator import OnDevices, cut_over, over
 from ddae.settings import UserError
 from ddae.tasks import Task
@@ -139,7 +140,9 @@ def _numbers(k: int | tuple[int, ...], available: int) -> tuple[int, ...]:
 
 
 def _says_nothing(splits: Splits) -> str:
-    """Why neighbours would always be right; empty where they may be wrong."""
+    """Why there is nothing to be right about, or wrong; empty where there is."""
+    if isinstance(splits.train, SceneSource):
+        return "a scene has a class for every pixel, and none of its own"
     if splits.train.num_classes < 2:
         return "all training images are of one class"
     if splits.train.identity == splits.held_out.identity:
