@@ -292,6 +292,7 @@ def followed(study_file, tmp_path, monkeypatch):
     def run(config, folder, signals):
         ran.append(pathlib.Path(folder))
         (ran[-1] / "config.json").write_text("{}")
+        (ran[-1] / "checkpoints").mkdir(exist_ok=True)
         (ran[-1] / "metrics.jsonl").write_text('{"step": 4, "eval/x": 1.0}\n')
 
     monkeypatch.setattr("ddae.study.runner.loop.run", run)
@@ -363,7 +364,7 @@ def test_a_study_that_is_asked_to_stop_begins_no_other_run(
 
 def test_a_moved_study_and_one_adopted_are_as_they_were(followed, tmp_path, capsys):
     path, ran = followed()
-    assert main([path, "--workdir", str(tmp_path / "w")]) == 0
+    assert main([path, "--workdir", str(tmp_path / "w"), "--keep_weights"]) == 0
     (tmp_path / "w").rename(tmp_path / "moved")
     assert main([path, "--workdir", str(tmp_path / "moved")]) == 0
     assert len(ran) == 4
@@ -377,6 +378,17 @@ def test_a_moved_study_and_one_adopted_are_as_they_were(followed, tmp_path, caps
         with pytest.raises(SystemExit):
             main([*again[:2], str(tmp_path / "k"), "--adopt", str(tmp_path / "moved")])
     assert not list((tmp_path / "k").rglob("done.json"))
+
+
+def test_what_is_followed_is_not_adopted_without_weights(followed, tmp_path, capsys):
+    """As a study leaves its runs, what follows would find nothing to begin with."""
+    path, ran = followed()
+    assert main([path, "--workdir", str(tmp_path / "w")]) == 0
+    again = [path, "--workdir", str(tmp_path / "again"), "--adopt"]
+    capsys.readouterr()
+    assert main([*again, str(tmp_path / "w")]) == 0
+    assert [p.name for p in ran[4:]] == ["seed0", "p", "seed1", "p"]
+    assert "a, seed 1: trained anew" in capsys.readouterr().out
 
 
 def test_what_other_processes_have_is_said(followed, tmp_path, capsys):

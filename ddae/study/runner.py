@@ -137,7 +137,8 @@ class Runner:
     def adopt(self, runs: list[Run], folder: str) -> Iterator[str]:
         """Takes over what another study's workdir has done with the same config, seed
         included: its log, its weights where they were kept, and its scores, those that
-        it lacks given anew. Yields a line for each run."""
+        it lacks given anew. Yields a line for each run. Left out is one whose weights
+        were not kept, where something here begins with them."""
         done: dict[str, dict[str, Any]] = {}
         for path in sorted(glob.glob(os.path.join(folder, "runs/*/seed*", DONE))):
             with open(path) as file:
@@ -151,6 +152,9 @@ class Runner:
             others = ((path, result["config"]) for path, result in done.items())
             same = (path for path, own in others if known_to(config, own) == own)
             path = next(same, None)
+            if path and self._followed(run) and not _keeps_weights(path):
+                yield f"{run}: trained anew, as {path} is of a run without weights"
+                continue
             with self.claimed(run) as mine:
                 if path is None or not mine:
                     continue
@@ -163,6 +167,11 @@ class Runner:
                     result["scores"] = self._score(here, self.study.scores)
                 self._keep(run, result)
             yield f"{run}: the same as {os.path.dirname(path)}"
+
+    def _followed(self, run: Run) -> bool:
+        """Whether anything begins with the weights of a pretraining."""
+        others = runs_of(self.study)
+        return any(other.follow_up and other.parent == run for other in others)
 
     def rescore(self, runs: list[Run], names: list[str]) -> Iterator[str]:
         """Gives the scores `names` of the study to finished runs whose weights were
@@ -326,6 +335,11 @@ def _not_its_own(folder: str, names: list[str]) -> list[str]:
         if name in (DONE, ".claim", ".lock")
         or os.path.isfile(os.path.join(folder, name, "config.json"))
     ]
+
+
+def _keeps_weights(path: str) -> bool:
+    """Whether the run that is done as `path` says has its checkpoints still."""
+    return os.path.isdir(os.path.join(os.path.dirname(path), WEIGHTS[0]))
 
 
 def known_to(config: Any, older: Any) -> Any:
