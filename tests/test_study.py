@@ -391,6 +391,16 @@ def test_what_is_followed_is_not_adopted_without_weights(followed, tmp_path, cap
     assert "a, seed 1: trained anew" in capsys.readouterr().out
 
 
+def test_a_workdir_to_adopt_is_there_and_of_any_name(followed, tmp_path, capsys):
+    path, ran = followed(follow_ups={})
+    command = [path, "--workdir", str(tmp_path / "w"), "--adopt"]
+    assert main([*command, str(tmp_path / "wrong")]) == 2 and not ran
+    assert "wrong is no study's workdir: it has no runs/" in capsys.readouterr().err
+    assert main([path, "--workdir", str(tmp_path / "of [1]")]) == 0
+    assert main([*command, str(tmp_path / "of [1]")]) == 0
+    assert len(ran) == 2
+
+
 def test_what_other_processes_have_is_said(followed, tmp_path, capsys):
     path, ran = followed()
     claim = tmp_path / "w" / "runs/a/seed0/.claim"

@@ -138,9 +138,13 @@ class Runner:
         """Takes over what another study's workdir has done with the same config, seed
         included: its log, its weights where they were kept, and its scores, those that
         it lacks given anew. Yields a line for each run. Left out is one whose weights
-        were not kept, where something here begins with them."""
+        were not kept, where something here begins with them. Raises `UserError` where
+        `folder` is no such workdir."""
+        if not os.path.isdir(os.path.join(folder, "runs")):
+            raise UserError(f"--adopt={folder} is no study's workdir: it has no runs/")
         done: dict[str, dict[str, Any]] = {}
-        for path in sorted(glob.glob(os.path.join(folder, "runs/*/seed*", DONE))):
+        for path in sorted(glob.glob("runs/*/seed*/" + DONE, root_dir=folder)):
+            path = os.path.join(folder, path)
             with open(path) as file:
                 result = json.load(file)
             if "failed" not in result:
