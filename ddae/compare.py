@@ -153,7 +153,8 @@ def _labels(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all of them lie in."""
     paths = [path.rstrip("/") for path in paths]
     shared = os.path.commonprefix(paths).rfind("/") + 1
-    return [path[shared:] for path in paths]
+    # matplotlib leaves what begins with _ out of a legend.
+    return [re.sub("^_", "./_", path[shared:]) for path in paths]
 
 
 def _has(path: str, curves: Curves) -> str:

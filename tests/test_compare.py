@@ -141,3 +141,12 @@ def test_a_curve_that_ended_early_or_has_no_late_row_is_in_the_figure(monkeypatc
     loss, top1 = seen[0].axes[:2]
     assert loss.get_ylim()[0] < 1.0 and loss.get_ylim()[1] > 4.0
     assert top1.get_ylim()[0] < 52.0 and top1.get_ylim()[1] > 61.0
+
+
+def test_a_run_of_any_name_is_in_the_legend(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "to_array", lambda figure: seen.append(figure))
+    run = {"train/loss": {1: 2.0, 2: 1.0}}
+    compare.draw(run, {"runs/_old": run, "runs/new/": run}, ["train/loss"])
+    named = [text.get_text() for text in seen[0].legends[0].get_texts()]
+    assert named == ["./_old", "new", "this run"]
