@@ -194,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(args: Any) -> None:
+    if not args.output.endswith(".png"):
+        raise UserError(f"--output={args.output} does not end in .png")
     try:
         re.compile(args.metrics)
     except re.error as error:

@@ -92,6 +92,7 @@ def test_settings_that_differ_are_named(tmp_path, capsys):
         (["{run}", "{none}"], "no rows in {none}; name a run's workdir"),
         (["{run}", "{run}", "--metrics=("], "--metrics=(: missing ), unterminated"),
         (["{run}", "{run}", "--metrics=eval"], "{run} and the others have no metric"),
+        (["{run}", "{run}", "--output=a.pdf"], "--output=a.pdf does not end in .png"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, arguments, says):
