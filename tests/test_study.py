@@ -401,6 +401,13 @@ def test_a_workdir_to_adopt_is_there_and_of_any_name(followed, tmp_path, capsys)
     assert len(ran) == 2
 
 
+def test_runs_that_wait_for_others_are_said(followed, tmp_path, capsys):
+    path, ran = followed()
+    assert main([path, "--workdir", str(tmp_path / "w"), "--only=, p$"]) == 0
+    assert "not begun: 2 runs, a, seed 0, p among them" in capsys.readouterr().out
+    assert not ran
+
+
 def test_what_other_processes_have_is_said(followed, tmp_path, capsys):
     path, ran = followed()
     claim = tmp_path / "w" / "runs/a/seed0/.claim"

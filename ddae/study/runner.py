@@ -252,6 +252,11 @@ class Runner:
                         f"with other processes: {len(held)} runs; what they leave, the"
                         " same command takes up"
                     )
+                elif left:
+                    yield (
+                        f"not begun: {len(left)} runs, {left[0]} among them, which"
+                        " build on others that failed or are not done"
+                    )
                 return
             if self.signals.stop_requested:
                 raise PreemptedError(
