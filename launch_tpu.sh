@@ -270,8 +270,8 @@ follow() { # until train.py has ended on every worker; returns its exit code
         return 0
       fi
     else
-      ! gone "$(state)" || return "$GONE"
       say "no answer from the workers: $(tail -n 1 "$TMP/error")"
+      ! gone "$(state)" || return "$GONE"
       ((++silent < 60)) || return "$SILENT"
     fi
     pause 30

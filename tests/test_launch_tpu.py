@@ -564,7 +564,7 @@ def test_a_download_of_pips_that_stops_is_tried_again(cloud):
 def test_a_start_whose_ssh_was_lost_starts_once(tpu):
     tpu.plan(train=[0], ssh=["lost", "ok", "refused", "refused"])
     code, out, err = tpu.launch("run", *TPU, "--", *ARGUMENTS)
-    assert code == 0 and "no answer from the workers" in err
+    assert code == 0 and "no answer from the workers: ERROR: (gcloud) ssh:" in err
     assert out.count("trains") == 1 == len(tpu.attempts(1))
 
 
