@@ -126,7 +126,8 @@ gc() { # ARGUMENT...: gcloud compute tpus ARGUMENT..., run or printed
 
 shell() { # WORKER COMMAND...: a bash command there
   gc tpu-vm ssh "$NAME" "--worker=$1" "--command=${*:2}" \
-    --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30
+    --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30 \
+    </dev/null # a terminal stops what reads from it in the background
 }
 
 workers() { # WORKER FUNCTION ARGUMENT...: calls it there; arguments arrive as they are

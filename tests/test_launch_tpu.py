@@ -568,6 +568,21 @@ def test_a_start_whose_ssh_was_lost_starts_once(tpu):
     assert out.count("trains") == 1 == len(tpu.attempts(1))
 
 
+def test_what_is_typed_is_not_for_the_workers(tpu):
+    """A terminal stops a job in the background that reads from it."""
+    path = f"{tpu.folder / 'bin'}:{os.environ['PATH']}"
+    found = subprocess.run(
+        ["bash", "-c", f"bash launch_tpu.sh status {shlex.join(TPU)} && cat"],
+        cwd=tpu.checkout,
+        env=os.environ | {"PATH": path, "FAKE_GCLOUD": str(tpu.folder)},
+        input="typed\n",
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert found.stdout.splitlines()[-2:] == ["worker worker-1 none", "typed"]
+
+
 @pytest.mark.parametrize(
     ("refused", "last"), [(1, ["attempt 1 trains", "ends"]), (3, [])]
 )
