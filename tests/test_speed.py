@@ -10,7 +10,7 @@ import pytest
 
 from ddae.models import short_attention
 from ddae.settings import UserError
-from ddae.train import speed
+from ddae.train import loop, plan, speed
 
 STEPS = """
 import resource
@@ -51,6 +51,23 @@ def test_a_step_on_a_cpu_finds_its_memory_where_the_last_one_left_it():
     own = 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert pages(keep=False) > own / 2
     assert pages(keep=True) < own / 100
+
+
+def test_a_run_keeps_its_memory_before_it_asks_for_devices(tmp_path, monkeypatch):
+    """Of a backend that is there already jax changes nothing."""
+    called = []
+    keep, count = speed.keep_memory, jax.process_count
+    for module in (loop, plan):
+        monkeypatch.setattr(
+            module,
+            "keep_memory",
+            lambda: called.append("kept") or keep(),
+            raising=False,
+        )
+    monkeypatch.setattr(jax, "process_count", lambda: called.append("asked") or count())
+    with pytest.raises(UserError):
+        loop.run({}, str(tmp_path))
+    assert called[0] == "kept" and "asked" in called
 
 
 ATTENTION = """

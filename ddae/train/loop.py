@@ -39,7 +39,7 @@ from ddae.train.plan import Job, as_begun, overview, plan, said_change, spelled_
 from ddae.train.processes import agree, of_first, together
 from ddae.train.sharding import flag_devices
 from ddae.train.signals import Signals
-from ddae.train.speed import Profile
+from ddae.train.speed import Profile, keep_memory
 from ddae.train.state import NonFiniteError, TrainState, make_init
 from ddae.train.step import first_of, jit_step, rows_of
 
@@ -59,6 +59,7 @@ def run(
     `NonFiniteError` after `max_nonfinite_steps` bad steps in a row, and after a SIGTERM
     `PreemptedError`, with the state saved. signals: of a caller with more to do.
     """
+    keep_memory()  # all that follows asks jax for devices
     signals = signals or Signals()
     with together(UserError):
         workdir = _open(workdir)
