@@ -526,6 +526,14 @@ def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch)
     assert np.isnan(again.evaluation(None)["eval/x"]), "the last that there was"
 
 
+def test_the_first_process_alone_reads_the_log(tmp_path, monkeypatch):
+    """Which it writes anew, while the others begin."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    (tmp_path / "metrics.jsonl").mkdir()
+    report = Report(str(tmp_path), 2)
+    assert report.evaluation(2) == {} and summary(report) == "done"
+
+
 def test_a_fresh_start_keeps_the_log_of_an_earlier_one(tmp_path, monkeypatch, capsys):
     """The folder of its checkpoints may only have been moved."""
     monkeypatch.setattr("ddae.train.metrics._tensorboard", lambda workdir: None)

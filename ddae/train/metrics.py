@@ -114,8 +114,8 @@ class Report:
                 self._board = _tensorboard(self._folder)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl so far."""
-        return read_metrics(self.path)
+        """All rows of metrics.jsonl so far; none in a process that does not write."""
+        return read_metrics(self.path) if self.active else []
 
     def evaluation(self, step: int | None) -> dict[str, float]:
         """What the log has of the evaluation of `step` already, or of the last one that
