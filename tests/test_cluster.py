@@ -417,6 +417,27 @@ def test_a_closed_terminal_asks_to_stop_and_is_printed_to_no_more(output):
         assert process.wait(60) == 75
 
 
+def test_a_file_is_printed_to_after_its_terminal_was_closed(tmp_path):
+    path = tmp_path / "log"
+    ours, theirs = os.openpty()
+    with path.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL],
+            cwd=WORKER.parents[1],
+            stdin=theirs,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    os.close(theirs)
+    until = time.monotonic() + 60
+    while path.read_text() != "ready\n" and time.monotonic() < until:
+        time.sleep(0.05)
+    os.close(ours)
+    assert process.wait(60) == 75
+    assert path.read_text() == "ready\na line of the log\nstopped\n"
+
+
 def test_a_run_under_nohup_is_not_asked_to_stop():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
