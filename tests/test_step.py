@@ -14,6 +14,7 @@ from ddae.cropping import crop_and_flip
 from ddae.data.augment import Augment
 from ddae.settings import UserError
 from ddae.tasks import Task
+from ddae.train import loop
 from ddae.train.cluster import PreemptedError
 from ddae.train.metrics import Meter
 from ddae.train.optimizer import (
@@ -566,6 +567,14 @@ def test_steps_that_were_skipped_are_logged_as_counted_at_the_last(at_once):
     logged = meter.take(batch_size=4)
     assert [logged[f"train/nonfinite_{name}"] for name in ("steps", "in_row")] == [4, 3]
     assert logged["train/drawn"] < 1, "a mean still"
+
+
+def test_what_is_asked_for_is_the_same_however_many_steps_are_taken_at_once():
+    """Of two steps the sum would ask for something else."""
+    state, step = toy(lambda kernel, _: kernel.sum())
+    batches = {"image": jnp.ones((2, 4, 1, 1, 1)), "stop": jnp.array([0, 1, 0, 0])}
+    _, metrics = jax.jit(make_steps(step))(state, batches, ROOT)
+    assert metrics["stop"][0] == loop.STOP != loop.FAILED
 
 
 def test_progress_and_the_rate_that_is_said_are_of_the_steps_before():
