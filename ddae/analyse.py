@@ -34,6 +34,7 @@ from ddae.settings import UserError
 from ddae.tasks.pretrain import Pretrain
 from ddae.train.loading import describe, load_state, run_of
 from ddae.train.plan import Job, plan
+from ddae.train.speed import keep_memory
 from ddae.train.step import OnDevices
 
 BETAS = np.linspace(-2.0, 2.0, 17)
@@ -54,6 +55,7 @@ def open_run(
         raise UserError(f"{workdir} holds imported weights, and no run to analyse")
     config["model"]["drop_path"] = 0.0
     config["evaluators"] = {}
+    keep_memory()  # the next line asks jax for devices
     # The training's mesh need not be here.
     config |= {"mesh": {"fsdp": 1}, "batch_size": jax.device_count()}
     config["optimizer"] = {**config.get("optimizer", {}), "accumulate": 1}

@@ -485,12 +485,13 @@ def test_a_workdir_that_fails_is_one_line(error, capsys):
     assert capsys.readouterr().err == f"error: {error}; {mend}\n"
 
 
-def test_a_file_elsewhere_that_is_gone_is_shown_with_its_place_in_the_code():
+@pytest.mark.parametrize("workdir", ["/at/other", "/at/r"])
+def test_a_file_elsewhere_that_is_gone_is_shown_with_its_place_in_the_code(workdir):
     def fails(*_):
         raise GONE
 
     with pytest.raises(FileNotFoundError):
-        cluster.run_to_end(fails, {}, "/at/other")
+        cluster.run_to_end(fails, {}, workdir)
 
 
 def test_processes_with_other_configs_are_refused(photographs, tmp_path, monkeypatch):

@@ -246,7 +246,7 @@ def run_to_end(
     except BaseException as error:
         first = str(error).partition("\n")[0]
         named = str(error.filename) if isinstance(error, OSError) else ""
-        of_workdir = named.startswith(os.path.abspath(workdir))
+        of_workdir = f"{named}/".startswith(f"{os.path.abspath(workdir)}/")
         if of_workdir or re.search("No space left on dev|Disk quota exceeded", first):
             first = re.sub("{{.*?}} ", "", first)  # TensorFlow's
             mend = f"give the same command again when {workdir} can be written"
