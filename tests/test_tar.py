@@ -313,6 +313,17 @@ def garbled(path, content):
     path.write_bytes(content[:1024] + b"x" * 512 + content[1536:])
 
 
+def endless(path, content):
+    """The second file has -512 bytes: behind them lies its own header."""
+    with tarfile.open(path) as file:
+        at = file.getmembers()[1].offset
+    header = bytearray(content[at : at + 512])
+    header[124:136] = (256**12 - 512).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(content[:at] + header + content[at + 512 :])
+
+
 def removed(path, _):
     path.unlink()
 
@@ -328,6 +339,7 @@ def compressed(path, content):
     [
         (cut, "train-000001.tar is not a whole tar file .*; copy it again"),
         (garbled, "train-000001.tar is not a whole tar file .*; copy it again"),
+        (endless, "train-000001.tar is not a whole tar file .*; copy it again"),
         (compressed, "train-000000.tar.gz is compressed, .*; unpack it to a .tar"),
         (lambda path, _: shutil.rmtree(path.parent), "no tar files .*train.tar, "),
         (lambda path, _: write_tar(path, []), None),

@@ -254,6 +254,8 @@ def _walk(path: str, size: int) -> Shard:
     try:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
+                if tar.offset <= member.offset:  # of a size below 0, and so for ever
+                    raise tarfile.ReadError(f"{member.name} ends before it begins")
                 if member.isdir() or re.search(r"(^|/)\.(?!\.?(/|$))", member.name):
                     continue  # hidden, as the ._NAME of a Mac
                 extension = ending(member.name)
