@@ -597,6 +597,31 @@ def test_wrong_files_are_one_line_and_nothing_is_written(
     assert not workdir.exists() and not (tmp_path / "was_run").exists()
 
 
+def test_a_pth_file_that_is_compressed_is_not_unpacked(tmp_path, capsys):
+    """8 MB of zeros that a file of 9 KB holds."""
+    path = tmp_path / "small.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"model": {}}))
+        archive.writestr("archive/data/0", bytes(2**23))
+    command = ["import", str(path), f"--workdir={tmp_path / 'ours'}"]
+    for main in (timm.main, official.main):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "small.pth is refused: it is compressed" in said
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["", ".", "..", "theirs", "../model.safetensors"])
+def test_an_index_names_files_of_its_folder_alone(tmp_path, capsys, part):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    index = {"weight_map": {"vit.layernorm.bias": part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    command = ["import", str(tmp_path), f"--workdir={tmp_path / 'ours'}"]
+    assert huggingface.main(command) == 2
+    said = capsys.readouterr().err
+    assert f"index.json names {part!r}, which" in said and said.count("\n") == 1
+
+
 def test_the_evil_file_would_have_run(tmp_path):
     pickle.loads(pickle.dumps(Evil(str(tmp_path / "was_run"))))
     assert (tmp_path / "was_run").exists()
@@ -607,6 +632,7 @@ def test_the_evil_file_would_have_run(tmp_path):
     [
         (None, "config.json cannot be read"),
         ("{", "config.json cannot be read"),
+        ("[" * 100_000, "config.json cannot be read"),
         ('{"model_type": "swin"}', "model_type 'swin' is not one of"),
     ],
 )

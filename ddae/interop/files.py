@@ -80,6 +80,8 @@ def _folder(path: str) -> Weights:
     for part in sorted({str(part) for part in parts}):
         if os.path.basename(part) != part:
             raise UserError(f"{index} names {part!r}, which lies outside its folder")
+        if not part.endswith(".safetensors"):  # "." is the folder, which is read now
+            raise UserError(f"{index} names {part!r}, which is no .safetensors file")
         found |= read_weights(os.path.join(path, part))
     return found
 
@@ -89,7 +91,7 @@ def read_json(path: str) -> dict[str, Any]:
     try:
         with open(path) as file:
             found = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}") from error
     if not isinstance(found, dict):
@@ -158,6 +160,12 @@ def read_torch(path: str, reader: "type[_Arrays] | None" = None) -> Any:
     reader = reader or _Arrays
     try:
         with zipfile.ZipFile(path) as archive:
+            # Else a small file could unpack to more than the memory there is.
+            if any(entry.compress_type for entry in archive.infolist()):
+                raise UserError(
+                    "it is compressed, as torch.save leaves no file; load and save it"
+                    " anew with torch"
+                )
             (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
             with archive.open(name) as file:
                 return reader(file, archive, name.removesuffix("data.pkl")).load()
