@@ -324,6 +324,13 @@ def endless(path, content):
     path.write_bytes(content[:at] + header + content[at + 512 :])
 
 
+def no_number(path, _):
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("cat/a.jpg")
+        info.pax_headers = {"GNU.sparse.size": "x"}
+        file.addfile(info)
+
+
 def removed(path, _):
     path.unlink()
 
@@ -339,6 +346,7 @@ def compressed(path, content):
     [
         (cut, "train-000001.tar is not a whole tar file .*; copy it again"),
         (garbled, "train-000001.tar is not a whole tar file .*; copy it again"),
+        (no_number, "train-000001.tar is not a whole tar file .*; copy it again"),
         (endless, "train-000001.tar is not a whole tar file .*; copy it again"),
         (compressed, "train-000000.tar.gz is compressed, .*; unpack it to a .tar"),
         (lambda path, _: shutil.rmtree(path.parent), "no tar files .*train.tar, "),

@@ -276,7 +276,9 @@ def _walk(path: str, size: int) -> Shard:
                         f" first of which ends at byte {tar.offset}; tar them anew, or"
                         " keep each as a file of its own"
                     )
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # of odd numbers
         mend = "copy it again, or unpack it where it is compressed"
         raise UserError(f"{path} is not a whole tar file ({error}); {mend}") from error
     except (OSError, tensorflow().errors.OpError) as error:
