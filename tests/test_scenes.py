@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -421,6 +422,50 @@ def test_places_without_scenes_are_named(tmp_path):
     text.write_text("no zip")
     with pytest.raises(UserError, match="set.zip is not a zip that can be read"):
         splits_of(text)
+
+
+def changed(content, *places):
+    """A zip with another number in each entry's own header and in the list of them.
+    places: where that is after PK 3 4 and after PK 1 2, and which number."""
+    content = bytearray(content)
+    for start, at, number in places:
+        place = content.find(start)
+        while place >= 0:
+            content[place + at] = number
+            place = content.find(start, place + 4)
+    return bytes(content)
+
+
+OWN, LISTED = b"PK\3\4", b"PK\1\2"
+
+
+@pytest.mark.parametrize(
+    "places, says",
+    [
+        ([(OWN, 6, 1), (LISTED, 8, 1)], "is encrypted, or packed .*; unpack the"),
+        (
+            [(OWN, 8, 9), (LISTED, 10, 9)],
+            "is encrypted, or packed .*; unpack the",
+        ),
+        ([(LISTED, 6, 99)], "set.zip is not a zip that can be read: zip file version"),
+        ([(LISTED, 8, 64)], "objectInfo150.txt cannot be read: strong encryption"),
+    ],
+)
+def test_a_zip_that_python_does_not_unpack_is_named(root, tmp_path, places, says):
+    path = scenes.zipped(root, tmp_path / "set.zip", "")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("objectInfo150.txt", "Idx\tName\n")
+    path.write_bytes(changed(path.read_bytes(), *places))
+    with pytest.raises(UserError, match=says):
+        splits_of(path)
+
+
+def test_a_scene_that_its_zip_does_not_give_is_bad(root, tmp_path):
+    path = scenes.zipped(root, tmp_path / "set.zip", "")
+    path.write_bytes(changed(path.read_bytes(), (LISTED, 8, 64)))
+    splits = splits_of(path, on_error="skip")
+    assert splits.held_out.scene(0) is None and splits.held_out.shape(1) is None
+    assert "is no image that can be read" in splits.held_out.bad[0]
 
 
 @pytest.mark.parametrize(

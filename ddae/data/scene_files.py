@@ -9,6 +9,15 @@ from ddae.settings import UserError
 RELEASE = "ADEChallengeData2016"
 IMAGES = (".jpg", ".jpeg", ".png")
 
+UNPACKED = (
+    *(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+    *(zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA),
+)
+"""How files may be packed in a zip; Deflate64, as of Windows, is not among them."""
+
+ENCRYPTED = 1
+"""The bit of a zip's entry that says so."""
+
 Place = pathlib.Path | zipfile.Path
 """A folder or a file in it; of a zip, which is never unpacked, the same."""
 
@@ -37,8 +46,14 @@ def _in_zip(path: str) -> zipfile.Path:
     """The folder of a zip that holds images/."""
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a zip that can be read: {error}") from error
+    for entry in archive.infolist():
+        if entry.flag_bits & ENCRYPTED or entry.compress_type not in UNPACKED:
+            raise UserError(
+                f"{path}: {entry.filename} is encrypted, or packed otherwise than this"
+                " Python unpacks; unpack the zip, and give its folder"
+            )
     parts = (name.partition("images/") for name in archive.namelist())
     roots = {head for head, found, _ in parts if found and "__MACOSX" not in head}
     return zipfile.Path(archive, min(roots, key=len, default=""))

@@ -45,7 +45,9 @@ AHEAD = 2
 """Batches made ahead of the one that is taken."""
 
 UNREADABLE = (
+    EOFError,
     OSError,
+    RuntimeError,
     SyntaxError,
     ValueError,
     UnidentifiedImageError,
@@ -302,7 +304,10 @@ def _class_names(root: Place, num_classes: int) -> tuple[str, ...]:
     """The first name of each class in the release's table, or class 1, class 2, ..."""
     table = root / "objectInfo150.txt"
     if table.is_file():
-        text = table.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = table.read_text(encoding="utf-8", errors="replace")
+        except UNREADABLE as error:
+            raise unusable(f"{table} cannot be read", error) from error
         lines = text.strip().splitlines()[1:]
         if len(lines) == num_classes:
             return tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
