@@ -1,5 +1,6 @@
 """What a pretrained encoder gives: as a library call, at any size, and as a command."""
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -68,6 +69,32 @@ def test_encoder_says_which_images_it_does_not_take(workdir, images, says):
         ddae.load_encoder(workdir)(images)
 
 
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ((8, 8, 3), "one image is no batch; give images[None]"),
+        ((5, 3, 8, 8), "channels come last here; give images.transpose(0, 2, 3, 1)"),
+        ((5, 8, 8), "another size is load_encoder(..., image_size=...)"),
+    ],
+)
+def test_axes_that_are_wanting_or_in_another_order_are_named(given, says):
+    assert _mend(given, (8, 8, 3)) == says
+
+
+def test_grey_images_want_an_axis_of_channels():
+    assert _mend((5, 8, 8), (8, 8, 1)) == "give images[..., None]"
+
+
+def test_within_jit_images_of_whole_numbers_are_refused_too(workdir, digit_images):
+    encoder = ddae.load_encoder(workdir)
+    traced = jax.jit(lambda images: encoder(images).patches)
+    bytes_ = (np.asarray(digit_images) * 255).round().astype(np.uint8)
+    wanted = encoder(bytes_).patches
+    np.testing.assert_allclose(traced(bytes_), wanted, atol=1e-5)
+    with pytest.raises(UserError, match="images are int32; give uint8, or floats"):
+        traced(bytes_.astype(np.int32))
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_transparent_pictures_are_to_be_converted(channels):
     assert '.convert("RGB")' in _mend((2, 8, 8, channels), (8, 8, 3))
@@ -79,6 +106,18 @@ def test_encoder_takes_pictures(workdir, digit_images):
     pictures = [Image.fromarray(image[..., 0]) for image in bytes_]
     encoder = ddae.load_encoder(workdir)
     np.testing.assert_array_equal(encoder(pictures).patches, encoder(bytes_).patches)
+
+
+def test_features_of_half_precision_are_float32_too(workdir, digit_images, tmp_path):
+    """As scikit-learn and np.save want them."""
+    params, config = load_params(workdir)
+    half = config | {"dtype": "bfloat16"}
+    write_workdir(str(tmp_path / "half"), params, half)
+    found = ddae.load_encoder(str(tmp_path / "half"))(digit_images, tap=1)
+    wanted = ddae.load_encoder(workdir)(digit_images, tap=1)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, atol=0.05)
 
 
 def test_encoder_at_another_size(workdir, digit_images):

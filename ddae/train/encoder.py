@@ -1,5 +1,6 @@
 """The encoder of a run, for its features."""
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,10 +51,16 @@ def load_encoder(
     images: [b, height, width, c], float in [0, 1] or uint8, or a list of PIL's, at the
     run's own size, or at `image_size` with positions resized to it; they are
     standardised with the run's mean and deviation and never masked. tap: the block to
-    read, from 1 on; 0 is the last. Raises `UserError` for other images.
+    read, from 1 on; 0 is the last. Features are float32, whatever the run computed in.
+    Raises `UserError` for other images.
     """
-    params, encode, shape = read_encoder(workdir, image_size)
-    encode = jax.jit(encode, static_argnums=2)
+    params, read, shape = read_encoder(workdir, image_size)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def encode(params: Any, images: jax.Array, tap: int) -> Features:
+        # bfloat16 is no kind of NumPy's own: np.save and scikit-learn do not know it.
+        features = read(params, images, tap)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
     def encoder(images: Any, tap: int = 0) -> Features:
         """Features of block `tap` (0: the last) of images [b, height, width, c], float
@@ -77,6 +84,12 @@ def load_encoder(
 
 def _mend(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
     """What to do about images that are not of `shape`, in a few words."""
+    if given == shape:
+        return "one image is no batch; give images[None]"
+    if len(given) == 3 and (*given[1:], 1) == shape:
+        return "give images[..., None]"
+    if len(given) == 4 and given[2:] + given[1:2] == shape:
+        return "channels come last here; give images.transpose(0, 2, 3, 1)"
     if len(given) == 4 and given[1:3] == shape[:2] and given[3] != shape[2]:
         mode = {1: "L", 3: "RGB"}.get(shape[2])
         said = f'; PIL\'s have them after .convert("{mode}")' if mode else ""
@@ -107,15 +120,19 @@ def _stacked(images: Any) -> np.ndarray:
 
 
 def _check_range(images: Any) -> None:
-    """Raises `UserError` for pixels that are not uint8, or floats in [0, 1]."""
-    if images.dtype == np.uint8 or isinstance(images, Tracer):
+    """Raises `UserError` for pixels that are not uint8, or floats in [0, 1]; of
+    traced images, whose values nobody knows yet, for another kind."""
+    if images.dtype == np.uint8:
         return
-    low, high = float(images.min()), float(images.max())
-    floats = jnp.issubdtype(images.dtype, jnp.floating)
-    if not floats or not (-1e-3 <= low and high <= 1.0 + 1e-3):
+    right, span = jnp.issubdtype(images.dtype, jnp.floating), ""
+    if not isinstance(images, Tracer):
+        low, high = float(images.min()), float(images.max())
+        right = right and -1e-3 <= low and high <= 1.0 + 1e-3
+        span = f" from {low:g} to {high:g}"
+    if not right:
         raise UserError(
-            f"images are {images.dtype} from {low:g} to {high:g}; give uint8, or floats"
-            " in [0, 1], not standardised: the encoder does that"
+            f"images are {images.dtype}{span}; give uint8, or floats in [0, 1], not"
+            " standardised: the encoder does that"
         )
 
 
