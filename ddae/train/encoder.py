@@ -51,8 +51,8 @@ def load_encoder(
     images: [b, height, width, c], float in [0, 1] or uint8, or a list of PIL's, at the
     run's own size, or at `image_size` with positions resized to it; they are
     standardised with the run's mean and deviation and never masked. tap: the block to
-    read, from 1 on; 0 is the last. Features are float32, whatever the run computed in.
-    Raises `UserError` for other images.
+    read, from 1 on; 0 is the last, or the one that a probe reads. Features are float32,
+    whatever the run computed in. Raises `UserError` for other images.
     """
     params, read, shape = read_encoder(workdir, image_size)
 
@@ -63,8 +63,8 @@ def load_encoder(
         return jax.tree.map(lambda x: x.astype(jnp.float32), features)
 
     def encoder(images: Any, tap: int = 0) -> Features:
-        """Features of block `tap` (0: the last) of images [b, height, width, c], float
-        in [0, 1] or uint8, or a list of PIL's."""
+        """Features of block `tap` (0: as `load_encoder` says) of images [b, height,
+        width, c], float in [0, 1] or uint8, or a list of PIL's."""
         if not isinstance(images, jax.Array):
             images = _stacked(images)
         if images.ndim != 4 or images.shape[1:] != shape or not len(images):
