@@ -136,11 +136,12 @@ NEW_SEED = 5
 """The first of the seeds that were drawn after those before it had been looked at."""
 
 
-def of_new_seeds(found, first, second):
-    """What these alone say of two rows, by kNN and by the linear probe."""
+def of_new_seeds(found, first, second, scores=TRANSFER[:2]):
+    """What these alone say of two rows, by kNN and by the linear probe or by `scores`
+    of TRANSFER."""
     return "; ".join(
         f"{NAMES[score]} {verdict(found.difference(first, second, score, NEW_SEED))}"
-        for score in TRANSFER[:2]
+        for score in scores
     )
 
 
