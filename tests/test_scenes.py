@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import scenes
+from conftest import tiny_config
 from PIL import Image
 
 from ddae import data
@@ -25,6 +26,7 @@ from ddae.data.scenes import AHEAD
 from ddae.settings import UserError
 from ddae.storage import StorageError
 from ddae.train import cluster, loop
+from ddae.train.plan import plan
 
 ALL = slice(None)
 FILL = np.array([127, 127, 127], np.uint8)
@@ -357,6 +359,20 @@ def test_wrong_input_is_named_and_exits_with_2(fault, tmp_path, capfd, monkeypat
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert code == 2, said
     assert said.startswith("error: ") and re.search(BROKEN[fault], said), said
+
+
+def test_a_class_an_image_is_told_from_one_a_pixel(tmp_path):
+    segment = scenes.config(small_set(tmp_path), batch_size=4, evaluators={})
+    section = segment.pop("segmenter")
+    classes = {"num_classes": scenes.CLASSES}
+    classify = segment | {"task": "classify", "classifier": classes, "mixing": {}}
+    with pytest.raises(UserError, match="class an image, .*=scenes has one a pixel"):
+        plan(classify)
+    section["head"] = "linear"  # of images of any size
+    digits = tiny_config(task="segment", segmenter=section, evaluators={})
+    del digits["method"]
+    with pytest.raises(UserError, match="class a pixel, .*=digits has one an image"):
+        plan(digits)
 
 
 def test_scenes_whose_names_are_no_text_are_read(tmp_path, capfd):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ddae import data, eval, settings, tasks
 from ddae.data.order import Order
+from ddae.data.scenes import SceneSource
 from ddae.models.build import ModelSettings
 from ddae.schedules import mean_lag
 from ddae.settings import UserError
@@ -186,7 +187,7 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
     splits = data.from_config(config, task.image_shape)
     order = Order(len(splits.train), options.batch_size, options.seed)
     if options.total_steps != 0:
-        _check_classes(config, sections, splits.train.num_classes)
+        _check_classes(config, sections, splits.train)
     total_steps = options.steps(order.steps_per_epoch)
     warmup_steps = round(total_steps * chosen.warmup_epochs / options.epochs)
     optimizer = make_optimizer(chosen, options.batch_size, warmup_steps, total_steps)
@@ -226,9 +227,18 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
 
 
 def _check_classes(
-    config: Mapping[str, Any], sections: tuple[str, ...], number: int
+    config: Mapping[str, Any], sections: tuple[str, ...], source: data.Source
 ) -> None:
-    """Raises `UserError` where fewer are to be told apart than the data has."""
+    """Raises `UserError` where fewer are to be told apart than the data has, or where
+    it has one for each pixel and one an image is learned, or the other way round."""
+    per_pixel, number = isinstance(source, SceneSource), source.num_classes
+    for name, wanted in (("classifier", False), ("segmenter", True)):
+        if name in sections and wanted != per_pixel:
+            kinds = ("an image", "a pixel")
+            raise UserError(
+                f"config.task={config['task']} learns a class {kinds[wanted]},"
+                f" config.data.name={config['data']['name']} has one {kinds[per_pixel]}"
+            )
     for name in sections:
         known = config[name].get("num_classes", number)
         if known < number:
