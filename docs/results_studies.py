@@ -151,6 +151,7 @@ def finer_grid():
         ("ddae,fading,6400", "ddae,beta=0,6400", "weights that fade, 6400 steps"),
         ("ddae,fading,6400", "ddae,6400", "their fading, 6400 steps"),
         ("ddae,beta=0,6400", "mae,6400", "without weights, 6400 steps"),
+        ("ddae,beta=0,6400", "pixels,6400", "the same, decoders alike, 6400 steps"),
     )
     return [
         *asked(
