@@ -578,7 +578,6 @@ def test_what_is_typed_is_not_for_the_workers(tpu):
         input="typed\n",
         capture_output=True,
         text=True,
-        timeout=20,
     )
     assert found.stdout.splitlines()[-2:] == ["worker worker-1 none", "typed"]
 
