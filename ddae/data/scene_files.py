@@ -10,8 +10,10 @@ RELEASE = "ADEChallengeData2016"
 IMAGES = (".jpg", ".jpeg", ".png")
 
 UNPACKED = (
-    *(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
-    *(zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA),
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
 )
 """How files may be packed in a zip; Deflate64, as of Windows, is not among them."""
 

@@ -156,7 +156,7 @@ class Runner:
             others = ((path, result["config"]) for path, result in done.items())
             same = (path for path, own in others if known_to(config, own) == own)
             path = next(same, None)
-            if path and self._followed(run) and not _keeps_weights(path):
+            if path and self._followed(run) and not _has_weights(os.path.dirname(path)):
                 yield f"{run}: trained anew, as {path} is of a run without weights"
                 continue
             with self.claimed(run) as mine:
@@ -167,7 +167,7 @@ class Runner:
                     os.path.dirname(path), here, ignore=_not_its_own, dirs_exist_ok=True
                 )
                 result = done[path] | {"row": run.row.name, "seed": run.seed}
-                if os.path.isdir(self.path(run, WEIGHTS[0])):
+                if _has_weights(here):
                     result["scores"] = self._score(here, self.study.scores)
                 self._keep(run, result)
             yield f"{run}: the same as {os.path.dirname(path)}"
@@ -189,7 +189,7 @@ class Runner:
         chosen = {name: self.study.scores[name] for name in names}
         for run in runs:
             result = self.result(run)
-            kept = os.path.isdir(self.path(run, WEIGHTS[0]))
+            kept = _has_weights(self.path(run))
             if result is None or "failed" in result or run.follow_up or not kept:
                 continue
             found = self._score(self.path(run), chosen)
@@ -346,9 +346,9 @@ def _not_its_own(folder: str, names: list[str]) -> list[str]:
     ]
 
 
-def _keeps_weights(path: str) -> bool:
-    """Whether the run that is done as `path` says has its checkpoints still."""
-    return os.path.isdir(os.path.join(os.path.dirname(path), WEIGHTS[0]))
+def _has_weights(folder: str) -> bool:
+    """Whether the run in `folder` has its checkpoints still."""
+    return os.path.isdir(os.path.join(folder, WEIGHTS[0]))
 
 
 def known_to(config: Any, older: Any) -> Any:
