@@ -332,30 +332,50 @@ def test_one_process_that_fails_ends_all_with_the_cause(
         assert " in strike" in run.said[1], run.said  # where the hanging one stands
 
 
-@pytest.mark.slow
-def test_it_says_for_whom_it_waits_and_gives_up():
-    code = (
-        "from ddae.train import cluster\n"
-        "cluster.start('auto', 'localhost:{port}', 3, {number}, 9)\n"
-    )
+def started(code, numbers):
+    """`code` with its {port} and {number} filled in, as processes of these numbers."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", code.format(port=port, number=number)],
             cwd=WORKER.parents[1],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in (0, 1)
+        for number in numbers
     ]
-    said = [process.communicate(timeout=60)[1] for process in started]
-    assert all(process.returncode == 1 for process in started)
+    return port, processes
+
+
+@pytest.mark.slow
+def test_it_says_for_whom_it_waits_and_gives_up():
+    code = (
+        "from ddae.train import cluster\n"
+        "cluster.start('auto', 'localhost:{port}', 3, {number}, 9)\n"
+    )
+    port, processes = started(code, (0, 1))
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert all(process.returncode == 1 for process in processes)
     assert "waiting for 1 of 3 processes" in said[0]
     # Process 1 may have given up just before.
     assert re.search("error: gave up waiting for [12] of 3 processes", said[0])
     assert f"waiting for process 0 and the others at localhost:{port}" in said[1]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_long_at_the_end_is_waited_for():
+    """As one that uploads its log, while the others are done."""
+    code = (
+        "import time\nfrom ddae.train import cluster\n"
+        "cluster.HEARTBEAT_SECONDS = 8\n"
+        "cluster.start('auto', 'localhost:{port}', 2, {number}, 60)\n"
+        "time.sleep(0 if {number} else cluster.HEARTBEAT_SECONDS + 3)\n"
+    )
+    _, processes = started(code, (0, 1))
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
 
 
 @pytest.mark.parametrize("where", ["localhost", "localhost:x", ":8476"])

@@ -175,6 +175,7 @@ def test_a_study_of_another_shape_is_one_line(change, message):
         (["nothing.py"], "no file 'nothing.py'"),
         (["STUDY", "--set", "colour"], "expected KEY=VALUE"),
         (["STUDY", "--set", "method.colour=1"], "no key method.colour"),
+        (["STUDY", "--set", "method.colour=1", "--list"], "no key method.colour"),
         (["STUDY", "--set", "image_size=9"], "does not divide"),
         (["STUDY", "--only", "zebra"], "leaves no run"),
     ],
@@ -305,6 +306,28 @@ def followed(study_file, tmp_path, monkeypatch):
         return str(path), ran
 
     return make
+
+
+def test_a_follow_up_whose_score_is_not_finite_has_failed(
+    followed, tmp_path, monkeypatch, capsys
+):
+    """The log has null for it, which no table could be made of."""
+    study, _ = followed()
+
+    def run(config, folder, signals):
+        score = "null" if folder.endswith("seed0/p") else "1.0"
+        row = f'{{"step": 4, "eval/x": {score}}}\n'
+        (pathlib.Path(folder) / "metrics.jsonl").write_text(row)
+
+    monkeypatch.setattr("ddae.study.runner.loop.run", run)
+    assert main([study, "--workdir", str(tmp_path / "w")]) == 0
+    said = capsys.readouterr().out
+    assert "a, seed 0, p: eval/x is not finite" in said
+    assert "a, seed 1, p: p 1.00" in said
+    table = (tmp_path / "w/results.md").read_text()
+    assert "1.00 (1) failed: p: eval/x is not finite" in table
+    assert main([study, "--workdir", str(tmp_path / "w"), "--list"]) == 0
+    assert "eval/x is not finite a, seed 0, p" in capsys.readouterr().out
 
 
 def test_a_row_whose_config_is_not_here_says_where_it_was_looked_for(

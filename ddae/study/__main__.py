@@ -48,6 +48,7 @@ def study(args: argparse.Namespace) -> int:
         raise UserError(f"--only={args.only} leaves no run of {table.name}")
     if args.list:
         for run in runs:
+            runner.config(run)  # which knows whether there are the keys of --set
             result = runner.result(run)
             state = "to do" if result is None else result.get("failed", "done")
             print(f"{state:6} {run}")

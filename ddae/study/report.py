@@ -31,6 +31,8 @@ def collect(study: Study, results: Iterable[Mapping[str, Any] | None]) -> Record
         record = found.setdefault(key, {"row": key[0], "seed": key[1]})
         if not result["follow_up"]:
             record |= {k: result[k] for k in FIXED if k in result}
+        elif "failed" in result:
+            record["failed"] = f"{result['follow_up']}: {result['failed']}"
         record |= result.get("scores", {})
     order = {row.name: number for number, row in enumerate(study.rows)}
     return sorted(found.values(), key=lambda r: (order[r["row"]], r["seed"]))

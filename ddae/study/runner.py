@@ -203,6 +203,8 @@ class Runner:
             found = [row[score] for row in rows if score in row]
             if not found:
                 raise UserError(f"{self.path(run)}: no {score} in its evaluations")
+            if found[-1] is None:  # as the log has what is not finite
+                raise NonFiniteError(f"{score} is not finite")
             return {run.follow_up: found[-1]}
         return self._score(self.path(run), self.study.scores)
 

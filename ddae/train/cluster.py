@@ -25,6 +25,10 @@ from ddae.train.state import NonFiniteError
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead by the others."""
 
+ENDING_SECONDS = 600
+"""How long a process that is done waits for others, as one that uploads its log still;
+one that died in it is missed after `HEARTBEAT_SECONDS`."""
+
 START_SECONDS = 3600.0
 """How long a run may take to read its config and to find its data."""
 
@@ -81,7 +85,7 @@ def start(
             # Later than our own limit, since jax aborts with a core dump.
             initialization_timeout=timeout_seconds + 30,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=ENDING_SECONDS,
         )
     except ValueError as error:
         if mode == "on" or coordinator:
