@@ -40,6 +40,7 @@ def training() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "tfds/imagenet2012"
     config.data.dir = ""
+    config.data.copy_to = ""
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.eval_crop = 0.875

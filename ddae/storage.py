@@ -30,7 +30,7 @@ LASTING = (
 
 PASSING = (
     "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Connection|"
-    "TooMany|Gateway|Transport"
+    "TooMany|Gateway|Transport|Retry|Corruption"
 )
 """In the names of a bucket's errors, which have no number of the system's."""
 
@@ -118,6 +118,7 @@ def unusable(said: str, error: Exception) -> UserError | StorageError:
     """What to raise for `error`: `said`, and the cause, in one line."""
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    reason = reason.rstrip(":")
     if number is None:
         passing = re.search(PASSING, type(error).__name__)
     else:

@@ -216,6 +216,24 @@ def _logged(rows):
     )
 
 
+def _copied(rows):
+    found = {row["what"]: row for row in of(rows, "bucket")}
+    if not found:
+        return None
+
+    def said(what):
+        return "{requests:.2f} requests and {connections:.2f} connections".format(
+            **found[what]
+        )
+
+    return (
+        f"an image of ArrayRecord files on gs:// is {said('ArrayRecord, read')}, of"
+        f" TFRecord files {said('TFRecord, read')}, each time that it is read; copied"
+        f" first, {said('ArrayRecord, copied')} and then none, in files of sixteen, by"
+        " a fake bucket"
+    )
+
+
 def lever_rows(rows):
     """What each lever gave, where a line says it."""
     casts = of(rows, "casts")
@@ -375,6 +393,11 @@ def lever_rows(rows):
                 " uploads of the whole log",
                 _logged(rows),
                 "always",
+            ),
+            (
+                "files of a set copied to the machine before they are read",
+                _copied(rows),
+                "`config.data.copy_to`, off; for pods that read from gs://",
             ),
             ("FSDP's parameters gathered", fsdp, "on with `config.mesh.fsdp` above 1"),
             (

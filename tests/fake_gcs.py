@@ -6,9 +6,10 @@ TensorFlow's addresses for gs:// are built in, so the fake stands in their way: 
 proxy that answers for them, out of memory. It has what TensorFlow, TensorStore,
 Google's client and ArrayRecord's ask for, and a bucket's ways: no folders but those
 that a name or an empty object pretends, no rename, objects that appear whole. It is
-never slow, and it knows no roles. All buckets are one.
+as slow as it is told, and knows no roles. All buckets are one.
 """
 
+import base64
 import collections
 import contextlib
 import http.server
@@ -20,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import google_crc32c
 import trustme
 
 AUTHORITY = trustme.CA()
@@ -32,12 +35,14 @@ MISSING = {"error": {"code": 404, "message": "not there"}}
 
 class Bucket:
     """Objects by their names. faults: (part of a request's line, status) of requests
-    that are still to fail, once each. traffic: requests, and bytes up and down."""
+    that are still to fail, once each. traffic: requests, connections, and bytes up and
+    down. checksums: of objects that it is wrong about. delay: seconds, of an answer."""
 
     def __init__(self):
         self.objects = {}
         self.traffic = collections.Counter()
-        self.faults = collections.deque()
+        self.faults, self.checksums = collections.deque(), {}
+        self.delay = 0.0
         self._generation, self._uploads, self._lock = 0, {}, threading.Lock()
 
     def put(self, name, data):
@@ -96,6 +101,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
     bucket: Bucket
     tls: ssl.SSLContext
 
+    def setup(self):
+        self.bucket.traffic.update(connections=1)
+        super().setup()
+
     def log_message(self, *args):
         """Says nothing."""
 
@@ -135,13 +144,15 @@ class Answers(http.server.BaseHTTPRequestHandler):
         data, parts = self.received(), urlsplit(self.path)
         self.bucket.traffic.update(requests=1, up=len(data))
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        time.sleep(self.bucket.delay)
         faults = self.bucket.faults
         if faults and faults[0][0] in f"{self.command} {unquote(self.path)}":
             return self.reply(faults.popleft()[1])
         if parts.path.startswith("/upload/"):
             return self.upload(query, data)
         api = re.fullmatch(
-            r"/storage/v1/b/[^/]+(?:/storageLayout|(/o(?:/(.*))?))?", parts.path
+            r"(?:/download)?/storage/v1/b/[^/]+(?:/storageLayout|(/o(?:/(.*))?))?",
+            parts.path,
         )
         if not api:  # as TensorFlow reads: /BUCKET/NAME
             return self.content(unquote(parts.path.split("/", 2)[2]))
@@ -183,7 +194,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
         data, generation = self.bucket.objects[name]
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not asked:
-            return self.reply(200, data, x_goog_generation=generation)
+            checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4)).decode()
+            known = {"x_goog_generation": generation}
+            known["x_goog_hash"] = f"crc32c={self.bucket.checksums.get(name, checksum)}"
+            return self.reply(200, data, **known)
         first, last = asked.groups()
         if not first:  # the last bytes
             first, last = max(len(data) - int(last), 0), ""
@@ -211,6 +225,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         return self.reply(200, self.bucket.put(name, data))
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """A thread a connection, and as many at once as come."""
+
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 @contextlib.contextmanager
 def running(folder):
     """(Bucket, what the environment of a process that uses it has). folder: of a
@@ -221,8 +242,7 @@ def running(folder):
     AUTHORITY.cert_pem.write_to_path(trusted)
     own = {"bucket": Bucket(), "tls": tls}
     answers = type("Answers", (Answers,), own)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy = f"http://127.0.0.1:{server.server_port}"
     proxied = ("https_proxy", "HTTPS_PROXY")

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -76,6 +77,24 @@ def test_a_log_in_a_bucket_is_sent_less_often_than_its_rows(tmp_path):
     assert (before["what"], now["what"]) == ("as on a disk", "as it is")
     assert now["requests"] < before["requests"] / 2 and 0 < now["bytes"]
     assert now["bytes"] < before["bytes"] / 2
+
+
+@pytest.mark.slow
+def test_images_of_a_bucket_are_requests_and_those_of_copies_are_none(tmp_path):
+    draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        (tmp_path / f"images/{number}").write_bytes(draw.bytes(20000))
+    output = tmp_path / "rows.jsonl"
+    command = [f"--dir={tmp_path / 'images'}", "--delay=0.01", f"--output={output}"]
+    made = run("benchmarks/bucket.py", *command)
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    found = {row["what"]: row for row in rows}
+    assert found["ArrayRecord, read"]["requests"] >= 1.0
+    assert found["TFRecord, read"]["requests"] >= 1.0
+    assert 0.0 < found["ArrayRecord, copied"]["requests"] < 0.5
+    assert found["copies, read"]["requests"] == 0.0
 
 
 def test_a_profile_says_what_a_gpus_kernels_were_for(tmp_path, monkeypatch):

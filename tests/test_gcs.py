@@ -20,9 +20,10 @@ from test_tfds import clean  # noqa: F401
 
 import ddae
 from ddae import analyse, data, inspect
+from ddae.data.copies import copied
 from ddae.data.order import Order
 from ddae.settings import UserError
-from ddae.storage import absolute
+from ddae.storage import StorageError, absolute
 from ddae.study.__main__ import main as study
 from ddae.train import loop
 from ddae.train.checkpoint import Checkpoints
@@ -261,22 +262,62 @@ def test_tar_files_in_a_bucket(bucket, tmp_path, clean):  # noqa: F811
     assert_same_batches(bucket, {"data__name": "tar"}, folder)
 
 
-def assert_same_batches(bucket, given, folder):
+@pytest.mark.parametrize("file_format", ("array_record", "tfrecord"))
+def test_sets_are_copied_from_a_bucket(
+    bucket,
+    tmp_path,
+    clean,  # noqa: F811
+    file_format,
+):
+    """A request for each file, and none for images."""
+    given = {"data__name": "tfds/imagenet2012", "data__eval_split": "validation"}
+    folder, here = clean[file_format], tmp_path / "here"
+    ours = assert_same_batches(bucket, given, folder, data__copy_to=str(here))
+    copies = [path for path in here.rglob(f"*{file_format}*") if path.is_file()]
+    assert len(copies) == 2
+    for path in copies:
+        there = folder / path.relative_to(here / "bucket/sets_1" / folder.name)
+        assert path.read_bytes() == there.read_bytes()
+    before = bucket.traffic["requests"]
+    next(ours.train.train_batches(Order(24, 4, seed=1), 0, ALL, ours.augment))
+    assert bucket.traffic["requests"] == before
+
+
+@pytest.mark.parametrize("fault", ("checksum", 403, 404))
+def test_a_file_that_does_not_come_as_it_is_in_its_bucket(bucket, tmp_path, fault):
+    name, here = f"files/{fault}", tmp_path / "here"
+    bucket.put(name, b"abc")
+    if fault == "checksum":
+        bucket.checksums[name] = "AAAAAA=="
+    else:
+        bucket.faults.append((f"GET /download/storage/v1/b/bucket/o/{name}", fault))
+    kind = StorageError if fault == "checksum" else UserError
+    said = (
+        f"(?i)^gs://bucket/{name} cannot be copied to {here}/bucket/{name}: .*{fault}"
+    )
+    with pytest.raises(kind, match=said):
+        copied([f"gs://bucket/{name}"], str(here))
+    assert not list(here.rglob(f"{fault}*"))
+
+
+def assert_same_batches(bucket, given, folder, **own):
     """Of the set in `folder`, and of its copy in the bucket, under a name of its own:
-    TensorFlow keeps what it has read."""
-    copy = f"sets/{folder.name}"
+    TensorFlow keeps what it has read. Gives that of the bucket, which has settings of
+    its `own` too."""
+    copy = f"sets_{len(own)}/{folder.name}"
     for path in folder.rglob("*"):
         if path.is_file():
             bucket.put(f"{copy}/{path.relative_to(folder)}", path.read_bytes())
     ours, theirs = (
-        data.from_config(tiny_config(**given, data__dir=str(place)), (16, 16, 3))
-        for place in (f"gs://bucket/{copy}", folder)
+        data.from_config(tiny_config(**settings, data__dir=str(place)), (16, 16, 3))
+        for place, settings in ((f"gs://bucket/{copy}", given | own), (folder, given))
     )
     order = Order(len(ours.train), 4, seed=0)
     batches = [s.train_batches(order, 0, ALL) for s in (ours, theirs)]
     for one, other in itertools.islice(zip(*batches, strict=True), 3):
         assert np.array_equal(one["image"], other["image"])
         assert np.array_equal(one["label"], other["label"])
+    return ours
 
 
 def test_what_a_bucket_is_not_for_is_said(bucket, capsys):

@@ -75,17 +75,19 @@ class DataSettings:
     """Which images, and how they are read.
 
     name: a row of SOURCES, and after a slash the set: "tfds/imagenet2012". dir: its
-    folder. mean, std: by channel, in [0, 1]. eval_crop: side of the centre that is
-    kept of a held-out image, .875 in MAE's recipe. on_error: what a record that cannot
-    be decoded does to the run; max_bad: how many may be skipped. scenes: of sets with
-    a label for every pixel. on_device: all training images, of a set in memory, lie on
-    every device; the host sends their indices.
+    folder. copy_to: of tar and tfds/, a folder of this machine to which files are
+    copied, to be read there. mean, std: by channel, in [0, 1]. eval_crop: side of the
+    centre that is kept of a held-out image, .875 in MAE's recipe. on_error: what a
+    record that cannot be decoded does to the run; max_bad: how many may be skipped.
+    scenes: of sets with a label for every pixel. on_device: all training images, of a
+    set in memory, lie on every device; the host sends their indices.
     """
 
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dir: str = ""
+    copy_to: str = ""
     train_split: str = "train"
     eval_split: str = "test"
     eval_crop: float = 1.0
@@ -146,6 +148,9 @@ SOURCES: dict[str, SourceBuilder] = {
 ON_DISK = ("folder", "npz", "scenes")
 """Sources that read no bucket."""
 
+OF_FILES = ("tar", "tfds")
+"""Those of few files with many images each, which can be copied first."""
+
 
 def sample(source: Source, limit: int) -> np.ndarray:
     """Indices of all examples, or of `limit` drawn once at random, ascending; 0 takes
@@ -187,6 +192,11 @@ def from_settings(data: DataSettings, image_shape: tuple[int, int, int]) -> Spli
         raise UserError(
             f"config.data.name={kind} reads from a disk, not {data.dir}; tar and tfds/"
             " read from a bucket"
+        )
+    if data.copy_to and kind not in OF_FILES:
+        raise UserError(
+            f"config.data.copy_to={data.copy_to} is for tar and tfds/, whose files are"
+            f" few, not for config.data.name={data.name}"
         )
     # train/ is train: the same images, and not to be compared as others.
     names = {"train_split": data.train_split, "eval_split": data.eval_split}

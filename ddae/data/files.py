@@ -23,6 +23,9 @@ THREADS = 64
 
 Index = dict[str, np.ndarray]
 
+State = tuple[str, int, int]
+"""A file as it is known again: path, bytes, time of the last change in ns."""
+
 EDITION = 3
 """Of the index: raise it with any change to what is kept, so that old ones are not
 read."""
@@ -62,14 +65,7 @@ def indexed(
     Kept in the user's cache folder, until a file's size or time changes. Raises
     `UserError` for a file that is not there.
     """
-    threads = min(THREADS, len(paths))
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            state = list(pool.map(_state, paths))
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except tensorflow().errors.OpError as error:
-        raise UserError(f"cannot be read: {error.message}") from error
+    state = states(paths)
     sizes = [size for _, size, _ in state]
     key = zlib.crc32(repr((EDITION, state)).encode())
     kept = os.path.join(cache_folder(), f"{kind}-{key:08x}.npz")
@@ -77,7 +73,7 @@ def indexed(
         with open(kept, "rb") as opened, np.load(opened, allow_pickle=False) as index:
             if index["state"] == repr(state):
                 return dict(index)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         walks = pool.map(walk, paths, sizes)
         label = f"indexing {len(paths)} {kind} files"
         shown = Console(stderr=True)
@@ -95,8 +91,18 @@ def indexed(
     return index
 
 
-def _state(path: str) -> tuple[str, int, int]:
-    """(path, bytes, time of the last change in ns), by which a file is known again."""
+def states(paths: Sequence[str]) -> list[State]:
+    """How each file is now; `UserError` for one that is not there."""
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(_state, paths))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except tensorflow().errors.OpError as error:
+        raise UserError(f"cannot be read: {error.message}") from error
+
+
+def _state(path: str) -> State:
     if is_remote(path):
         found = tensorflow().io.gfile.stat(path)
         return path, found.length, found.mtime_nsec

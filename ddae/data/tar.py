@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from ddae.data.copies import copied
 from ddae.data.decode import tensorflow
 from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.folder import EXTENSIONS, ending, numbered, unread, warn_unread
@@ -52,13 +53,21 @@ class TarRecords:
     image has one, the class is the first folder on its way, as in a folder set; images
     in no folder have none, and share the label 0. KEY ends at the first dot of the
     name. Nothing is unpacked. `classes`: those of the training set, for a held-out one.
+    copy_to: where the files are copied to first, if not empty.
     Raises `UserError` for no shards, one that is no whole tar file, folders that may
     hold classes or be some, or a class that is not one of `classes`.
     """
 
-    def __init__(self, root: str, split: str, classes: tuple[str, ...] | None = None):
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        classes: tuple[str, ...] | None = None,
+        copy_to: str = "",
+    ):
         self._paths = _shards(root, split)
-        index = indexed("tar", self._paths, _walk, _join)
+        self._files = copied(self._paths, copy_to)
+        index = indexed("tar", self._files, _walk, _join)
         self._offsets, self._lengths = index["offsets"], index["lengths"]
         self._names = index["names"]
         stops = np.flatnonzero(self._names == 0)
@@ -89,7 +98,7 @@ class TarRecords:
                 self._names.tobytes() + self._lengths.tobytes() + self.labels.tobytes()
             ),
         }
-        self._map = mapping(self._paths[0])
+        self._map = mapping(self._files[0])
 
     def _classes_of(
         self, folders: list[str], labels: Int[np.ndarray, " n"], split: str
@@ -141,7 +150,7 @@ class TarRecords:
     def read(self, index: int) -> bytes:
         length = int(self._lengths[index])
         try:
-            with open_bytes(self._paths[self._shards[index]]) as file:
+            with open_bytes(self._files[self._shards[index]]) as file:
                 file.seek(int(self._offsets[index]))
                 data = file.read(length)
         except (OSError, tensorflow().errors.OpError) as error:
@@ -166,8 +175,9 @@ def tar_sources(
             "config.data.dir is empty; give the folder of the tar files with"
             " --config.data.dir=..."
         )
-    train = TarRecords(data.dir, data.train_split)
-    held_out = TarRecords(data.dir, data.eval_split, train.classes)
+    copy_to = data.copy_to
+    train = TarRecords(data.dir, data.train_split, copy_to=copy_to)
+    held_out = TarRecords(data.dir, data.eval_split, train.classes, copy_to)
     return (
         ImageSource(train, image_shape, data),
         ImageSource(held_out, image_shape, data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import struct
 import zlib
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from ddae.data.copies import copied
 from ddae.data.decode import tensorflow
 from ddae.data.files import Index, indexed, mapping, open_bytes
 from ddae.data.images import ImageSource, RecordError
@@ -28,11 +30,12 @@ HEADER = struct.Struct("<QI")
 class TfdsRecords:
     """`Records` of one split of a prepared TFDS set, "train" or "train[:10%]".
 
-    The order is that of the set, which is the same in both file formats. Raises
-    `UserError` where the set has no image, no such split, or no files.
+    The order is that of the set, which is the same in both file formats. copy_to: where
+    the files are copied to first, if not empty. Raises `UserError` where the set has no
+    image, no such split, or no files.
     """
 
-    def __init__(self, builder: Any, split: str):
+    def __init__(self, builder: Any, split: str, copy_to: str = ""):
         info = builder.info
         try:
             files = info.splits[split].file_instructions
@@ -48,6 +51,11 @@ class TfdsRecords:
         label = info.features[self._label] if self._label else None
         self.num_classes = label.num_classes if label else 1
         self.class_names = tuple(label.names) if label else ()
+        names = copied([str(file.filename) for file in files], copy_to)
+        files = [
+            dataclasses.replace(file, filename=name)
+            for file, name in zip(files, names, strict=True)
+        ]
         array_record = info.file_format.value == "array_record"
         self._files = ArrayRecords(files) if array_record else TFRecords(files)
         self.identity: Identity = {
@@ -175,7 +183,7 @@ def tfds_sources(
             f" ddae.data.prepare {builder.name}{directory}"
         )
     train, held_out = (
-        ImageSource(TfdsRecords(builder, split), image_shape, data)
+        ImageSource(TfdsRecords(builder, split, data.copy_to), image_shape, data)
         for split in (data.train_split, data.eval_split)
     )
     return train, held_out

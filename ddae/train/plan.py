@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ddae.data.scenes import SceneSource
 from ddae.models.build import ModelSettings
 from ddae.schedules import mean_lag
 from ddae.settings import UserError
+from ddae.storage import is_remote
 from ddae.tasks import Task
 from ddae.train.optimizer import (
     Optimizer,
@@ -184,7 +186,7 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         chosen.accumulate,
     )
     keep_compiled(options.compile_cache)
-    splits = data.from_config(config, task.image_shape)
+    splits = _splits(config, task.image_shape, signals)
     order = Order(len(splits.train), options.batch_size, options.seed)
     if options.total_steps != 0:
         _check_classes(config, sections, splits.train)
@@ -224,6 +226,14 @@ def plan(config: Mapping[str, Any], signals: Signals | None = None) -> Job:
         shapes=shapes,
         shardings=state_sharding(shapes, mesh),
     )
+
+
+def _splits(
+    config: Mapping[str, Any], image_shape: tuple[int, int, int], signals: Signals
+) -> data.Splits:
+    """The data; while files are copied first, however long, work is going on."""
+    find = functools.partial(data.from_config, config, image_shape)
+    return signals.meanwhile(find) if config["data"].get("copy_to") else find()
 
 
 def _check_classes(
@@ -310,6 +320,12 @@ def overview(job: Job) -> str:
         f"{jax.device_count()} {jax.devices()[0].device_kind} devices in"
         f" {jax.process_count()} processes, mesh {dict(job.mesh.shape)}",
     ]
+    place = job.config["data"]
+    if is_remote(place.get("dir", "")) and not place.get("copy_to"):
+        lines.append(
+            f"each image is a request to {place['dir']}; config.data.copy_to=FOLDER has"
+            " the files copied to every machine first, /dev/shm/ddae into its memory"
+        )
     if job.total_steps > job.options.checkpoint_every_steps:
         lines += job.options.not_kept()
     if job.total_steps and jax.tree.leaves(job.shapes.ema_params):
