@@ -34,27 +34,44 @@ IN_A_FILE = 16
 SOURCES = {"ArrayRecord": tfds.ArrayRecords, "TFRecord": tfds.TFRecords}
 
 
-def put(bucket, folder, kind, records):
-    """Files of `records` in the bucket; TFDS's word for each."""
+def images_of(folder):
+    """The bytes of all files in a folder."""
+    found = sorted(p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+    return [path.read_bytes() for path in found]
+
+
+def write(kind, records, paths):
+    """Files at `paths` that have as many of `records` each; TFDS's word for them."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-    parts = [records[i : i + IN_A_FILE] for i in range(0, len(records), IN_A_FILE)]
     found = []
-    for number, part in enumerate(parts):
-        path = os.path.join(folder, "part")
+    for path, part in zip(
+        paths, np.array_split(np.arange(len(records)), len(paths)), strict=True
+    ):
         if kind == "TFRecord":
-            with tensorflow().io.TFRecordWriter(path) as writer:
-                for record in part:
-                    writer.write(record)
+            writer = tensorflow().io.TFRecordWriter(path)
         else:
-            with contextlib.closing(ArrayRecordWriter(path, "group_size:1")) as writer:
-                for record in part:
-                    writer.write(record)
-        name, size = f"{kind}/{number:05d}", len(part)
-        bucket.put(name, pathlib.Path(path).read_bytes())
-        found.append(FileInstruction(f"gs://bucket/{name}", 0, size, size))
+            writer = ArrayRecordWriter(path, "group_size:1")
+        with contextlib.closing(writer):
+            for index in part:
+                writer.write(records[index])
+        found.append(FileInstruction(path, 0, len(part), len(part)))
     return found
+
+
+def put(bucket, folder, kind, records):
+    """The same in the bucket, `IN_A_FILE` in each."""
+    names = [f"{kind}/{i:05d}" for i in range(-(-len(records) // IN_A_FILE))]
+    paths = [os.path.join(folder, name) for name in names]
+    os.makedirs(os.path.join(folder, kind))
+    files = write(kind, records, paths)
+    for name, path in zip(names, paths, strict=True):
+        bucket.put(name, pathlib.Path(path).read_bytes())
+    return [
+        dataclasses.replace(file, filename=f"gs://bucket/{name}")
+        for file, name in zip(files, names, strict=True)
+    ]
 
 
 def read(records):
@@ -72,9 +89,7 @@ def main():
     parser.add_argument("--delay", type=float, default=0.05)
     parser.add_argument("--output", help="append lines of JSON here")
     args = parser.parse_args()
-    found = sorted(p for p in pathlib.Path(args.dir).rglob("*") if p.is_file())
-    kept = [path.read_bytes() for path in found]
-    rows = []
+    kept, rows = images_of(args.dir), []
     before_tensorflow()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -77,6 +79,20 @@ def test_a_log_in_a_bucket_is_sent_less_often_than_its_rows(tmp_path):
     assert (before["what"], now["what"]) == ("as on a disk", "as it is")
     assert now["requests"] < before["requests"] / 2 and 0 < now["bytes"]
     assert now["bytes"] < before["bytes"] / 2
+
+
+@pytest.mark.slow
+def test_images_are_read_in_each_way(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(load_sample_images().images):
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.jpg")
+    output = tmp_path / "rows.jsonl"
+    command = [f"--dir={tmp_path / 'images'}", "--images=800", "--rounds=1"]
+    made = run("benchmarks/reading.py", *command, f"--output={output}")
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len({(row["files"], row["what"], row["delay"]) for row in rows}) == 9
+    assert all(row["images_per_cpu_second"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from ddae.data.copies import copied
 from ddae.data.decode import tensorflow
-from ddae.data.files import Index, indexed, mapping, open_bytes
+from ddae.data.files import Index, indexed, open_bytes, reading
 from ddae.data.folder import EXTENSIONS, ending, numbered, unread, warn_unread
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
@@ -98,7 +98,7 @@ class TarRecords:
                 self._names.tobytes() + self._lengths.tobytes() + self.labels.tobytes()
             ),
         }
-        self._map = mapping(self._files[0])
+        self._read_all = reading(self._files[0])
 
     def _classes_of(
         self, folders: list[str], labels: Int[np.ndarray, " n"], split: str
@@ -160,7 +160,7 @@ class TarRecords:
         return data
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
-        return list(self._map(self.read, indices))
+        return self._read_all(self.read, indices)
 
     def parse(self, record: Any, index: Any) -> tuple[Any, Any]:
         return record, tensorflow().gather(self.labels, index)

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from ddae.data.copies import copied
 from ddae.data.decode import tensorflow
-from ddae.data.files import Index, indexed, mapping, open_bytes
+from ddae.data.files import Index, indexed, open_bytes, reading
 from ddae.data.images import ImageSource, RecordError
 from ddae.settings import UserError
 from ddae.storage import AGAIN, StorageError, of_storage
@@ -92,7 +92,9 @@ class TfdsRecords:
 
 
 class ArrayRecords:
-    """Records of ArrayRecord files, by the library's own reader."""
+    """Records of ArrayRecord files, by the library's own reader, one at a time: asked
+    for several, it begins a pool of threads each time, and takes several times as long.
+    """
 
     def __init__(self, files: Sequence[Any]):
         try:
@@ -103,6 +105,7 @@ class ArrayRecords:
                 " prepare the set with --file_format=tfrecord"
             ) from error
         self._files, self._source = files, library.ArrayRecordDataSource(files)
+        self._read_all = reading(str(files[0].filename))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -114,14 +117,14 @@ class ArrayRecords:
         return sum(ArrayRecordReader(f.filename).num_records() for f in self._files)
 
     def read(self, index: int) -> bytes:
-        return self.read_many(np.array([index]))[0]
-
-    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
         try:
-            return list(self._source.__getitems__(indices.tolist()))
+            return self._source[index]
         except Exception as error:  # the library raises RuntimeError, IndexError, ...
             reason = str(error).split("\n")[0]
             raise RecordError(f"cannot be read: {reason}") from error
+
+    def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
+        return self._read_all(self.read, indices)
 
 
 class TFRecords:
@@ -138,7 +141,7 @@ class TFRecords:
             [o[f.skip : f.skip + f.take] for o, f in zip(offsets, files, strict=True)]
         )
         self._shards = np.repeat(np.arange(len(files)), [f.take for f in files])
-        self._map = mapping(self._paths[0])
+        self._read_all = reading(self._paths[0])
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -165,7 +168,7 @@ class TFRecords:
         return data
 
     def read_many(self, indices: Int[np.ndarray, " k"]) -> list[bytes]:
-        return list(self._map(self.read, indices))
+        return self._read_all(self.read, indices)
 
 
 def tfds_sources(
