@@ -419,8 +419,8 @@ def lever_rows(rows):
                 "always",
             ),
             (
-                "records read one after the other while that goes fast, by threads where"
-                " it does not; ArrayRecord's own reader begins threads for each chunk",
+                "records read one after the other while that goes fast, and else by"
+                " threads; ArrayRecord's own reader begins some for each chunk",
                 _read(rows),
                 "always",
             ),
