@@ -45,7 +45,7 @@ def read(paths):
         for line in pathlib.Path(path).read_text().splitlines():
             row = json.loads(line)
             named = [row.get(k) for k in ("part", "theirs", "stack", "devices", "mesh")]
-            named += [row.get("lever"), row.get("what"), row.get("way")]
+            named += [row.get(k) for k in ("lever", "what", "way", "files", "delay")]
             named += [row.get(k) for k in ("queries", "keys", "warps", "stages")]
             named += [row.get(k) for k in ("size", "remat", "batch", "scan", "method")]
             if row["benchmark"].startswith(("step", "against_torch", "plan")):
