@@ -30,7 +30,7 @@ LASTING = (
 
 PASSING = (
     "Unavailable|Deadline|Timeout|Aborted|Exhausted|Internal|Unknown|Connection|"
-    "TooMany|Gateway|Transport|Retry|Corruption"
+    "TooMany|Gateway|Transport|Retry|Corruption|Encoding|SSL"
 )
 """In the names of a bucket's errors, which have no number of the system's."""
 

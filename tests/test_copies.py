@@ -10,6 +10,7 @@ import filelock
 import numpy as np
 import pytest
 from conftest import tiny_config
+from requests.exceptions import ChunkedEncodingError
 from test_tar import own_cache, shards, splits  # noqa: F401
 
 from ddae import data
@@ -65,6 +66,17 @@ def test_files_are_copied_once_and_again_where_they_have_changed(three, capsys):
     assert contents(found) == [b"a" * 100, b"other" * 20, b"more"]
 
 
+def test_a_file_of_two_parts_is_copied_once(three, monkeypatch):
+    paths, here = three
+    copy, done = copies.shutil.copyfile, []
+    monkeypatch.setattr(
+        copies.shutil, "copyfile", lambda *a: (done.append(a[0]), copy(*a))
+    )
+    found = copied([paths[0], paths[1], paths[0]], str(here))
+    assert found == [f"{here}{paths[i]}" for i in (0, 1, 0)]
+    assert sorted(done) == paths[:2]
+
+
 def test_no_folder_is_no_copy(three):
     paths, _ = three
     assert copied(paths, "") == paths
@@ -115,6 +127,7 @@ def test_a_folder_without_room_is_refused_before_anything_is_copied(three, monke
         (OSError(28, "No space left on device"), StorageError, "No space.* again"),
         (OSError(5, "Input/output error"), StorageError, "Input.*the same command"),
         (PermissionError(13, "Permission denied"), UserError, "Permission denied"),
+        (ChunkedEncodingError("Connection broken"), StorageError, "Connection.*again"),
     ],
 )
 def test_a_file_that_cannot_be_copied_is_named(three, monkeypatch, error, kind, says):

@@ -51,7 +51,8 @@ def copied(paths: Sequence[str], folder: str) -> list[str]:
     if is_remote(folder):
         raise UserError(f"config.data.copy_to={folder} is no folder of this machine")
     folder = os.path.abspath(folder)
-    pairs = [(state, _below(folder, state[0])) for state in states(paths)]
+    each = list(dict.fromkeys(paths))  # parts of a split may share a file
+    pairs = [(state, _below(folder, state[0])) for state in states(each)]
     try:
         with _alone(folder):
             if left := [pair for pair in pairs if not _there(*pair)]:
@@ -59,7 +60,7 @@ def copied(paths: Sequence[str], folder: str) -> list[str]:
                 _copy(left, folder)
     except OSError as error:
         raise unusable(f"config.data.copy_to={folder} cannot be used", error) from error
-    return [copy for _, copy in pairs]
+    return [_below(folder, path) for path in paths]
 
 
 def _below(folder: str, path: str) -> str:
