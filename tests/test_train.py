@@ -17,12 +17,14 @@ import psutil
 import pytest
 from conftest import tiny_config
 
+from ddae import eval
 from ddae.settings import UserError
 from ddae.train import loop
 from ddae.train.feed import cut
 from ddae.train.loading import load_params
 from ddae.train.metrics import Meter, Report, read_metrics
 from ddae.train.plan import overview, plan
+from ddae.train.signals import Signals
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -359,6 +361,62 @@ def test_compiling_is_said_and_is_no_time_of_a_step(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     at = said.index("compiling the train step")
     assert said[at + 1] == "compiled in 1m40s" and said[at + 2].startswith("step 2/4")
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_step_is_timed_without_saves_and_evaluations(tmp_path, monkeypatch, at_once):
+    """And at each the watchdog hears of it."""
+    now, beats = [100.0], []
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0])
+
+    class Heard(Signals):
+        heard = 0
+
+        def beat(self):
+            self.heard += 1
+            super().beat()
+
+    def later(seconds, function):
+        def slow(*operands):
+            now[0] += seconds
+            return function(*operands)
+
+        return slow
+
+    def waited(*operands, original=loop.feed):
+        return map(later(1.0, lambda batch: batch), original(*operands))
+
+    def stepping(job, original=loop._jitted):
+        step = later(2.0, original(job))
+
+        def take(*operands):
+            beats.append(signals.heard)
+            return step(*operands)
+
+        return take
+
+    def scored(task, splits, on_devices):
+        return lambda params, step: {"score": 1.0}
+
+    signals = Heard()
+    monkeypatch.setitem(eval.EVALUATORS, "scored", scored)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr("ddae.train.metrics.time", clock)
+    monkeypatch.setattr(loop, "feed", waited)
+    monkeypatch.setattr(loop, "_jitted", stepping)
+    monkeypatch.setattr(loop, "_save", later(1000.0, loop._save))
+    monkeypatch.setattr(loop, "evaluate", later(500.0, loop.evaluate))
+    every = {f"{name}_every_steps": 2 for name in ("log", "checkpoint", "eval")}
+    config = tiny_config(total_steps=6, steps_per_dispatch=at_once, **every)
+    loop.run(config | {"evaluators": {"scored": {}}}, str(tmp_path), signals)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = [row for row in rows if "train/step_seconds" in row]
+    took = {1: [2.0, 3.0, 3.0], 2: [0.5, 1.5, 1.5]}  # the first one is compiled
+    assert [row["train/step_seconds"] for row in rows] == took[at_once]
+    shares = {1: [1 / 2, 1 / 3, 1 / 3], 2: [1.0, 1 / 3, 1 / 3]}
+    found = [row["train/data_wait"] for row in rows]
+    assert found == pytest.approx(shares[at_once])
+    assert len(beats) == 6 / at_once and all(np.diff(beats) > 0)
 
 
 @pytest.mark.parametrize(
