@@ -13,7 +13,7 @@ from ddae import data, eval, tasks
 from ddae.data.arrays import ArraySource
 from ddae.eval.codes import make_codes
 from ddae.eval.figures import distance_curves
-from ddae.eval.knn import make_votes, place_bank, unit
+from ddae.eval.knn import linear_top1, make_votes, place_bank, unit
 from ddae.models.vit import Features
 from ddae.settings import UserError
 from ddae.tasks.tokenize import CodebookSettings, Tokenize
@@ -196,9 +196,20 @@ def test_what_fills_up_the_bank_never_votes():
     bank = np.array([[-1.0, 0.0], [-0.8, 0.6], [-0.8, -0.6]], np.float32)
     mesh = devices(4).mesh
     votes = make_votes(mesh, (1, 3), 1.0, 3)
-    placed = place_bank(mesh, bank, np.array([0, 1, 2]))
-    one, three = votes(np.array([[1.0, 0.0]], np.float32), *placed)
-    assert (np.asarray(three) > 0).all() and (np.asarray(one) > 0).sum() == 1
+    placed = place_bank(mesh, bank, np.array([1, 2, 2]))
+    one, three = map(np.asarray, votes(np.array([[1.0, 0.0]], np.float32), *placed))
+    assert (three[:, 1:] > 0).all() and (one > 0).sum() == 1
+    assert not one[:, 0] and not three[:, 0]  # of no class that is there
+
+
+def test_the_linear_probe_knows_no_shift_and_no_scale():
+    draw = np.random.default_rng(0)
+    bank, queries = draw.normal(size=(2, 300, 8))
+    labels, truth = (2 * (x[:, 0] > 0) + (x[:, 1] > 0.5) for x in (bank, queries))
+    found = linear_top1(bank, labels, queries, truth)
+    assert 80 < found < 100
+    moved = linear_top1(3 * bank + 50, labels, 3 * queries + 50, truth)
+    assert moved == pytest.approx(found, abs=0.4)
 
 
 def test_knn_and_the_linear_probe_read_what_they_are_told():
