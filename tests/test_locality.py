@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ddae import tasks
+from ddae import eval, tasks
 from ddae.analyse import (
     cka_matrix,
     figures,
@@ -28,6 +28,7 @@ from ddae.models.linear import Normed
 from ddae.models.vit import VIT_SPECS, Encoder
 from ddae.settings import UserError
 from ddae.train import loop
+from ddae.train.step import OnDevices
 
 GRID = (3, 4)
 
@@ -169,6 +170,24 @@ def test_the_loss_is_that_of_every_image():
     assert loss_by_distance(task, params, {}, batch) != found
 
 
+@pytest.mark.slow
+def test_the_loss_of_features_is_to_those_of_the_teacher():
+    task = tasks.from_config(tiny_config())
+    params = jax.jit(task.init)(jax.random.key(0))
+    draw = np.random.default_rng(0)
+    images = draw.random((8, 8, 8, 1), np.float32)
+    batch = {"image": images, "label": np.zeros(8, np.int32)}
+    other = jax.tree.map(
+        lambda x: x + 0.1 * draw.normal(size=x.shape).astype(x.dtype), params["encoder"]
+    )
+    own, others = (
+        loss_by_distance(task, params, {"encoder": teacher}, batch)
+        for teacher in (params["encoder"], other)
+    )
+    for term in own:
+        assert (own[term] == others[term]) == term.startswith("pixels")
+
+
 def test_a_run_of_other_images_beside_is_refused_before_any_work(monkeypatch, capsys):
     def opened(workdir, changes):
         side = 8 if workdir == "run" else 16
@@ -196,8 +215,17 @@ def test_an_analysis_is_written(tmp_path, capsys):
     out = tmp_path / "run/analysis"
     found = json.loads((out / "analysis.json").read_text())
     assert np.array(found["attention_distance"]).shape == (2, 2)
+    job, task, params, _ = open_run(run, {})
+    held_out = eval.from_config(
+        {"evaluators": {"locality": {"num_held_out": 70}}},
+        *(task, job.splits, OnDevices(job.mesh)),
+    )["locality"](params, 0)
+    for block, heads in enumerate(found["attention_distance"], start=1):
+        expected = held_out[f"attention_distance/block0{block}"]
+        assert np.mean(heads) == pytest.approx(expected, rel=1e-5)
     assert np.diag(found["cka"]["beside"]) == pytest.approx([1.0, 1.0])
     assert set(found["cka"]) == {"student", "teacher", "beside"}
+    assert found["cka"]["student"] == found["cka"]["beside"] != found["cka"]["teacher"]
     terms = {"pixels/block01", "pixels/block02", "features/block01", "features/block02"}
     assert set(found["loss"]) == terms
     assert {p.stem for p in out.glob("*.png")} == {

@@ -316,8 +316,8 @@ def test_a_follow_up_whose_score_is_not_finite_has_failed(
 
     def run(config, folder, signals):
         score = "null" if folder.endswith("seed0/p") else "1.0"
-        row = f'{{"step": 4, "eval/x": {score}}}\n'
-        (pathlib.Path(folder) / "metrics.jsonl").write_text(row)
+        rows = f'{{"step": 2, "eval/x": 9}}\n{{"step": 4, "eval/x": {score}}}\n'
+        (pathlib.Path(folder) / "metrics.jsonl").write_text(rows)
 
     monkeypatch.setattr("ddae.study.runner.loop.run", run)
     assert main([study, "--workdir", str(tmp_path / "w")]) == 0
