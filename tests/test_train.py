@@ -466,6 +466,17 @@ def test_another_number_of_steps_at_once_compiles_again():
     assert said.count("compiling the train step") == 2
 
 
+def test_what_is_not_finite_is_null_in_the_log(tmp_path):
+    """JSON has no NaN; Python's reader alone takes it."""
+    report = Report(str(tmp_path), None)
+    report.write(1, {"train/loss": math.nan, "train/x": math.inf, "train/y": 2.0})
+    report.close()
+    row = json.loads(
+        (tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail
+    )
+    assert row == {"step": 1, "train/loss": None, "train/x": None, "train/y": 2.0}
+
+
 def test_a_row_of_the_log_keeps_no_memory(tmp_path):
     report, draw = Report(str(tmp_path), None), np.random.default_rng(0)
     process, before = psutil.Process(), 0
