@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import filelock
 from rich.console import Console
@@ -25,12 +26,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ddae.commands import whole
 from ddae.data.files import State, states
 from ddae.settings import UserError
 from ddae.storage import absolute, is_remote, of_bucket, unusable
 
 AT_ONCE = 8
 """Files copied at a time; Google's client keeps ten connections."""
+
+PIECE = 2**24
+"""Bytes read at a time from a disk."""
 
 Pair = tuple[State, str]
 """A file, and where its copy is to lie."""
@@ -112,25 +117,22 @@ def _copy(left: Sequence[Pair], folder: str) -> None:
     first = left[0][0][0]
     size = f"{total / 2**30:.2f} GiB"
     _say(f"copying {len(left)} files ({size}), {first} first, to {folder}")
-    fetch = _google() if is_remote(first) else shutil.copyfile
+    fetch = _google() if is_remote(first) else from_disk
 
     def one(pair: Pair) -> int:
         (path, size, time), copy = pair
-        part = f"{copy}.part"
         if not threading.main_thread().is_alive():  # this one would go on to the last
             return 0
         try:
             os.makedirs(os.path.dirname(copy), exist_ok=True)
-            fetch(path, part)
-            os.utime(part, ns=(time, time))
-            os.replace(part, copy)
+            with whole(copy) as file:
+                fetch(path, file)
+                file.flush()
+                os.utime(file.fileno(), ns=(time, time))
         except Exception as error:  # Google's client raises many kinds
             if not isinstance(error, OSError) and not of_bucket(error):
                 raise
             raise unusable(f"{path} cannot be copied to {copy}", error) from error
-        finally:  # of a full disk
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(part)
         return size
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -148,8 +150,14 @@ def _copy(left: Sequence[Pair], folder: str) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _google() -> Callable[[str, str], object]:
-    """(an object, a path) -> None: writes it there, and checks its checksum."""
+def from_disk(path: str, file: BinaryIO) -> None:
+    """Writes what is at `path` to a file."""
+    with open(path, "rb") as there:
+        shutil.copyfileobj(there, file, PIECE)
+
+
+def _google() -> Callable[[str, BinaryIO], object]:
+    """The same of an object in a bucket, whose checksum is compared."""
     absolute("gs://")  # whether the client is installed
     from google.cloud import storage
 
@@ -158,9 +166,9 @@ def _google() -> Callable[[str, str], object]:
     except Exception as error:  # there are no credentials
         raise unusable("config.data.copy_to: Google's client", error) from error
 
-    def fetch(path: str, target: str) -> None:
+    def fetch(path: str, file: BinaryIO) -> None:
         bucket, _, name = path.removeprefix("gs://").partition("/")
-        client.bucket(bucket).blob(name).download_to_filename(target)
+        client.bucket(bucket).blob(name).download_to_file(file)
 
     return fetch
 
