@@ -507,7 +507,28 @@ def test_a_meter_counts_all_steps_of_its_interval(monkeypatch):
         }
     )
     now[0] += 1.0
-    assert meter.take(batch_size=16)["train/images_per_second"] == 0.0
+    found = meter.take(batch_size=16)
+    assert found["train/images_per_second"] == 0.0
+    assert found["train/cpu_seconds"] == found["train/step_seconds"] == 1.0
+
+
+def test_a_meter_waits_for_the_steps_that_it_times(monkeypatch):
+    """They are only begun when it is told of them."""
+    now = [100.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0])
+    monkeypatch.setattr("ddae.train.metrics.time", clock)
+
+    def get(sums, original=jax.device_get):
+        now[0] += 6.0
+        return original(sums)
+
+    monkeypatch.setattr(jax, "device_get", get)
+    meter = Meter()
+    for _ in range(2):
+        meter.add({"loss": (jnp.float32(6.0), jnp.float32(2.0))}, waited=1.5)
+    found = meter.take(batch_size=16)
+    assert found["train/step_seconds"] == found["train/cpu_seconds"] == 3.0
+    assert found["train/data_wait"] == 0.5
 
 
 def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch):
@@ -524,6 +545,11 @@ def test_a_resumed_report_keeps_the_steps_that_were_taken(tmp_path, monkeypatch)
     again.write(3, {"train/loss": 1.0})
     assert np.isnan(again.evaluation(3)["eval/x"])
     assert np.isnan(again.evaluation(None)["eval/x"]), "the last that there was"
+    # One that was asked to stop at once goes on at step 0, and keeps what it has of it.
+    first = Report(str(tmp_path / "new"), None)
+    first.write(0, {"eval/x": 1.0})
+    assert Report(str(tmp_path / "new"), 0).evaluation(0) == {"eval/x": 1.0}
+    assert not list((tmp_path / "new").glob("*.jsonl.*"))
 
 
 def test_the_first_process_alone_reads_the_log(tmp_path, monkeypatch):
@@ -590,9 +616,12 @@ def test_the_last_line_has_the_last_evaluation_beside_the_first():
     last = {"step": 9, "eval/a": 2.5, "eval/b": 1.0, "eval/iou/c": 4.0, "eval/d": None}
     last |= {"train/loss": 1.0, "eval/new": 1.0}
     first["train/loss"] = 2.0
+    first["eval/z"], last["eval/z"] = 0.0, 4.0
 
     def said(*rows):
         return summary(types.SimpleNamespace(rows=lambda: list(rows)))
 
-    assert said(first, {"step": 5}, last) == "done: a 2.5, 1 at the start"
-    assert said(first) == "done: a 1; d 2" and said() == "done"
+    says = "done: a 2.5, 1 at the start; z 4, 0 at the start"
+    assert said(first, {"step": 5}, last) == says
+    assert said({"step": 5, "eval/a": 1.0}, last) == "done"
+    assert said(first) == "done: a 1; d 2; z 0" and said() == "done"

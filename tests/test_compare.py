@@ -37,6 +37,7 @@ def test_runs_are_compared_at_the_last_step_of_all():
     assert compare.compare({"train/loss": {10: 3.0}}, [early, long]) == {}  # too early
     run["eval/miou"] |= {30: 5.0, 90: 7.0}
     assert compare.compare(run, [long])["eval/miou"] == (90, 7.0, [4.0])
+    assert "eval/miou" not in compare.compare(run, [early, long])  # not of both at 30
 
 
 def test_expected_is_where_another_run_of_the_kind_would_lie(tmp_path, capsys):
@@ -59,8 +60,13 @@ def test_expected_is_where_another_run_of_the_kind_would_lie(tmp_path, capsys):
 
 
 def test_values_below_zero_are_compared_by_their_difference():
-    _, line = compare.lines({"train/loss": (10, -1.2, [-1.0])}, 1)
-    assert line.endswith("  -0.2")
+    for value, other, says in (
+        (-1.2, -1.0, "-0.2"),
+        (1.2, 0.0, "+1.2"),
+        (3.0, 2.0, "+50.0 %"),
+    ):
+        _, line = compare.lines({"train/loss": (10, value, [other])}, 1)
+        assert line.endswith(f"  {says}")
 
 
 def test_settings_that_differ_are_named(tmp_path, capsys):
@@ -151,3 +157,25 @@ def test_a_run_of_any_name_is_in_the_legend(monkeypatch):
     compare.draw(run, {"runs/_old": run, "runs/new/": run}, ["train/loss"])
     named = [text.get_text() for text in seen[0].legends[0].get_texts()]
     assert named == ["./_old", "new", "this run"]
+
+
+def test_a_panel_has_its_own_metric_of_each_run_up_to_a_little_beyond_its_end(
+    monkeypatch,
+):
+    seen = []
+    monkeypatch.setattr(compare, "to_array", lambda figure: seen.append(figure))
+    run = {"a": {1: 90.0, 50: 2.0, 100: 1.0}, "b": {20: 5.0, 40: 6.0}}
+    others = {
+        "x": {"a": {1: 80.0, 100: 3.0, 400: 0.5}, "b": {30: 7.0}},
+        "y": {"a": {60: 4.0}, "b": {10: 8.0, 35: 9.0}},
+    }
+    compare.draw(run, others, ["a", "b"])
+    for axis, name in zip(seen[0].axes, "ab", strict=True):
+        assert axis.get_title() == name
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+        expected = {path: curves[name] for path, curves in others.items()}
+        expected["this run"] = run[name]
+        assert drawn == {k: [list(p) for p in v.items()] for k, v in expected.items()}
+    a, b = seen[0].axes
+    assert a.get_xlim() == (0, 125) and b.get_xlim() == (0, 40)
+    assert a.get_ylim()[1] < 5  # the first tenth has no part in the height

@@ -208,8 +208,39 @@ def test_the_linear_probe_knows_no_shift_and_no_scale():
     labels, truth = (2 * (x[:, 0] > 0) + (x[:, 1] > 0.5) for x in (bank, queries))
     found = linear_top1(bank, labels, queries, truth)
     assert 80 < found < 100
-    moved = linear_top1(3 * bank + 50, labels, 3 * queries + 50, truth)
-    assert moved == pytest.approx(found, abs=0.4)
+    for scale in (3.0, 10.0 ** np.arange(-3, 5)):
+        moved = linear_top1(scale * bank + 50, labels, scale * queries + 50, truth)
+        assert moved == pytest.approx(found, abs=0.4)
+
+
+def test_the_linear_probe_standardises_queries_by_the_bank():
+    """By themselves, queries of one class alone would lie in the middle of all."""
+    draw = np.random.default_rng(0)
+    bank = draw.normal(size=(300, 4))
+    labels = (bank[:, 0] > 0) * 1
+    queries = bank[labels == 1][:100]
+    found = linear_top1(bank, labels, queries, np.ones(len(queries), int))
+    assert found > 95
+
+
+def test_features_of_half_precision_are_made_unit_in_full():
+    class Half(Pixels):
+        def encode(self, params, images):
+            found = super().encode(params, images)
+            return jax.tree.map(lambda x: x.astype(jnp.bfloat16), found)
+
+    config = tiny_config(evaluators={"knn": {"k": 5}})
+    task, seen = Half.from_config(config), []
+
+    def on_devices(function):
+        seen.append(function)
+        return function
+
+    on_devices.mesh = devices(1).mesh
+    splits = data.from_config(config, task.image_shape)
+    eval.from_config(config, task, splits, on_devices)
+    lengths = np.linalg.norm(seen[0]({}, splits.held_out.images[:9]), axis=1)
+    np.testing.assert_allclose(lengths, 1.0, rtol=1e-6)
 
 
 def test_knn_and_the_linear_probe_read_what_they_are_told():

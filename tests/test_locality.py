@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ddae import eval, tasks
+from ddae import analyse, eval, tasks
 from ddae.analyse import (
     cka_matrix,
     figures,
@@ -158,6 +158,19 @@ def test_sample_sizes_are_those_of_the_methods_own_law():
     assert of(lambda d, beta, errors: d * errors) == {}
 
 
+def test_sample_sizes_are_of_each_taps_own_depth_and_of_the_methods_metric():
+    """Which is even at t = 1/2 halfway down, and looks nearer at the end of it."""
+
+    def of(**changes):
+        return sample_sizes(tasks.from_config(tiny_config(**changes)))["taps"]
+
+    own = of()
+    half, whole = (dict(own[depth])[0.5] for depth in ("0.5", "1.0"))
+    assert half == pytest.approx(1.0) and whole < 0.99
+    other = of(method__metric="chebyshev")
+    assert dict(other["1.0"])[0.5] != pytest.approx(whole, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_the_loss_is_that_of_every_image():
     """Of 70, taken 64 at a time."""
@@ -249,7 +262,7 @@ def test_terms_of_any_name_are_drawn():
 
 @pytest.mark.slow
 def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
-    config = tiny_config(total_steps=0, data__eval_crop=1.0)
+    config = tiny_config(total_steps=0, data__eval_crop=1.0, model__drop_path=0.1)
     loop.run(config, str(tmp_path))
     command = [str(tmp_path), "--num_images=4", "--data"]
     assert main([*command, "elsewhere"]) == 2
@@ -258,6 +271,7 @@ def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
     changes = {"eval_crop": "0.9", "name": "digits"}
     job, _, _, _ = open_run(str(tmp_path), changes)
     assert job.config["data"]["eval_crop"] == 0.9
+    assert job.config["model"]["drop_path"] == 0.0  # the loss is the whole network's
     with pytest.raises(UserError, match="data.eval_crop='wide' is not a finite number"):
         open_run(str(tmp_path), {"eval_crop": "wide"})
 
@@ -276,3 +290,110 @@ def test_the_evaluator_gives_a_value_a_block(tmp_path):
         name = f"attention_distance/block0{number}"
         assert found[name] == pytest.approx(expected, rel=1e-4)
     assert found["attention_distance"] == pytest.approx(np.mean(blocks), rel=1e-4)
+
+
+def drawn(monkeypatch, **changes):
+    """The figures of a page, not yet drawn."""
+    seen = []
+    monkeypatch.setattr(analyse, "to_array", seen.append)
+    page = {"attention_distance": [[1.0]], "uniform_distance": 2.0}
+    page |= {"loss": {"a": {"d1": 1.0}}, "cka": {"student": [[1.0]]}} | changes
+    figures(page)
+    return seen
+
+
+def points(axis):
+    """What is drawn under each name on an axis."""
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+
+
+def test_heads_are_drawn_at_their_block_beside_their_mean(monkeypatch):
+    heads = [[1.0, 3.0], [2.0, 6.0], [4.0, 5.0]]
+    figure, *_ = drawn(monkeypatch, attention_distance=heads, uniform_distance=2.5)
+    (axis,) = figure.axes
+    found = points(axis)
+    assert found["mean of heads"] == [[1, 2], [2, 4], [3, 4.5]]
+    assert [y for _, y in found["all patches alike"]] == [2.5, 2.5]
+    each = [line.get_ydata().tolist() for line in axis.lines[:2]]
+    assert each == [[1, 2, 4], [3, 6, 5]] and axis.get_ylim()[1] > 6
+
+
+def test_a_loss_is_drawn_at_its_own_distance(monkeypatch):
+    losses = {
+        "pixels/block01": {"d1": 1.0, "d3": 2.0},
+        "pixels/block02": {"d2": 5.0, "d5+": 6.0},
+        "features/block02": {"d4": 3.0},
+    }
+    _, figure, *_ = drawn(monkeypatch, loss=losses)
+    features, pixels = figure.axes
+    assert features.get_title() == "features" and pixels.get_title() == "pixels"
+    assert points(features) == {"block02": [[3, 3]]}
+    assert points(pixels) == {"block01": [[0, 1], [2, 2]], "block02": [[1, 5], [4, 6]]}
+    for axis in figure.axes:
+        labels = [text.get_text() for text in axis.get_xticklabels()]
+        assert labels == ["1", "2", "3", "4", "5+"]
+    colours = [{x.get_label(): x.get_color() for x in a.lines} for a in figure.axes]
+    assert colours[0]["block02"] == colours[1]["block02"] != colours[1]["block01"]
+
+
+def test_a_row_of_cka_is_a_block_of_the_student(monkeypatch):
+    matrix = [[0.9, 0.1, 0.3], [0.2, 0.8, 0.4]]
+    *_, figure = drawn(monkeypatch, cka={"beside": matrix})
+    axis = figure.axes[0]
+    np.testing.assert_array_equal(axis.images[0].get_array(), matrix)
+    assert axis.images[0].get_clim() == (0, 1) and axis.images[0].origin == "lower"
+    said = {text.get_position(): text.get_text() for text in axis.texts}
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            assert said[j, i] == f"{value:.2f}"
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("block, student", "block, beside")
+
+
+def test_sample_sizes_are_drawn_over_what_they_are_of(monkeypatch):
+    taps = {"0.5": [(0.0, 0.25), (1.0, 0.75)], "1.0": [(0.0, 0.5), (1.0, 1.0)]}
+    beta = [(-1.0, 0.5), (0.0, 1.0), (2.0, 0.25)]
+    *_, figure = drawn(monkeypatch, ess={"beta": beta, "taps": taps})
+    left, right = figure.axes
+    assert list(points(left).values()) == [[list(point) for point in beta]]
+    assert points(right) == {
+        f"u = {float(u):g}": [list(point) for point in curve]
+        for u, curve in taps.items()
+    }
+
+
+def test_the_loss_is_a_mean_over_all_parts_each_of_its_own_masks_at_the_end():
+    """Of 70 images, taken 64 at a time."""
+
+    def loss(params, teacher, batch, progress, rngs):
+        images = batch["image"]
+        of_ones = (images * (images == 1)).sum(), (images == 1).sum()
+        drawn = jax.vmap(jax.random.uniform)(rngs)
+        metrics = {
+            "distance/a/b/d1": of_ones,
+            "distance/a/b/d2": (images.sum(), len(images)),
+            "distance/a/b/d3": (0.0, 0.0),
+            "distance/progress/d1": (len(images) * progress, len(images)),
+            "distance/first/d1": (drawn[0], 1.0),
+            "distance/again/d1": (drawn[0] ** 2, 1.0),
+            "loss": (9.0, 1.0),
+        }
+        return 0.0, metrics, {}
+
+    images = np.arange(70.0) % 7
+    batch = {"image": images, "label": np.zeros(70, np.int32)}
+    found = loss_by_distance(SimpleNamespace(loss=loss), {}, {}, batch)
+    assert found["a/b"] == {"d1": 1.0, "d2": pytest.approx(3.0)}
+    assert found["progress"] == {"d1": 1.0} and "loss" not in found
+    spread = found["again"]["d1"] - found["first"]["d1"] ** 2
+    assert spread > 1e-6, "the first image of both parts has the same mask"
+
+
+def test_the_page_in_short_counts_blocks_from_1():
+    found = {"attention_distance": [[1.0, 3.0], [2.0, 4.0]], "loss": {"a": {"d1": 0.5}}}
+    found["cka"] = {"student": [[1.0]], "teacher": [[0.9, 0.1], [0.2, 0.8]]}
+    assert analyse.lines(found) == [
+        "block  1  attention distance 2.00 (1.00 3.00)",
+        "block  2  attention distance 3.00 (2.00 4.00)",
+        "a  loss by distance d1 0.500",
+        "CKA of each block with its like, teacher: 0.90 0.80",
+    ]

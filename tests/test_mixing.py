@@ -66,9 +66,10 @@ def test_each_kind_of_mixing_draws_from_its_own_beta():
 
 
 def test_the_switch_and_the_probability_are_kept():
-    images, _ = many(switch=0.3, probability=0.6)
+    images, targets = many(switch=0.3, probability=0.6)
     values = images[:, 0].reshape(400, -1)
     untouched = (values == 1.0).all(axis=1)
+    assert ((targets[:, 0, 0] == 1.0) >= untouched).all()
     boxes = ~untouched & (values.min(1) == 1.0) & (values.max(1) == 4.0)
     boxes |= (values == 4.0).all(axis=1)
     assert abs(untouched.mean() - 0.4) < 0.1

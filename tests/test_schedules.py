@@ -11,6 +11,7 @@ from ddae.schedules import (
     linear_ramp,
     mean_lag,
     warmup_cosine,
+    warmup_poly,
     warmup_step,
 )
 
@@ -36,6 +37,16 @@ def test_a_step_falls_to_a_tenth_or_to_the_end(step, final, rate):
     shape = {"peak": 2.0, "warmup_steps": 10, "total_steps": 100, "final": final}
     found = warmup_step(jnp.int32(step), at=0.875, **shape)
     np.testing.assert_allclose(found, rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 10, 11, 55, 100])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_line_falls_from_the_first_step_on_and_is_blended_into(step, warmup):
+    shape = {"start": 0.25, "peak": 2.0, "total_steps": 100, "final": 0.5}
+    found = warmup_poly(jnp.int32(step), warmup_steps=warmup, **shape)
+    line = np.interp(step, [0, 100], [2.0, 0.5])
+    share = np.interp(step, [0, 10], [0.0, 1.0]) if warmup else 1.0
+    np.testing.assert_allclose(found, share * line + (1 - share) * 0.25, rtol=1e-6)
 
 
 def test_linear_ramp():

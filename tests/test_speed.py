@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -122,6 +123,61 @@ def test_programs_of_a_gpu_are_those_of_one_version_of_its_attention(
     assert len({own, another, speed._kind_of_machine()}) == 3
 
 
+def stand_in(monkeypatch, backend, **given):
+    """What is told to jax's config, and to malloc, where jax has such a `backend`."""
+    told = {}
+    config = types.SimpleNamespace(**given, update=told.__setitem__)
+    jax_there = types.SimpleNamespace(
+        config=config,
+        default_backend=lambda: backend,
+        distributed=types.SimpleNamespace(is_initialized=lambda: backend == "many"),
+    )
+    monkeypatch.setattr(speed, "jax", jax_there)
+    malloc = types.SimpleNamespace(mallopt=told.__setitem__)
+    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: malloc)
+    monkeypatch.setattr(speed.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    return told
+
+
+def test_a_folder_of_programs_is_bounded_and_has_none_that_is_half_there(
+    tmp_path, monkeypatch
+):
+    told = stand_in(monkeypatch, "tpu", jax_compilation_cache_dir=None)
+    folder = tmp_path / "tpu"
+    folder.mkdir()
+    for name in ("half-cache", "whole-cache", "whole-atime"):
+        (folder / name).write_bytes(b"x")
+    speed.keep_compiled("")
+    assert not told
+    speed.keep_compiled(str(tmp_path))
+    assert {path.name for path in folder.glob("*-*")} == {"whole-cache", "whole-atime"}
+    assert told["jax_compilation_cache_dir"] == str(folder)
+    assert told["jax_compilation_cache_max_size"] == speed.KEPT_BYTES
+
+
+def test_a_folder_that_jax_was_given_stays_its_own(tmp_path, monkeypatch):
+    told = stand_in(monkeypatch, "cpu", jax_compilation_cache_dir="given")
+    speed.keep_compiled(str(tmp_path / "ours"))
+    assert not told and not list(tmp_path.iterdir())
+
+
+def test_memory_is_kept_on_a_cpu_alone_and_as_it_was_tuned(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    sync, kept = {"jax_cpu_enable_async_dispatch": False}, {-4: 0, -1: -1}
+    for backend, tunables, expected in (
+        ("cpu", "", sync | kept),
+        ("cpu", "glibc.malloc.check=3", sync),
+        ("tpu", "", sync),
+        ("many", "", {}),
+    ):
+        if tunables:
+            monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+        told = stand_in(monkeypatch, backend)
+        speed.keep_memory()
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        assert told == expected, backend
+
+
 def test_a_profile_is_of_steps_from_1_on():
     assert speed.parse_profile("") == (0, 0)
     assert speed.parse_profile("2:2") == (2, 2)
@@ -130,12 +186,15 @@ def test_a_profile_is_of_steps_from_1_on():
             speed.parse_profile(text)
 
 
-@pytest.mark.parametrize("text, taken", [("4:5", [2, 3]), ("2:9", [1, 4]), ("", [])])
+@pytest.mark.parametrize(
+    "text, taken", [("4:5", [2, 3]), ("4:6", [2, 3]), ("2:9", [1, 4]), ("", [])]
+)
 def test_a_profile_is_taken_around_the_steps_that_it_names(text, taken, monkeypatch):
     """Two steps at a time; the numbers are those of the spans."""
-    now, found = 0, []
+    now, found, ready = 0, [], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: found.append(now))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: found.append(now))
+    monkeypatch.setattr(jax, "block_until_ready", lambda _: ready.append([*found]))
     profile = speed.Profile(text, "workdir")
     for now in (1, 2, 3, 4):
         steps = range(2 * now - 1, 2 * now + 1)
@@ -143,3 +202,4 @@ def test_a_profile_is_taken_around_the_steps_that_it_names(text, taken, monkeypa
         profile.after(steps, ())
     profile.close()
     assert found == taken
+    assert ready == ([[2]] if text.startswith("4") else [])  # waited for, then ended

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ddae import tasks
+from ddae import eval, tasks
 from ddae.settings import UserError
 from ddae.study import report
 from ddae.study.__main__ import main
-from ddae.study.runner import Runner, cost_of
+from ddae.study.runner import Runner, cost_of, known_to, score_workdir
 from ddae.study.table import (
     Run,
     config_of,
@@ -29,6 +30,8 @@ from ddae.study.table import (
 )
 from ddae.train import loop
 from ddae.train.metrics import read_metrics
+from ddae.train.signals import Signals
+from ddae.train.state import NonFiniteError
 
 ROOT = pathlib.Path(__file__).parents[1]
 STUDIES = sorted(
@@ -358,6 +361,16 @@ def test_a_row_whose_config_is_not_here_says_where_it_was_looked_for(
             },
             "'r' wants 'a' at seed 0, the study's first",
         ),
+        (
+            {
+                "rows": [
+                    {"name": "a", "config": "c.py"},
+                    {"name": "r", "repeats": "a", "at_cost_of": "a"},
+                    {"name": "q", "repeats": "a", "at_cost_of": "r"},
+                ]
+            },
+            "row 'r' repeats another itself",
+        ),
     ],
 )
 def test_what_comes_after_the_training_is_read_before_it(
@@ -442,6 +455,156 @@ def test_what_other_processes_have_is_said(followed, tmp_path, capsys):
     assert len(ran) == 2
 
 
+def test_scores_are_given_anew_to_what_has_its_weights(
+    followed, tmp_path, monkeypatch, capsys
+):
+    path, ran = followed()
+    command = [path, "--workdir", str(tmp_path / "w")]
+    assert main([*command, "--keep_weights"]) == 0
+    shutil.rmtree(tmp_path / "w/runs/a/seed1/checkpoints")
+    given = []
+
+    def score(workdir, scores, signals):
+        given.append((pathlib.Path(workdir).name, scores))
+        return {"knn": 7.0}
+
+    monkeypatch.setattr("ddae.study.runner.score_workdir", score)
+    capsys.readouterr()
+    assert main([*command, "--rescore", "knn"]) == 0
+    assert given == [("seed0", {"knn": {"k": 5}})] and len(ran) == 4
+    assert "a, seed 0: knn 7.00\n" in capsys.readouterr().out
+    records = report.read_csv(str(tmp_path / "w/results.csv"))
+    assert report.values_of(records, "a", "knn") == {0: 7.0, 1: 2.0}
+    assert report.values_of(records, "a", "p") == {0: 1.0, 1: 1.0}
+    assert main([*command, "--rescore", "kn"]) == 2
+    assert "--rescore=kn: followed has scores ['knn']" in capsys.readouterr().err
+
+
+def test_a_picture_is_no_score(monkeypatch):
+    config = tiny_config()
+    found = {"found": 1.0, "picture": np.zeros((2, 2, 3))}
+    monkeypatch.setattr("ddae.study.runner.load_params", lambda _: ({}, config))
+    monkeypatch.setitem(eval.EVALUATORS, "seen", lambda *_: lambda *_: found)
+    assert score_workdir("w", {"seen": {}}, Signals()) == {"found": 1.0}
+
+
+def test_what_is_adopted_is_of_the_row_here_and_scored_here(
+    followed, tmp_path, monkeypatch
+):
+    path, ran = followed(follow_ups={})
+    command = [path, "--keep_weights", "--workdir"]
+    assert main([*command, str(tmp_path / "w")]) == 0
+    shutil.rmtree(tmp_path / "w/runs/a/seed1/checkpoints")
+    rows = [{"name": "b", "config": str(tmp_path / "config.py")}]
+    followed(follow_ups={}, rows=rows)
+    monkeypatch.setattr("ddae.study.runner.score_workdir", lambda *_: {"knn": 7.0})
+    again = [*command, str(tmp_path / "again"), "--adopt", str(tmp_path / "w")]
+    assert main(again) == 0 and len(ran) == 2
+    records = report.read_csv(str(tmp_path / "again/results.csv"))
+    assert report.values_of(records, "b", "knn") == {0: 7.0, 1: 2.0}
+
+
+def test_weights_stay_for_as_long_as_something_waits_for_them(followed, tmp_path):
+    path, _ = followed()
+    run = tmp_path / "w/runs/a/seed0"
+    for only, kept in (("seed 0$", [run]), (", p$", [])):
+        command = [path, "--workdir", str(tmp_path / "w"), f"--only={only}"]
+        assert main(command) == 0
+        assert [p.parent for p in run.rglob("checkpoints")] == kept
+
+
+def test_what_builds_on_a_failed_run_is_not_begun_and_nobody_adopts_it(
+    followed, tmp_path, monkeypatch, capsys
+):
+    path, ran = followed()
+
+    def run(config, folder, signals, original=loop.run):
+        if folder.endswith("seed0"):
+            (pathlib.Path(folder) / "checkpoints").mkdir()
+            raise NonFiniteError("not finite")
+        original(config, folder, signals)
+
+    monkeypatch.setattr("ddae.study.runner.loop.run", run)
+    assert main([path, "--workdir", str(tmp_path / "w"), "--keep_weights"]) == 0
+    said = capsys.readouterr().out
+    assert "a, seed 0: not finite" in said
+    assert "not begun: 1 runs, a, seed 0, p among them" in said
+    records = report.read_csv(str(tmp_path / "w/results.csv"))
+    assert [r.get("failed") for r in records] == ["not finite", None]
+    again = [path, "--workdir", str(tmp_path / "x"), "--adopt", str(tmp_path / "w")]
+    assert main(again) == 0
+    said = capsys.readouterr().out
+    assert "a, seed 1: the same" in said and "a, seed 0: the same" not in said
+
+
+def test_no_run_is_begun_after_the_budget(followed, tmp_path, capsys):
+    path, ran = followed()
+    command = [path, "--workdir", str(tmp_path / "w"), "--budget"]
+    assert main([*command, "0"]) == 0 and not ran
+    assert "the budget is spent; 4 runs are left" in capsys.readouterr().out
+    assert main([*command, "60"]) == 0 and len(ran) == 4
+
+
+def test_what_is_done_is_counted_and_what_is_left_takes_as_long(followed, tmp_path):
+    """And a run that another process has done since is not claimed."""
+    path, _ = followed()
+    assert main([path, "--workdir", str(tmp_path / "w"), "--only=seed 0$"]) == 0
+    runner = Runner(study := read_study(path), str(tmp_path / "w"), {})
+    runs = runs_of(study)
+    with runner.claimed(runs[0]) as mine:
+        assert not mine
+    with runner.claimed(runs[1]) as mine:
+        assert mine
+    result = {"scores": {"knn": 2.0, "iou/x": 1.0}, "cost": 9.0, "cost_unit": "s"}
+    line = runner._line(runs[0], result, runs, 60.0)
+    assert line == "[1/4] a, seed 0: knn 2.00, 9 s; left 3m00s"
+
+
+def test_what_is_set_for_all_runs_is_more_than_what_a_row_sets(study_file):
+    study = read_study(study_file)
+    row = Run(study.row("b"), 1)
+    for changes, weight in (({}, 0.5), ({"method.tap_weight": "0.75"}, 0.75)):
+        config = config_of(study, row, "runs", changes)
+        assert config["method"]["tap_weight"] == weight and config["seed"] == 1
+
+
+def test_seeds_of_a_row_alone_are_run_too():
+    rows = [{"name": "a", "config": "c.py"}]
+    rows += [{"name": "b", "config": "c.py", "seeds": (5, 0)}]
+    study = study_from_dict("t", {"about": "", "seeds": (0, 1), "rows": rows})
+    order = [(run.row.name, run.seed) for run in runs_of(study)]
+    assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 5)]
+
+
+def test_what_a_study_scores_itself_is_not_evaluated_in_training(followed, tmp_path):
+    tiny = tiny_config(init__workdir="", evaluators={"knn": {"k": 5}})
+    path, _ = followed()
+    (tmp_path / "config.py").write_text(CONFIG.format(tiny=tiny))
+    study = read_study(path)
+    for run in runs_of(study):
+        found = set(config_of(study, run, "w", {})["evaluators"])
+        assert found == ({"knn"} if run.follow_up else set())
+
+
+def test_a_row_takes_as_many_steps_as_another_costs(study_file, tmp_path):
+    study = read_study(study_file)
+    runner = Runner(study, str(tmp_path / "w"), {})
+    a, b, long = runs_of(study)[:3]
+
+    def done(run, **result):
+        with runner.claimed(run):
+            runner._keep(run, result)
+
+    assert runner.config(long)["total_steps"] == 4 and not runner.ready(long)
+    done(a, steps=4, cost=2.0)
+    done(b, failed="not finite")
+    assert runner.config(long)["total_steps"] == 4 and not runner.ready(long)
+    done(b, steps=7, cost=3.0)
+    config = runner.config(long)
+    assert config["total_steps"] == 6 and config["method"]["tap_weight"] == 0.25
+    assert runner.ready(long)
+
+
 def records(**values):
     return [
         {
@@ -474,6 +637,105 @@ def test_csv_is_read_as_it_was_written(tmp_path):
     del every[2]["cost"]
     report.write_csv(every, str(tmp_path / "r.csv"))
     assert report.read_csv(str(tmp_path / "r.csv")) == every
+
+
+def small(*rows, **changes):
+    """A study of such rows, a name or a dict each."""
+    rows = [{"name": r} if isinstance(r, str) else r for r in rows]
+    made = {"rows": [{"config": "c.py"} | row for row in rows], "seeds": (0, 1)}
+    return study_from_dict("t", {"about": ""} | made | changes)
+
+
+def test_a_follow_up_adds_its_score_alone():
+    def result(row, follow_up="", **more):
+        return {"row": row, "seed": 0, "follow_up": follow_up} | more
+
+    first = {"steps": 4, "cost": 2.0, "cost_unit": "s"}
+    results = [
+        result("a", **first, scores={"x": 1.0}),
+        None,
+        result("b", **first, scores={"x": 5.0}),
+        result("a", "p", steps=9, cost=7.0, cost_unit="CPU-s", scores={"p": 3.0}),
+    ]
+    assert report.collect(small("b", "a"), results) == [
+        {"row": "b", "seed": 0, **first, "x": 5.0},
+        {"row": "a", "seed": 0, **first, "x": 1.0, "p": 3.0},
+    ]
+
+
+def test_the_table_has_the_mean_cost_and_the_difference_from_the_control():
+    every = records(b=[1.0, 2.0], a=[3.0, 5.0])
+    every[3] |= {"steps": 6, "cost": 4.0}
+    study = small("b", "a", "c", control="b")
+    assert report.markdown(study, every, ["x"]).splitlines() == [
+        "| row | steps | cost, s | x | x against b |",
+        "|---|---|---|---|---|",
+        "| b | 4 | 2 | 1.50 ± 0.71 (2) |  |",
+        "| a | 4 to 6 | 3 | 4.00 ± 1.41 (2) | +2.50 (s.e. 0.50) |",
+    ]
+    assert report.against(study, every[:3], study.rows[1], "x") == "+2.00"
+
+
+def bars_of(axis):
+    """(x, y, ends of the bar) of every mean on an axis."""
+    found = []
+    for bars in axis.containers:
+        ((x, y),) = bars.lines[0].get_xydata()
+        (ends,) = bars.lines[2][0].get_segments()
+        found.append((x, y, *ends.reshape(-1)))
+    return found
+
+
+def test_a_rows_point_is_its_mean_with_its_deviation_beside_its_own_cost(monkeypatch):
+    seen, every = [], records(a=[1.0, 2.0, 6.0], b=[4.0])
+    every[3]["cost"] = 5.0
+    monkeypatch.setattr(report, "to_array", seen.append)
+    report.draw(small("b", "c", "a"), every, "x")
+    left, right = seen[0].axes
+    deviation = np.std([1, 2, 6], ddof=1)
+    low, high = 3 - deviation, 3 + deviation
+    named = [text.get_text() for text in left.get_yticklabels()]
+    assert named == ["b  1", "a  2"]
+    expected = [(4, 0, 4, 0, 4, 0), (3, 1, low, 1, high, 1)]
+    assert np.allclose(bars_of(left), expected)
+    seeds = [
+        line.get_xydata().tolist() for line in left.lines if line.get_marker() == "|"
+    ]
+    assert [[4, 0]] in seeds and [[1, 1], [2, 1], [6, 1]] in seeds
+    assert np.allclose(bars_of(right), [(5, 4, 5, 4, 5, 4), (2, 3, 2, low, 2, high)])
+    numbers = {text.get_text().strip(): text.get_position() for text in right.texts}
+    assert numbers == {"1": (5, 4), "2": (2, 3)}
+
+
+@pytest.mark.parametrize("x", [(1, 4), ("few", "many")])
+def test_a_line_goes_through_the_means_of_its_rows_where_x_puts_them(x, monkeypatch):
+    few, many = x
+    seen, at = [], (0, 1) if isinstance(few, str) else x
+    rows = [
+        {"name": name, "series": name[0], "x": where, "panel": panel}
+        for name, where, panel in (
+            ("s1", few, "p"),
+            ("s2", many, "p"),
+            ("t2", many, "p"),
+            ("s3", few, "q"),
+        )
+    ]
+    every = records(s1=[1.0, 3.0], s2=[5.0], t2=[7.0, 7.5], s3=[9.0])
+    monkeypatch.setattr(report, "to_array", seen.append)
+    report.draw(small(*rows), every, "x")
+    drawn = [
+        {
+            line.get_label(): line.get_xydata().tolist()
+            for line in axis.lines
+            if line.get_label() in ("s", "t")
+        }
+        for axis in seen[0].axes
+    ]
+    assert drawn[0] == {"s": [[at[0], 2], [at[1], 5]], "t": [[at[1], 7.25]]}
+    assert [list(panel.values()) for panel in drawn[1:]] == [[[[at[0], 9]]]]
+    deviation = np.std([1, 3], ddof=1)
+    first = (at[0], 2, at[0], 2 - deviation, at[0], 2 + deviation)
+    assert bars_of(seen[0].axes[0])[0] == pytest.approx(first)
 
 
 @pytest.mark.parametrize(
@@ -529,8 +791,25 @@ def test_a_series_has_one_colour_and_a_name_in_whatever_panels_it_is(monkeypatch
 def test_the_cost_is_the_median_step_times_the_steps(tmp_path):
     rows = [
         {"step": s, "train/step_seconds": 9.0, "train/cpu_seconds": c}
-        for s, c in ((1, 7.0), (2, 2.0), (3, 2.0))
+        for s, c in ((10, 7.0), (20, 2.0), (30, 2.0))
     ]
+    rows.append({"step": 40, "eval/x": 1.0})
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert cost_of(str(tmp_path)) == {"steps": 3, "cost": 6.0, "cost_unit": "CPU-s"}
+    assert cost_of(str(tmp_path)) == {"steps": 30, "cost": 60.0, "cost_unit": "CPU-s"}
+
+
+def test_what_is_new_since_an_older_config_is_left_out():
+    config = {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}
+    assert known_to(config, {"b": {"c": 9}, "e": {}}) == {"b": {"c": 2}, "e": 4}
+
+
+def test_a_row_that_nothing_follows_needs_no_weights():
+    study = small("a", "b", follow_ups={"p": {"config": "c.py", "score": "x"}})
+    few = small(
+        *("a", "b"),
+        follow_ups={"p": {"config": "c.py", "score": "x", "rows": ("a",)}},
+    )
+    for each, followed in ((study, [True, True]), (few, [True, False])):
+        runner = Runner(each, "w", {})
+        assert [runner._followed(Run(row, 0)) for row in each.rows] == followed

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, and a run without TensorFlow."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -20,6 +21,7 @@ from conftest import tiny_config
 from ddae import eval
 from ddae.settings import UserError
 from ddae.train import loop
+from ddae.train.cluster import PreemptedError
 from ddae.train.feed import cut
 from ddae.train.loading import load_params
 from ddae.train.metrics import Meter, Report, read_metrics
@@ -413,10 +415,186 @@ def test_a_step_is_timed_without_saves_and_evaluations(tmp_path, monkeypatch, at
     rows = [row for row in rows if "train/step_seconds" in row]
     took = {1: [2.0, 3.0, 3.0], 2: [0.5, 1.5, 1.5]}  # the first one is compiled
     assert [row["train/step_seconds"] for row in rows] == took[at_once]
+    rates = [row["train/images_per_second"] for row in rows]
+    assert rates == pytest.approx([16 / seconds for seconds in took[at_once]])
     shares = {1: [1 / 2, 1 / 3, 1 / 3], 2: [1.0, 1 / 3, 1 / 3]}
     found = [row["train/data_wait"] for row in rows]
     assert found == pytest.approx(shares[at_once])
     assert len(beats) == 6 / at_once and all(np.diff(beats) > 0)
+
+
+def done_by(monkeypatch, first=0, bad=(), stop=0, failed=0, **changes):
+    """What a run does after which step, in order; its steps compute nothing.
+
+    bad: steps that are not finite; stop: where it is asked to; failed: whose save is.
+    """
+    done, at, row = [], [first], [0]
+
+    def step(state, batch, root):
+        for _ in range(len(batch["image"]) if batch["image"].ndim > 4 else 1):
+            at[0] += 1
+            row[0] = row[0] + 1 if at[0] in bad else 0
+        job.signals.stop_requested = 0 < stop <= at[0]
+        counted = {"nonfinite_in_row": (jnp.int32(row[0]), 1)}
+        return state, counted | {"stop": (batch["stop"].max(), 1)}
+
+    def written(step, values):
+        (kind,) = {name.partition("/")[0] for name in values} - {"train"}
+        done.append(("log" if kind == "data" else kind, step))
+
+    def ended():
+        done.append(("failed", at[0]))
+        raise SystemExit
+
+    config = tiny_config(**changes, evaluators={"scored": {}})
+    monkeypatch.setitem(
+        eval.EVALUATORS, "scored", lambda *_: lambda *_: {"score": float(at[0])}
+    )
+    monkeypatch.setattr(loop, "_jitted", lambda job: step)
+    monkeypatch.setattr(
+        loop, "_begun", lambda _, state, *rest: done.append(("begun", at[0])) or state
+    )
+    job = plan(config)
+    checkpoints = types.SimpleNamespace(
+        save=lambda state, step, *_: done.append(("save", step)),
+        evaluated=lambda step, found: done.append(("best", step, *found.values())),
+        failed=lambda: 0 < failed <= at[0],
+        give_up=ended,
+        close=lambda: done.append(("closed", at[0])),
+    )
+    quiet = dict.fromkeys(("say", "push"), lambda *_: None)
+    report = types.SimpleNamespace(active=False, write=written, **quiet)
+    profile = types.SimpleNamespace(
+        before=lambda steps: done.append(("before", *steps)),
+        after=lambda steps, _: done.append(("after", *steps)),
+    )
+    state = types.SimpleNamespace(params=None, ema_params=None)
+    with contextlib.suppress(PreemptedError, SystemExit):
+        loop.train(job, state, first, checkpoints, report, profile)
+    return done
+
+
+EVERY = {"log_every_steps": 6, "checkpoint_every_steps": 4, "eval_every_steps": 5}
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_each_is_done_after_its_own_steps_and_after_the_last(at_once, monkeypatch):
+    done = done_by(monkeypatch, total_steps=11, steps_per_dispatch=at_once, **EVERY)
+    for kind, steps in (
+        ("begun", [0]),
+        ("log", [6, 11]),
+        ("save", [4, 8, 11]),
+        ("eval", [5, 10, 11]),
+    ):
+        assert [what[1] for what in done if what[0] == kind] == steps, kind
+    assert [what[1:] for what in done if what[0] == "best"] == [
+        (step, float(step)) for step in (5, 10, 11)
+    ]
+    last = [what for what in done if what[1] == 11 and what[0] != "after"]
+    assert [what[0] for what in last[-4:]] == ["log", "save", "eval", "best"]
+    # A profile hears of steps before they are taken and after, and misses none.
+    heard = [what for what in done if what[0] in ("before", "after")]
+    pairs = list(zip(heard[::2], heard[1::2], strict=True))
+    assert all(a == ("before", *b[1:]) and b[0] == "after" for a, b in pairs)
+    taken = [step for a, _ in pairs for step in a[1:]]
+    assert taken == list(range(1, 12)) and (len(pairs) < 11) == (at_once > 1)
+
+
+def test_a_run_that_goes_on_does_not_begin_again(monkeypatch):
+    done = done_by(monkeypatch, first=4, total_steps=6, **EVERY)
+    assert "begun" not in {what[0] for what in done}
+    assert [what for what in done if what[0] in ("log", "save")] == [
+        ("log", 6),
+        ("save", 6),
+    ]
+
+
+def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(monkeypatch):
+    """They are looked at late, but before a save."""
+    given = {"total_steps": 8, "max_nonfinite_steps": 3, **EVERY}
+    seen = []
+
+    def check(job, step, bad, checkpoints, original=loop.check_finite):
+        seen.append((step, bad))
+        if bad == 3:
+            raise SystemExit
+
+    monkeypatch.setattr(loop, "check_finite", check)
+    done = done_by(monkeypatch, bad=(2, 3, 4), **given)
+    assert seen == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    assert "save" not in {what[0] for what in done}
+
+
+def test_a_run_that_is_asked_to_stop_saves_once_and_one_at_its_end_ends(monkeypatch):
+    def of(stop, **changes):
+        done = done_by(monkeypatch, stop=stop, total_steps=8, **EVERY | changes)
+        return [w[:2] for w in done if w[0] in ("save", "eval", "closed")][-3:]
+
+    # It is asked in step 1: processes hear of it with step 2, and look LAG steps later.
+    assert of(1) == [("save", 4), ("closed", 4)]
+    assert of(1, checkpoint_every_steps=2) == [("save", 2), ("closed", 2)]
+    assert of(7) == [("eval", 5), ("save", 8), ("eval", 8)]
+
+
+def test_a_run_that_is_asked_to_stop_in_an_evaluation_saves_first(monkeypatch):
+    def evaluate(*_):
+        raise PreemptedError
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    done = done_by(monkeypatch, total_steps=8, **EVERY)
+    saved = [what[:2] for what in done if what[0] in ("save", "closed")]
+    assert saved == [("save", 4), ("save", 5), ("closed", 5)]
+
+
+def test_a_save_that_has_failed_ends_the_run_and_is_more_than_to_stop(monkeypatch):
+    for stop in (0, 1):
+        done = done_by(monkeypatch, stop=stop, failed=2, total_steps=8, **EVERY)
+        assert done[-1] == ("failed", 4) and ("save", 4) not in done
+
+
+def test_each_evaluation_is_a_sign_of_life_and_reads_the_average_where_asked():
+    heard, read, rows, said = [0], [], {}, []
+    beat = lambda: heard.append(len(read))  # noqa: E731
+
+    def scored(name):
+        return lambda params, step: (
+            read.append((name, *params, step)) or {name: 2.0, f"of/{name}": 1.0}
+        )
+
+    job = types.SimpleNamespace(
+        evaluators={name: scored(name) for name in "ab"},
+        signals=types.SimpleNamespace(beat=beat),
+        task=types.SimpleNamespace(evaluated=lambda params, average: (params, average)),
+    )
+    state = types.SimpleNamespace(params="own", ema_params="average")
+    report = types.SimpleNamespace(
+        active=False,
+        say=said.append,
+        write=lambda step, values: rows.update({step: values}),
+    )
+    found = loop.evaluate(job, state, 7, report)
+    assert read == [("a", "own", "average", 7), ("b", "own", "average", 7)]
+    assert heard == [0, 1, 2]
+    scores = {"eval/a": 2.0, "eval/of/a": 1.0, "eval/b": 2.0, "eval/of/b": 1.0}
+    assert found == rows[7] == scores
+    assert said == ["step 7: evaluating", "step 7: a 2, b 2"]
+
+
+def test_the_last_good_checkpoint_is_named_once_it_is_written(tmp_path):
+    written = []
+    checkpoints = types.SimpleNamespace(
+        folder=tmp_path / "checkpoints",
+        wait=lambda: written.append("step 4"),
+        last_good=lambda: f"there is {written}",
+    )
+    job = types.SimpleNamespace(
+        options=types.SimpleNamespace(max_nonfinite_steps=2),
+        splits=types.SimpleNamespace(train=types.SimpleNamespace(key=str)),
+        order=types.SimpleNamespace(batch=lambda step: (None, [step])),
+    )
+    loop.check_finite(job, 6, 1, checkpoints)
+    with pytest.raises(loop.NonFiniteError, match=r"there is \['step 4'\]"):
+        loop.check_finite(job, 6, 2, checkpoints)
 
 
 @pytest.mark.parametrize(
