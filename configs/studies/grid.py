@@ -5,8 +5,9 @@ python -m ddae.study configs/studies/grid.py:scale=small --workdir=runs/study_gr
 
 Rows of configs/studies/long.py at 24 pixels and patch 2, a grid of 12 x 12 where the
 others have 8 x 8, under blockwise masks: hidden patches lie further from visible ones.
-At small scale 1600 steps, or as many as there where a row says so, and these are
-fine-tuned as there; at full scale none is.
+At small scale 1600 steps, or as many as a row says. Runs of as many steps as there
+are fine-tuned as there, and beside them MAE's and DDAE's of a quarter of these steps
+and DDAE's of an eighth; at full scale none is.
 elsewhere is the control of configs/studies/laws.py: DDAE's weights, each at another
 hidden patch. fading begins near and ends with even weights. DIR as in
 configs/studies/beta.py, packed with --image_size=24.
@@ -25,7 +26,13 @@ AGAIN = ("ddae", "ddae,beta=0")
 long.py's when fine-tuned: five more seeds test either anew."""
 
 STEPS = 1600
-"""Of small scale, but for rows whose names end in the steps of long.py."""
+"""Of small scale, but for rows whose names end in others."""
+
+EIGHTH = long.STEPS // 8
+"""Of DDAE alone: the paper has 100 epochs of it beside 800 of MAE, fine-tuned."""
+
+FEWER = ("mae", "ddae", f"ddae,{EIGHTH}")
+"""Rows that are fine-tuned, too, after fewer steps than long.py's."""
 
 
 def get_study(text=None):
@@ -47,7 +54,12 @@ def get_study(text=None):
                 name = f"{row['name']},{long.STEPS}"
                 longer.append(row | {"name": name, "set": row["set"].copy()})
             row["set"] |= {"total_steps": STEPS}
-    tuned = common.finetuning(tuple(row["name"] for row in longer), steps=1600)
+    if longer:
+        (own,) = (row for row in rows if row["name"] == "ddae")
+        eighth = own | {"name": f"ddae,{EIGHTH}", "seeds": tuple(range(5))}
+        longer.append(eighth | {"set": own["set"] | {"total_steps": EIGHTH}})
+    named = (row["name"] for row in longer if row["name"] not in FEWER)
+    tuned = common.finetuning((*FEWER, *named), steps=1600)
     tuned["finetune"]["config"] += ",patch=2"
     tuned["finetune"]["set"]["image_size"] = 24
     short = [row for row in rows if not longer or row["name"] != FADING]
