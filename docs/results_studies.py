@@ -158,6 +158,8 @@ def finer_grid():
         ("ddae,fading,6400", "ddae,6400", "their fading, 6400 steps"),
         ("ddae,beta=0,6400", "mae,6400", "without weights, 6400 steps"),
         ("ddae,beta=0,6400", "pixels,6400", "the same, decoders alike, 6400 steps"),
+        ("ddae", "mae,6400", "all of DDAE, for a quarter of the steps"),
+        ("ddae,800", "mae,6400", "all of DDAE, for an eighth"),
     )
     return [
         *asked(
@@ -165,10 +167,10 @@ def finer_grid():
             "Study 7: does DDAE do more on a finer grid?",
             "The images at 24 px and patches of 2, a grid of 12 x 12, under blockwise"
             " masks: a hidden patch lies further from a visible one. 1600 steps"
-            " (6400 where a row says so), the teacher's weight 1; rows as in study 6,"
-            " fine-tuned as there. `fading` has a beta from -1 to 0, without tilt:"
-            " near patches first, even weights in the end. DIR packed with"
-            " `--image_size=24`.",
+            " (as many as a row says), the teacher's weight 1; rows as in study 6,"
+            " fine-tuned as there; of shorter ones MAE and DDAE are, too. `fading` has"
+            " a beta from -1 to 0, without tilt: near patches first, even weights in"
+            " the end. DIR packed with `--image_size=24`.",
             pairs,
         ),
         "The weights by distance, 1600 steps: seeds 0 to 4 left it open by kNN, so five"
