@@ -19,14 +19,13 @@ class Signals:
 
     def __init__(self):
         self.stop_requested = False
-        self._interrupted = False
         self.last_beat = time.monotonic()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Within, SIGTERM, Ctrl-C and SIGHUP (a terminal was closed, an ssh lost; not
-        under nohup) are noted and do nothing else; a second Ctrl-C ends the run where
-        it is."""
+        under nohup) are noted and do nothing else; a second Ctrl-C ends the process
+        where it is, as a kill would, within a compile too."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -62,9 +61,8 @@ class Signals:
 
     def _note(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
+            # Python's own comes after a compile, and is an error in the midst of jax.
+            signal.signal(number, signal.SIG_DFL)
             text = "stopping after this step, to save it; Ctrl-C again ends at once\n"
             os.write(2, text.encode())
         if number == signal.SIGHUP:
