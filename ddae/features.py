@@ -37,7 +37,8 @@ def extract(
     on_error: "skip" leaves out files that cannot be decoded.
     """
     params, encode, shape = read_encoder(workdir)
-    config = describe(workdir)["config"]["data"] | {"on_error": on_error}
+    config = describe(workdir)["config"]["data"]
+    config |= {"eval_crop": data.crop_of(config), "on_error": on_error}
     chosen = settings.build(data.DataSettings, config, "data.")
     source = ImageSource(records := FolderRecords(folder, "features"), shape, chosen)
 

@@ -19,7 +19,8 @@ from ddae.train.loading import load_params
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("run"))
-    loop.run(tiny_config(total_steps=1), folder)
+    # In memory, of which evaluations cut nothing.
+    loop.run(tiny_config(total_steps=1, data__eval_crop=0.5), folder)
     return folder
 
 

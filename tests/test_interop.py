@@ -465,6 +465,18 @@ def test_the_crop_of_held_out_images_goes_out_and_comes_back(tmp_path, said, cro
     assert load_params(str(tmp_path / "timm"))[1]["data"]["eval_crop"] == 0.8
 
 
+def test_of_images_in_memory_nothing_is_cut_elsewhere_either(tmp_path):
+    run, out, file = (str(tmp_path / n) for n in ("run", "out", "out.safetensors"))
+    params, config = import_weights(timm_vit(0, "cls"), "timm_vit", Hints())
+    config |= {"data": config["data"] | {"name": "npz", "eval_crop": 0.8}}
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert said["size"]["shortest_edge"] == said["crop_size"]["height"]
+    assert timm.main(["export", run, file]) == 0
+    assert "eval_crop" not in read_beside(file)
+
+
 def test_grey_weights_take_the_mean_that_is_given(tmp_path, capsys):
     run, out, file = (str(tmp_path / n) for n in ("run", "out", "grey.safetensors"))
     mae_run(run)

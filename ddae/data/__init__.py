@@ -77,10 +77,11 @@ class DataSettings:
     name: a row of SOURCES, and after a slash the set: "tfds/imagenet2012". dir: its
     folder. copy_to: of tar and tfds/, a folder of this machine to which files are
     copied, to be read there. mean, std: by channel, in [0, 1]. eval_crop: side of the
-    centre that is kept of a held-out image, .875 in MAE's recipe. on_error: what a
-    record that cannot be decoded does to the run; max_bad: how many may be skipped.
-    scenes: of sets with a label for every pixel. on_device: all training images, of a
-    set in memory, lie on every device; the host sends their indices.
+    centre that is kept of a held-out image, .875 in MAE's recipe; digits and npz keep
+    all. on_error: what a record that cannot be decoded does to the run; max_bad: how
+    many may be skipped. scenes: of sets with a label for every pixel. on_device: all
+    training images, of a set in memory, lie on every device; the host sends their
+    indices.
     """
 
     name: str
@@ -145,11 +146,19 @@ SOURCES: dict[str, SourceBuilder] = {
     "tfds": tfds_sources,
 }
 
+IN_MEMORY = ("digits", "npz")
+"""Sources that take their images as they are."""
+
 ON_DISK = ("folder", "npz", "scenes")
 """Sources that read no bucket."""
 
 OF_FILES = ("tar", "tfds")
 """Those of few files with many images each, which can be copied first."""
+
+
+def crop_of(section: Mapping[str, Any]) -> float:
+    """The share of a side that evaluations of a run with this config.data keep."""
+    return 1.0 if section["name"] in IN_MEMORY else section["eval_crop"]
 
 
 def sample(source: Source, limit: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddae import commands
+from ddae.data import crop_of
 from ddae.interop.command import numbers
 
 KINDS: dict[str, Callable[[str], Any]] = {
@@ -30,8 +31,8 @@ def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
         **{key: config["data"][key] for key in ("mean", "std")},
         "image_size": config["image_size"],
     }
-    if config["data"]["eval_crop"] != 1.0:
-        found["eval_crop"] = config["data"]["eval_crop"]
+    if (crop := crop_of(config["data"])) != 1.0:
+        found["eval_crop"] = crop
     if config["model"]["gelu"] == "tanh":
         found["gelu"] = "tanh"
     if decoder:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ddae.data import crop_of
 from ddae.interop import command
 from ddae.interop.convert import CLIP, HALF, IMAGENET
 from ddae.interop.exported import (
@@ -129,7 +130,7 @@ def _preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
         "size": {"height": height, "width": width},
     }
     if height == width:
-        edge = round(height / config["data"]["eval_crop"])
+        edge = round(height / crop_of(config["data"]))
         made["size"] = {"shortest_edge": edge}
     return made
 
