@@ -22,7 +22,7 @@ GRID, PIXELS, VISIBLE, SEED = 8, 24, 16, 10
 DEPTH, TAPS = 12, (6, 8, 10, 12)
 START, END, TILT, LIMIT = -1.0, 1.0, -0.5, 2.0
 
-INK, GREY, PALE_GREY, HIDDEN = "#222222", "#6b6f76", "#f1f2f4", "#d3d6db"
+INK, GREY, HIDDEN = "#222222", "#6b6f76", "#d3d6db"
 BLUE, MID_BLUE, PALE_BLUE = "#2b64a8", "#a9c6e8", "#eaf2fb"
 ORANGE, MID_ORANGE, PALE_ORANGE = "#c2641a", "#f3c193", "#fdf2e6"
 GREEN, MID_GREEN, PALE_GREEN = "#2e7d4f", "#b5dcc3", "#ecf7f0"

@@ -14,8 +14,6 @@ from results_found import (
 from ddae.eval.locality import patch_distances
 from ddae.study import report
 
-KNN = "knn20_top1"
-
 EIGHTH = tuple((f"ddae,{n}", f"mae,{8 * n}") for n in (200, 400, 800))
 """Of study 3: DDAE for an eighth of MAE's steps, as 100 epochs are of 800."""
 
