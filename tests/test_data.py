@@ -1,12 +1,14 @@
 import io
 import itertools
 import os
+import re
 import shutil
 from typing import get_args
 
 import numpy as np
 import pytest
 from conftest import tiny_config
+from ml_collections.config_flags import tuple_parser
 from pictures import encoded, photograph
 from PIL import Image
 
@@ -526,6 +528,11 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     np.testing.assert_allclose(found["mean"], images.mean((0, 1, 2)) / 255, atol=1e-4)
     np.testing.assert_allclose(found["std"], images.std((0, 1, 2)) / 255, atol=1e-4)
     assert "5 images, 1 bad records" in printed.out and "9.png" in printed.err
+    flags = printed.out.splitlines()[-1].removeprefix("# ")
+    assert not re.search(r"[^\w.,=\- ]", flags)  # bash reads it as it is
+    for flag in flags.split():
+        key, _, text = flag.removeprefix("--config.data.").partition("=")
+        assert tuple_parser.TupleParser().parse(text) == found[key]
     assert stats.main([*command, "--limit=2", "--split=train"]) == 0
     assert "2 images" in capsys.readouterr().out
     assert stats.main([*command[:2], "--image_size=4,8", "--limit=2"]) == 0

@@ -4,7 +4,8 @@ python -m ddae.data.stats NAME [--dir=DIR] [--split=train] [--image_size=224]
 
 NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... Every image is read
 (or `--limit` of them, drawn once at random), resized and cut to its centre; records
-that cannot be decoded are listed. Exit codes: 0; 2 wrong arguments or data.
+that cannot be decoded are listed. Printed are two lines for a config file, and the same
+as flags, which no shell wants quoted. Exit codes: 0; 2 wrong arguments or data.
 """
 
 import sys
@@ -71,9 +72,11 @@ def report(source: data.Source, limit: int) -> None:
     indices = data.sample(source, max(limit, 0))
     label = f"{len(indices)} images"
     mean, std = channel_stats(data.shown_batches(source, indices, label))
-    shown = [", ".join(f"{x:.4f}" for x in values) for values in (mean, std)]
     print(f"# {len(indices) - len(source.bad)} images, {len(source.bad)} bad records")
-    print(f"config.data.mean = ({shown[0]},)\nconfig.data.std = ({shown[1]},)")
+    texts = [",".join(f"{x:.4f}" for x in values) for values in (mean, std)]
+    for key, text in zip(("mean", "std"), texts, strict=True):
+        print(f"config.data.{key} = ({text.replace(',', ', ')},)")
+    print(f"# --config.data.mean={texts[0]} --config.data.std={texts[1]}")
 
 
 if __name__ == "__main__":
