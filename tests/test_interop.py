@@ -477,6 +477,29 @@ def test_of_images_in_memory_nothing_is_cut_elsewhere_either(tmp_path):
     assert "eval_crop" not in read_beside(file)
 
 
+def test_what_transformers_makes_without_qkv_bias_comes_in_with_zeros(tmp_path, capsys):
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    config = tiny_config()  # a DDAE: its decoder's blocks have none there either
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    write_workdir(run, params, config)
+    assert huggingface.main(["export", run, out]) == 0
+    path = tmp_path / "out" / "config.json"
+    of_qkv = tuple(f".{name}.bias" for name in ("query", "key", "value"))
+    kept = {k: x for k, x in read_weights(out).items() if not k.endswith(of_qkv)}
+    write_weights(os.path.join(out, "model.safetensors"), kept)
+    command = ["import", out, f"--workdir={tmp_path / 'back'}"]
+    assert huggingface.main(command) == 2  # they are said to be there
+    assert "query.bias is missing" in capsys.readouterr().err
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"qkv_bias": False}))
+    assert huggingface.main(command) == 0
+    found = flat(load_params(str(tmp_path / "back"))[0])
+    biases = [x for name, x in found.items() if name.endswith("qkv/bias")]
+    assert len(biases) == 3 and not any(x.any() for x in biases)
+    for name, x in flat(params).items():
+        if name in found and not name.endswith("qkv/bias"):
+            np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
 def test_grey_weights_take_the_mean_that_is_given(tmp_path, capsys):
     run, out, file = (str(tmp_path / n) for n in ("run", "out", "grey.safetensors"))
     mae_run(run)

@@ -58,6 +58,9 @@ def models():
     return {
         "vit": lambda: ViTForImageClassification(ViTConfig(num_labels=7, **SIZE)),
         "vit_alone": lambda: ViTModel(ViTConfig(**SIZE), add_pooling_layer=False),
+        "vit_unbiased": lambda: ViTModel(
+            ViTConfig(qkv_bias=False, **SIZE), add_pooling_layer=False
+        ),
         "vit_tanh_alone": lambda: ViTModel(
             ViTConfig(hidden_act="gelu_pytorch_tanh", **SIZE), add_pooling_layer=False
         ),
@@ -115,6 +118,7 @@ def models():
 NAMES = [
     "vit",
     "vit_alone",
+    "vit_unbiased",
     "vit_tanh_alone",
     "mae",
     "beit",
@@ -126,8 +130,8 @@ NAMES = [
     "clip",
     "dinov2",
 ]
-IN_ALONE = ("beit_pooled", "clip", "dinov2")
-"""Those that go out as another class, or not at all."""
+IN_ALONE = ("vit_unbiased", "beit_pooled", "clip", "dinov2")
+"""Those that go out as another class or with more arrays, or not at all."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ddae.data import crop_of
 from ddae.interop import command
 from ddae.interop.convert import CLIP, HALF, IMAGENET
@@ -25,7 +27,7 @@ from ddae.interop.exported import (
     read_run,
 )
 from ddae.interop.files import read_json, read_weights, write_weights
-from ddae.interop.names import Weights
+from ddae.interop.names import HF_QKV, Weights
 from ddae.models.build import pair
 from ddae.models.vit import VIT_SPECS
 from ddae.settings import UserError
@@ -241,6 +243,8 @@ def bring_in(args: Any) -> None:
         name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
         for name, x in weights.items()
     }
+    if vision.get("qkv_bias") is False:
+        weights = _with_biases(weights)
     height, width = known["image_size"]
     if height != width and any("relative_position_bias" in name for name in weights):
         raise UserError(f"{args.path}: {OBLONG_BIAS}; take another format's file")
@@ -252,6 +256,18 @@ def bring_in(args: Any) -> None:
         assumed=not {"image_mean", "image_std"} <= said.keys(),
         **known,
     )
+
+
+def _with_biases(weights: Weights) -> Weights:
+    """With zeros for the biases of queries, keys and values where there are none, which
+    changes nothing."""
+    ends = tuple(f".{name}.weight" for name in HF_QKV)
+    zeros = {
+        name.removesuffix("weight") + "bias": np.zeros(x.shape[:1], np.float32)
+        for name, x in weights.items()
+        if name.endswith(ends)
+    }
+    return zeros | weights
 
 
 def _known(kind: str, path: str, vision: Mapping[str, Any]) -> dict[str, Any]:
