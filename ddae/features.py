@@ -33,12 +33,14 @@ def extract(
 ) -> tuple[np.ndarray, list[str]]:
     """(features, float32, the files they are of) for the images below `folder`.
 
-    tap: the block to read, 0 for the last. pool: mean of the patches, cls, or none.
-    on_error: "skip" leaves out files that cannot be decoded.
+    tap: the block to read, 0 for the last, or the one that a probe reads. pool: mean of
+    the patches, cls, or none. on_error: "skip" leaves out files that cannot be decoded,
+    however many.
     """
     params, encode, shape = read_encoder(workdir)
     config = describe(workdir)["config"]["data"]
     config |= {"eval_crop": data.crop_of(config), "on_error": on_error}
+    config["max_bad"] = sys.maxsize  # the run's is for its own images
     chosen = settings.build(data.DataSettings, config, "data.")
     source = ImageSource(records := FolderRecords(folder, "features"), shape, chosen)
 
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workdir")
     parser.add_argument("folder")
     parser.add_argument("out", metavar="OUT.npz")
-    parser.add_argument("--tap", type=int, default=0, help="block to read; 0: the last")
+    parser.add_argument("--tap", type=int, default=0, help="0: the last, or a probe's")
     parser.add_argument("--pool", choices=("mean", "cls", "none"), default="mean")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
     return commands.run(_features, parser, argv)

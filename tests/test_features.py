@@ -8,6 +8,7 @@ from PIL import Image
 
 import ddae
 from ddae import features, tasks
+from ddae.data import DataSettings
 from ddae.interop.convert import write_workdir
 from ddae.models.vit import Features
 from ddae.settings import UserError
@@ -172,6 +173,13 @@ def test_command_writes_the_features_of_a_folder(
         np.testing.assert_allclose(
             found["features"][0], expected[0], rtol=1e-4, atol=1e-5
         )
+
+
+def test_as_many_files_as_cannot_be_decoded_are_left_out(workdir, pictures):
+    for number in range(DataSettings.max_bad + 1):  # of the run, which names no other
+        (pictures / f"{number}.png").write_bytes(b"no image")
+    found, files = features.extract(workdir, str(pictures), on_error="skip")
+    assert len(found) == len(files) == 5
 
 
 @pytest.mark.parametrize(
