@@ -647,14 +647,49 @@ def test_a_pth_file_that_is_compressed_is_not_unpacked(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("part", ["", ".", "..", "theirs", "../model.safetensors"])
-def test_an_index_names_files_of_its_folder_alone(tmp_path, capsys, part):
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_names_files_of_its_folder_alone(tmp_path, capsys, part, name):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     index = {"weight_map": {"vit.layernorm.bias": part}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / f"{name}.index.json").write_text(json.dumps(index))
     command = ["import", str(tmp_path), f"--workdir={tmp_path / 'ours'}"]
     assert huggingface.main(command) == 2
     said = capsys.readouterr().err
     assert f"index.json names {part!r}, which" in said and said.count("\n") == 1
+
+
+def test_the_parts_of_a_pytorch_index_are_arrays_and_nothing_else(tmp_path, capsys):
+    index = {"weight_map": {"vit.layernorm.bias": "a.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    torch_file(tmp_path / "a.bin", {"model": Evil(str(tmp_path / "was_run"))})
+    command = ["import", str(tmp_path), f"--workdir={tmp_path / 'ours'}"]
+    assert huggingface.main(command) == 2
+    assert "a.bin is refused: it holds" in capsys.readouterr().err
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    "config, name, says",
+    [
+        (
+            {"architectures": ["ViTForMaskedImageModeling"]},
+            "decoder.0.bias",
+            "the head of ViTForMaskedImageModeling is none of ours; save its encoder"
+            " alone: model.vit.save_pretrained(FOLDER)",
+        ),
+        ({}, "layers.0.attention.q_proj.weight", "write them with model.save_pre"),
+    ],
+)
+def test_what_else_transformers_saves_is_told_how_to(
+    tmp_path, capsys, config, name, says
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"} | config))
+    write_weights(str(tmp_path / "model.safetensors"), {name: np.zeros(3)})
+    command = ["import", str(tmp_path), f"--workdir={tmp_path / 'ours'}"]
+    assert huggingface.main(command) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 def test_the_evil_file_would_have_run(tmp_path):

@@ -302,6 +302,29 @@ def test_round_trip(random_models, tmp_path, name, recwarn):
         np.testing.assert_allclose(a, b, atol=2e-6, err_msg=key)
 
 
+def test_a_vit_reads_the_encoder_of_a_mae_of_ours(random_models, images, tmp_path):
+    """And masks nothing, as their ViTMAEModel does."""
+    import torch
+    from transformers import ViTForImageClassification, ViTModel
+
+    workdir, _, config, _ = brought_in("mae", random_models["mae"][1], tmp_path)
+    out, data = tmp_path / "theirs", config["data"]
+    assert huggingface.main(["export", workdir, str(out)]) == 0
+    model, said = ViTModel.from_pretrained(
+        out, add_pooling_layer=False, output_loading_info=True
+    )
+    classifier = ViTForImageClassification.from_pretrained(out, num_labels=7)
+    assert not said["missing_keys"] and not said["mismatched_keys"]
+    assert all(key.startswith("decoder.") for key in said["unexpected_keys"])
+    pixels = standardised(images, data["mean"], data["std"])
+    ours = ddae.load_encoder(workdir)(images)
+    tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
+    for theirs in (model, classifier):
+        with torch.no_grad():
+            found = hidden(theirs.eval(), pixels)
+        np.testing.assert_allclose(found, tokens, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["vit_alone", "mae", "beit_alone", "dinov2"])
 def test_at_another_size(random_models, tmp_path, name):
     import torch
@@ -366,6 +389,58 @@ def test_pth_files_of_torch(random_models, tmp_path):
         found = read_weights(str(tmp_path / "half.pth"))
         for key, value in halves.items():
             np.testing.assert_array_equal(found[key], value.float().numpy())
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_a_folder_of_parts(random_models, tmp_path, ending):
+    """As transformers writes large models, and as it wrote them before version 5."""
+    import torch
+
+    model, whole = random_models["mae"]
+    before = read_weights(str(whole))
+    if ending == "safetensors":
+        model.save_pretrained(tmp_path, max_shard_size="40KB")
+    else:
+        half, index = len(before) // 2, {}
+        for number, names in enumerate((list(before)[:half], list(before)[half:])):
+            file = f"pytorch_model-{number}.bin"
+            part = {name: torch.tensor(before[name]) for name in names}
+            torch.save(part, tmp_path / file)
+            index |= dict.fromkeys(names, file)
+        path = tmp_path / "pytorch_model.bin.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert len(list(tmp_path.glob(f"*.{ending}"))) > 1
+    after = read_weights(str(tmp_path))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("make", ["ViTForMaskedImageModeling", "ViTModel"])
+def test_an_encoder_with_a_mask_token(tmp_path, capsys, make):
+    """Which ViT's features are without; the head on it is told how to be left out."""
+    import torch
+    import transformers
+
+    given = transformers.ViTConfig(encoder_stride=16, **SIZE)
+    model = transformers.ViTForMaskedImageModeling(given).eval()
+    inner, folder = model.vit, tmp_path / "theirs"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    if make == "ViTModel":
+        inner.save_pretrained(folder)
+        workdir, _, config, _ = brought_in(make, folder, tmp_path)
+        images = np.random.default_rng(0).random((2, 224, 224, 3)).astype(np.float32)
+        data = config["data"]
+        expected = hidden(inner, standardised(images, data["mean"], data["std"]))
+        ours = ddae.load_encoder(workdir)(images)
+        np.testing.assert_allclose(ours.patches, expected[:, 1:], atol=TOLERANCE)
+        return
+    model.save_pretrained(folder)
+    command = ["import", str(folder), f"--workdir={tmp_path / 'ours'}"]
+    assert huggingface.main(command) == 2
+    assert "model.vit.save_pretrained(FOLDER)" in capsys.readouterr().err
 
 
 def test_what_torch_reads_of_an_official_file_of_ours(tmp_path, capsys):

@@ -71,17 +71,19 @@ def _folder(path: str) -> Weights:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if os.path.isfile(os.path.join(path, name)):
             return read_weights(os.path.join(path, name))
-    index = os.path.join(path, "model.safetensors.index.json")
+    index, ending = os.path.join(path, "model.safetensors.index.json"), ".safetensors"
     if not os.path.isfile(index):
-        raise UserError(f"no model.safetensors in {path}")
+        index, ending = os.path.join(path, "pytorch_model.bin.index.json"), ".bin"
+    if not os.path.isfile(index):
+        raise UserError(f"no model.safetensors or pytorch_model.bin in {path}")
     places = read_json(index).get("weight_map")
     parts = places.values() if isinstance(places, dict) else ()
     found: Weights = {}
     for part in sorted({str(part) for part in parts}):
         if os.path.basename(part) != part:
             raise UserError(f"{index} names {part!r}, which lies outside its folder")
-        if not part.endswith(".safetensors"):  # "." is the folder, which is read now
-            raise UserError(f"{index} names {part!r}, which is no .safetensors file")
+        if not part.endswith(ending):  # "." is the folder, which is read now
+            raise UserError(f"{index} names {part!r}, which is no {ending} file")
         found |= read_weights(os.path.join(path, part))
     return found
 

@@ -61,6 +61,15 @@ PREFIXES = {
 }
 
 
+OTHER_HEADS = {
+    "ViTForMaskedImageModeling",
+    "BeitForSemanticSegmentation",
+    "Dinov2ForImageClassification",
+    "CLIPForImageClassification",
+}
+"""Classes of transformers whose arrays have no place here, but for the encoder."""
+
+
 def export(workdir: str, folder: str, head: str | None) -> None:
     """The nearest class of transformers; it is printed.
 
@@ -224,6 +233,12 @@ def bring_in(args: Any) -> None:
         raise UserError(
             f"{args.path}: model_type {kind!r} is not one of {sorted(PREFIXES)}"
         )
+    made = found.get("architectures")
+    if isinstance(made, list) and (other := OTHER_HEADS.intersection(map(str, made))):
+        raise UserError(
+            f"{args.path}: the head of {other.pop()} is none of ours; save its encoder"
+            f" alone: model.{PREFIXES[kind]}save_pretrained(FOLDER)"
+        )
     path = os.path.join(args.path, "preprocessor_config.json")
     said = read_json(path) if os.path.exists(path) else {}
     given = args.mean is not None and args.std is not None
@@ -236,13 +251,7 @@ def bring_in(args: Any) -> None:
             f"{args.path}: config.json or preprocessor_config.json has a value of"
             f" another kind than transformers writes: {error}"
         ) from error
-    weights = read_weights(args.path)
-    if not any(name.startswith(PREFIXES[kind]) for name in weights):
-        weights = {f"{PREFIXES[kind]}{name}": x for name, x in weights.items()}
-    weights = {
-        name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
-        for name, x in weights.items()
-    }
+    weights = _arrays(args.path, kind)
     if vision.get("qkv_bias") is False:
         weights = _with_biases(weights)
     height, width = known["image_size"]
@@ -256,6 +265,22 @@ def bring_in(args: Any) -> None:
         assumed=not {"image_mean", "image_std"} <= said.keys(),
         **known,
     )
+
+
+def _arrays(path: str, kind: str) -> Weights:
+    """Those of the folder, under the names of their dialect."""
+    weights = read_weights(path)
+    if kind != "clip" and any(".q_proj." in name for name in weights):
+        raise UserError(
+            f"{path}: its arrays are named as transformers 5 has them in memory; write"
+            " them with model.save_pretrained(FOLDER), which gives them their old names"
+        )
+    if not any(name.startswith(PREFIXES[kind]) for name in weights):
+        weights = {f"{PREFIXES[kind]}{name}": x for name, x in weights.items()}
+    return {
+        name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): x
+        for name, x in weights.items()
+    }
 
 
 def _with_biases(weights: Weights) -> Weights:

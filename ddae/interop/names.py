@@ -120,7 +120,7 @@ DIALECTS: dict[str, Dialect] = {
         ),
         arrays=(("encoder/cls_token", "vit.embeddings.cls_token"),),
         positions="vit.embeddings.position_embeddings",
-        left=("vit.pooler.",),
+        left=("vit.pooler.", "vit.embeddings.mask_token"),
     ),
     "hf_vit_mae": Dialect(
         stacks=(
