@@ -55,6 +55,7 @@ def get_config(text=None):
     config.segmenter = {
         "head": "upernet",
         "num_classes": 150,
+        "taps": (),
         "channels": 1024 if large else 768,
         "pool_scales": (1, 2, 3, 6),
         "auxiliary_channels": 256,

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -176,7 +177,9 @@ def test_cifar_configs_take_patch_two():
     assert (config.model.size, config.model.patch_size, config.epochs) == ("S", 2, 7)
 
 
-@pytest.mark.parametrize("said, size", [("(32,64)", (32, 64)), ("64", 64)])
+@pytest.mark.parametrize(
+    "said, size", [("(32,64)", (32, 64)), ("32,64", (32, 64)), ("64", 64)]
+)
 def test_a_flag_says_the_size_of_images(monkeypatch, said, size):
     argv = ["train.py", f"--config.image_size={said}"]
     monkeypatch.setattr("sys.argv", argv)
@@ -188,6 +191,24 @@ def test_a_flag_says_the_size_of_images(monkeypatch, said, size):
     assert found["image_size"] == size
     height, width, _ = tasks.from_config(found).image_shape
     assert (height, width) == (size if isinstance(size, tuple) else (size, size))
+
+
+def keys_of(section, before=""):
+    for key in section:
+        yield before + key
+        if hasattr(section.get(key), "keys"):
+            yield from keys_of(section[key], f"{before}{key}.")
+
+
+def test_keys_that_pages_name_are_flags_of_some_config():
+    known = {key for name in NAMES for key in keys_of(load(name))}
+    sections = "data|evaluators|init|model|optimizer|method|segmenter|classifier|mixing"
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        if page.stem == "config":  # it has those that configs leave out too
+            continue
+        named = re.findall(rf"`((?:{sections})(?:\.[a-z]\w*)+)\b", page.read_text())
+        flagged = re.findall(r"--config\.(\w+(?:\.\w+)*)", page.read_text())
+        assert not set(named + flagged) - known, page.name
 
 
 @pytest.mark.parametrize("name", NAMES)
