@@ -537,6 +537,8 @@ def test_stats_print_what_a_config_wants(tmp_path, capsys):
     assert "2 images" in capsys.readouterr().out
     assert stats.main([*command[:2], "--image_size=4,8", "--limit=2"]) == 0
     assert "2 images" in capsys.readouterr().out
+    assert stats.main(["scenes", "--dir=/nowhere"]) == 2
+    assert "read as those of a folder" in capsys.readouterr().err
     assert stats.main(["folder", "--dir=/nowhere"]) == 2
     assert "error: no folder /nowhere/train" in capsys.readouterr().err
 

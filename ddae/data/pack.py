@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = commands.parser("ddae.data.pack", __doc__)
     parser.add_argument("out")
-    parser.add_argument("--name", default="folder", help="folder or tfds/SET")
+    parser.add_argument("--name", default="folder", help="folder, tar or tfds/SET")
     parser.add_argument("--dir", default="", help="the set's folder")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="test")

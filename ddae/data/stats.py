@@ -2,10 +2,11 @@
 
 python -m ddae.data.stats NAME [--dir=DIR] [--split=train] [--image_size=224]
 
-NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... Every image is read
-(or `--limit` of them, drawn once at random), resized and cut to its centre; records
-that cannot be decoded are listed. Printed are two lines for a config file, and the same
-as flags, which no shell wants quoted. Exit codes: 0; 2 wrong arguments or data.
+NAME is what config.data.name takes: folder, npz, tfds/cifar10, ... (scenes are read as
+folder --dir=DIR/images --split=training). Every image is read (or `--limit` of them,
+drawn once at random), resized and cut to its centre; records that cannot be decoded are
+listed. Printed are two lines for a config file, and the same as flags, which no shell
+wants quoted. Exit codes: 0; 2 wrong arguments or data.
 """
 
 import sys
@@ -51,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stats(args: Any) -> None:
+    if args.name == "scenes":
+        raise UserError(
+            "images of scenes are read as those of a folder: folder --dir=DIR/images"
+            " --split=training"
+        )
     if args.channels < 1:
         raise UserError(f"--channels={args.channels} is not 1 or more")
     section = {
