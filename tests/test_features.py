@@ -9,6 +9,7 @@ from PIL import Image
 import ddae
 from ddae import features, tasks
 from ddae.data import DataSettings
+from ddae.interop import timm
 from ddae.interop.convert import write_workdir
 from ddae.models.vit import Features
 from ddae.settings import UserError
@@ -180,6 +181,20 @@ def test_as_many_files_as_cannot_be_decoded_are_left_out(workdir, pictures):
         (pictures / f"{number}.png").write_bytes(b"no image")
     found, files = features.extract(workdir, str(pictures), on_error="skip")
     assert len(found) == len(files) == 5
+
+
+def test_a_workdir_that_an_import_made_gives_features_of_a_folder(
+    workdir, pictures, tmp_path
+):
+    """Its config says nothing of a crop."""
+    out, back = str(tmp_path / "out.safetensors"), str(tmp_path / "back")
+    assert timm.main(["export", workdir, out]) == 0
+    assert timm.main(["import", out, f"--workdir={back}"]) == 0
+    assert "eval_crop" not in load_params(back)[1]["data"]
+    found, files = features.extract(back, str(pictures))
+    expected, same = features.extract(workdir, str(pictures))
+    assert files == same
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

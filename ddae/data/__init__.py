@@ -158,7 +158,9 @@ OF_FILES = ("tar", "tfds")
 
 def crop_of(section: Mapping[str, Any]) -> float:
     """The share of a side that evaluations of a run with this config.data keep."""
-    return 1.0 if section["name"] in IN_MEMORY else section["eval_crop"]
+    if section["name"] in IN_MEMORY:
+        return 1.0
+    return section.get("eval_crop", DataSettings.eval_crop)  # imports may leave it out
 
 
 def sample(source: Source, limit: int) -> np.ndarray:
