@@ -60,9 +60,9 @@ def test_encoder_reads_any_block_and_never_masks(workdir, digit_images):
         (np.ones((1, 8, 8, 1), int), "are int64 from 1 to 1"),
         (np.zeros((8, 8, 1)), r"images are \(8, 8, 1\), the encoder takes \('b', 8"),
         ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "of several sizes"),
-        ([], "of several sizes, none among them"),
+        ([], "there is no image in the list"),
         (Image.new("L", (8, 8)), "one image is no batch"),
-        (np.zeros((0, 8, 8, 1)), r"images are \(0, 8, 8, 1\)"),
+        (np.zeros((0, 8, 8, 1)), r"images are \(0, 8, .* give one image or more"),
         (np.zeros((2, 8, 9, 3)), r"another size is load_encoder\("),
         ([Image.new("RGB", (8, 8))], r"channels=1; PIL's .* after .convert\(\"L\"\)"),
     ],
@@ -229,6 +229,8 @@ def test_features_are_pooled_as_they_are_told():
     found = Features(prefix=np.ones((2, 1, 3)), patches=np.full((2, 4, 3), 5.0))
     assert (found.pooled("cls") == np.ones((2, 3))).all()
     assert (found.pooled("mean") == np.full((2, 3), 5.0)).all()
+    with pytest.raises(UserError, match="pool='max' is neither 'mean' nor 'cls'"):
+        found.pooled("max")
 
 
 @pytest.mark.parametrize(

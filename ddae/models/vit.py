@@ -25,6 +25,7 @@ from ddae.models.kernels import Kernel
 from ddae.models.linear import Dense, LayerNorm
 from ddae.models.positions import resize_positions, sincos
 from ddae.patches import Grid, patchify
+from ddae.settings import UserError
 
 Layout = Literal["visible", "mask_token"]
 """visible: only visible patches enter (MAE). mask_token: hidden ones enter as a learned
@@ -49,6 +50,8 @@ class Features:
 
     def pooled(self, pool: Literal["mean", "cls"]) -> Float[Array, "b d"]:
         """The mean of the patches, or the cls token: one row an image."""
+        if pool not in ("mean", "cls"):
+            raise UserError(f"pool={pool!r} is neither 'mean' nor 'cls'")
         return self.patches.mean(axis=1) if pool == "mean" else self.prefix[:, 0]
 
 

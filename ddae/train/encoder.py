@@ -84,6 +84,8 @@ def load_encoder(
 
 def _mend(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
     """What to do about images that are not of `shape`, in a few words."""
+    if given[:1] == (0,):
+        return "give one image or more"
     if given == shape:
         return "one image is no batch; give images[None]"
     if len(given) == 3 and (*given[1:], 1) == shape:
@@ -108,12 +110,14 @@ def _stacked(images: Any) -> np.ndarray:
                 "an image of PIL's mode P has numbers of colours for pixels; give"
                 ' image.convert("RGB"), or "L" for grey'
             )
+        if not images:
+            raise UserError("there is no image in the list; give one or more")
         rows = [np.asarray(image) for image in images]
         rows = [row[..., None] if row.ndim == 2 else row for row in rows]
         if len({row.shape for row in rows}) != 1:
             raise UserError(
-                f"images of several sizes, {rows[0].shape if rows else 'none'} among"
-                " them; resize them first, or use python -m ddae.features"
+                f"images of several sizes, {rows[0].shape} among them; resize them"
+                " first, or use python -m ddae.features"
             )
         images = np.stack(rows)
     return np.asarray(images)
