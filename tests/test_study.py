@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from ddae import eval, tasks
+from ddae import data, eval, tasks
 from ddae.settings import UserError
 from ddae.study import report
 from ddae.study.__main__ import main
@@ -106,6 +106,21 @@ def test_every_row_of_every_study_plans(text, monkeypatch, tmp_path):
     for run in runs_of(study := read_study(text)):
         if run.seed == study.seeds[0] and not run.row.repeats and not run.follow_up:
             loop.plan(config_of(study, run, "runs", changes))
+
+
+@pytest.mark.parametrize("text", CHOICES)
+def test_what_follows_the_rows_of_a_study_takes_their_arrays(
+    text, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    images = np.zeros((20, *shape_of(text)), np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / split, images=images, labels=np.arange(20) % 10)
+    changes = {"data.name": "npz", "data.dir": str(tmp_path)}
+    study = read_study(text)
+    after = {run.follow_up: run for run in runs_of(study) if run.follow_up}
+    for run in after.values():
+        data.from_config(config_of(study, run, "runs", changes), shape_of(text))
 
 
 def test_the_study_that_the_page_shows_builds(monkeypatch, tmp_path):
@@ -379,6 +394,15 @@ def test_what_comes_after_the_training_is_read_before_it(
     path, ran = followed(**changes)
     assert main([path, "--workdir", str(tmp_path / "w")]) == 2
     assert says in capsys.readouterr().err and not ran
+
+
+def test_the_images_of_what_follows_are_looked_for_before_the_training(
+    followed, tmp_path, capsys
+):
+    probe = {"config": str(tmp_path / "config.py"), "score": "x"}
+    path, ran = followed(follow_ups={"p": probe | {"set": {"data.name": "npz"}}})
+    assert main([path, "--workdir", str(tmp_path / "w")]) == 2
+    assert "no file train.npz" in capsys.readouterr().err and not ran
 
 
 def test_a_study_that_is_asked_to_stop_begins_no_other_run(

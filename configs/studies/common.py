@@ -125,6 +125,7 @@ def follow_ups(scale: str) -> dict:
         },
         "finetune": {
             "config": "configs/finetune_cifar10.py:size=Ti,epochs=50",
+            "set": {"data.augment.rand_augment": 0},  # it wants files of images
             "score": "eval/top1",
         },
     }

@@ -79,8 +79,8 @@ class Runner:
 
     def check(self) -> None:
         """Builds the task of every row that is not done, and of what follows it, plans
-        one run of each config file, with the study's scores, and compares what is done
-        with the table; compiles nothing.
+        one run of each config file, with the study's scores, and one of each follow-up,
+        and compares what is done with the table; compiles nothing.
 
         Raises `UserError`.
         """
@@ -93,11 +93,13 @@ class Runner:
             elif name not in seen:
                 config = self.config(run)
                 tasks.from_config(config)
-                if not run.follow_up and run.row.config not in seen:
+                source = run.follow_up or run.row.config
+                if source not in seen:
                     job = plan(config)
-                    scores = {"evaluators": self.study.scores}
-                    eval.from_config(scores, job.task, job.splits, OnDevices(job.mesh))
-                seen |= {name, run.row.config}
+                    scores = {} if run.follow_up else self.study.scores
+                    given = (job.task, job.splits, OnDevices(job.mesh))
+                    eval.from_config({"evaluators": scores}, *given)
+                seen |= {name, source}
 
     def _check_same(self, run: Run, result: Mapping[str, Any]) -> None:
         config = known_to(self.config(run), result["config"])
