@@ -5,13 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from test_classify import probe_config
 from test_interop import mae_run, official_mae
 
 import ddae
 from ddae import tasks
-from ddae.interop import huggingface, official
+from ddae.interop import huggingface, official, timm
 from ddae.interop.convert import Hints, import_weights, write_workdir
-from ddae.interop.files import read_weights, write_weights
+from ddae.interop.files import read_beside, read_weights, write_weights
 from ddae.interop.names import fixed_positions
 from ddae.models.vit import VIT_SPECS, ViTSpec
 from ddae.train.loading import load_params
@@ -478,3 +479,18 @@ def test_what_torch_reads_of_an_official_file_of_ours(tmp_path, capsys):
     path = str(tmp_path / "none" / "mae.pth")
     assert official.main(["export", str(tmp_path / "run"), path]) == 2
     assert f"error: {path} cannot be written" in capsys.readouterr().err
+
+
+def test_an_official_file_says_which_head_of_a_sweep_it_has(tmp_path):
+    """As a timm file does."""
+    import torch
+
+    config = probe_config(classifier__rates=(1.0, 3.0))
+    params = jax.jit(tasks.from_config(config).init)(jax.random.key(0))
+    run, pth = str(tmp_path / "run"), str(tmp_path / "out.pth")
+    write_workdir(run, params, config)
+    assert official.main(["export", run, pth, "--head=lr_3"]) == 0
+    assert torch.load(pth, weights_only=True)["ddae"]["head"] == "lr_3"
+    file = str(tmp_path / "out.safetensors")
+    assert timm.main(["export", run, file, "--head=lr_3"]) == 0
+    assert read_beside(file)["head"] == "lr_3"

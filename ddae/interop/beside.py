@@ -25,8 +25,11 @@ KINDS: dict[str, Callable[[str], Any]] = {
 """`Hints`, and how each is read."""
 
 
-def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
-    """The facts about a run; decoder: whether its decoder is exported too."""
+def said_of(
+    config: Mapping[str, Any], decoder: bool, head: str | None = None
+) -> dict[str, str]:
+    """The facts about a run; decoder: whether its decoder is exported too; head: which
+    one of a sweep is."""
     found = {
         **{key: config["data"][key] for key in ("mean", "std")},
         "image_size": config["image_size"],
@@ -35,6 +38,8 @@ def said_of(config: Mapping[str, Any], decoder: bool) -> dict[str, str]:
         found["eval_crop"] = crop
     if config["model"]["gelu"] == "tanh":
         found["gelu"] = "tanh"
+    if head and config["task"] == "classify":
+        found["head"] = head
     if decoder:
         method = config["method"]
         found |= {

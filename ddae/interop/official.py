@@ -22,7 +22,7 @@ def export(workdir: str, path: str, head: str | None) -> None:
     what imports here want to know (`beside`)."""
     new_file(path, ".pth")
     weights, name, config = named(workdir, head, decoder=True)
-    write_torch(path, weights, said_of(config, decoder=name == "mae"))
+    write_torch(path, weights, said_of(config, name == "mae", head))
     print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
 
 

@@ -35,11 +35,8 @@ def export(workdir: str, path: str, head: str | None) -> None:
     Beit has them."""
     new_file(path, ".safetensors")
     weights, name, config = named(workdir, head)
-    beside, said = said_of(config, decoder=False), said_of_gelu(config)
-    if head and config["task"] == "classify":
-        beside["head"] = head
-    write_weights(path, weights, beside)
-    print(f"{path}: {len(weights)} arrays, {name}{said}")
+    write_weights(path, weights, said_of(config, decoder=False, head=head))
+    print(f"{path}: {len(weights)} arrays, {name}{said_of_gelu(config)}")
 
 
 def said_of_gelu(config: Mapping[str, Any]) -> str:
