@@ -28,13 +28,13 @@ setup(
         "clu>=0.0.12",  # parameter overview, TensorBoard scalars and images
         "tensorboard>=2.19",  # clu's writer imports it and does not declare it
         *TENSORFLOW,
-        "tensorflow-datasets>=4.9.9",  # ImageNet, CIFAR and others: builders and files
-        "importlib_resources",  # tensorflow-datasets imports it and does not declare it
+        "tensorflow-datasets>=4.9.10",  # ImageNet, CIFAR and others: builders and files
+        "importlib_resources>=6",  # TFDS imports it and does not declare it
         "google-crc32c>=1.5",  # checks TFRecords that are read by offset
         "safetensors>=0.5",  # weights in and out, as arrays alone
         "ml_dtypes>=0.5",  # bfloat16 of PyTorch files; jax brings it
         "filelock>=3.12",  # compiled programs that several processes keep in one place
-        "absl-py",  # flags
+        "absl-py>=2",  # flags
         "jaxtyping>=0.3",  # shapes in signatures
         "numpy>=2.0",
         "scikit-learn>=1.5",  # the scanned digits of the quickstart

@@ -33,7 +33,7 @@ class Pixels(tasks.Pretrain):
         return Features(prefix=flat, patches=flat)
 
 
-def setup(number=4, **evaluators):
+def ready(number=4, **evaluators):
     config = tiny_config(evaluators=evaluators)
     task = Pixels.from_config(config)
     splits = data.from_config(config, task.image_shape)
@@ -42,7 +42,7 @@ def setup(number=4, **evaluators):
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_knn_equals_scikit_learns_on_the_pixels_of_digits(number):
-    _, evaluators, splits = setup(number, knn={"k": (10, 20, 100, 200)})
+    _, evaluators, splits = ready(number, knn={"k": (10, 20, 100, 200)})
     found = evaluators["knn"]({}, 0)
 
     def votes(distance):
@@ -87,7 +87,7 @@ def test_a_bank_that_came_out_smaller_is_searched_as_it_is():
 
 
 def test_knn_takes_a_sample_of_the_set():
-    _, evaluators, _ = setup(knn={"k": (5, 200), "num_train": 200, "num_held_out": 100})
+    _, evaluators, _ = ready(knn={"k": (5, 200), "num_train": 200, "num_held_out": 100})
     assert 50 < evaluators["knn"]({}, 0)["knn5_top1"] <= 100
 
 
@@ -143,11 +143,11 @@ def test_knn_says_nothing_of_scenes(tmp_path, capsys):
 )
 def test_wrong_evaluators_are_named(section, says):
     with pytest.raises(UserError, match=says):
-        setup(**section)
+        ready(**section)
 
 
 def test_reconstruction_pastes_visible_patches_and_uses_true_statistics():
-    task, evaluators, splits = setup(reconstruct={"num_images": 3})
+    task, evaluators, splits = ready(reconstruct={"num_images": 3})
     params = jax.jit(task.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(0), 3)
     images = splits.held_out.images[:3]
@@ -172,7 +172,7 @@ def test_reconstruction_pastes_visible_patches_and_uses_true_statistics():
 
 
 def test_reconstruction_figure(tmp_path):
-    task, evaluators, _ = setup(reconstruct={"num_images": 3})
+    task, evaluators, _ = ready(reconstruct={"num_images": 3})
     params = jax.jit(task.init)(jax.random.key(0))
     values = evaluators["reconstruct"](params, 7)
     picture = values["reconstruction"]
@@ -317,7 +317,7 @@ def test_codes_are_counted():
 
 
 def test_a_reconstruction_has_the_true_deviation_of_each_patch():
-    task, _, splits = setup(reconstruct={"num_images": 3})
+    task, _, splits = ready(reconstruct={"num_images": 3})
     params = jax.jit(task.init)(jax.random.key(0))
     head = params["heads"]["block02"]["pixels"]
     bias = jnp.array([0.5, -0.5, 0.25, -0.25])
@@ -337,7 +337,7 @@ def test_a_reconstruction_has_the_true_deviation_of_each_patch():
 
 def test_neighbours_are_searched_in_the_sample_of_each_set():
     section = {"k": 5, "num_train": 300, "num_held_out": 120}
-    _, evaluators, splits = setup(knn=section)
+    _, evaluators, splits = ready(knn=section)
     rows = data.sample(splits.train, 300), data.sample(splits.held_out, 120)
     (bank, labels), (queries, truth) = (
         (s.images[i].reshape(len(i), 64), s.labels[i])

@@ -277,9 +277,9 @@ def test_data_of_an_analysis_are_keys_and_values(tmp_path, capsys):
 
 
 def test_the_evaluator_gives_a_value_a_block(tmp_path):
-    from test_eval import setup
+    from test_eval import ready
 
-    task, evaluators, splits = setup(locality={"num_held_out": 20})
+    task, evaluators, splits = ready(locality={"num_held_out": 20})
     params = jax.tree.map(lambda x: 4.0 * x, task.init(jax.random.key(0)))
     found = evaluators["locality"](params, 0)
     images = splits.held_out.images[sample(splits.held_out, 20)]

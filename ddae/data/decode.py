@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
 Kernel = Literal["bilinear", "bicubic", "bicubic_antialias"]
 """How images are resized. Only the last averages like Pillow, and so MAE's recipe, when
 an image shrinks; it takes about twice the time. `decode_window` averages before the
@@ -65,7 +67,8 @@ def decode(data: Any, channels: int) -> Any:
     return image
 
 
-GREYS = b"".join(bytes((i, i, i, 0)) for i in range(256))
+GREYS = np.arange(256, dtype=np.uint8)[:, None]
+"""Of a BMP's table: blue, green and red of each number; a fourth byte means nothing."""
 
 
 def _colours_are_their_own(data: Any) -> Any:
@@ -76,7 +79,9 @@ def _colours_are_their_own(data: Any) -> Any:
     bits = tf.io.decode_raw(tf.strings.substr(data, 28, 2), tf.uint16)[0]
 
     def greys() -> Any:
-        return tf.strings.substr(data, start, len(GREYS)) == GREYS
+        table = tf.strings.substr(data, start, 4 * len(GREYS)) + bytes(4 * len(GREYS))
+        table = tf.reshape(tf.io.decode_raw(table, tf.uint8)[: 4 * len(GREYS)], (-1, 4))
+        return tf.reduce_all(table[:, :3] == GREYS)
 
     fine = tf.cond(tf.cast(bits, tf.int32) > 8, lambda: tf.constant(True), greys)
     return tf.debugging.assert_equal(

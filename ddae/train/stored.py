@@ -287,16 +287,17 @@ def read_items(
         restored = again(where, lambda: manager.restore(step, args=args))
         return {name: restored[name] for name in targets}
     except Exception as error:  # as above
-        if isinstance(error, ValueError) and "structure" in str(error):
+        if isinstance(error, ValueError):
             for name in targets:  # to Orbax an item without it is an empty one
                 if not (folder / str(step) / name / "_METADATA").exists():
                     raise DamagedError(
                         f"{folder}/{step}/{name}/_METADATA is not there"
                     ) from error
-            raise UserError(
-                f"checkpoint {folder}/{step} holds another optimiser or teacher than"
-                " this config makes; use its own config or another --workdir"
-            ) from error
+            if "structure" in str(error):
+                raise UserError(
+                    f"checkpoint {folder}/{step} holds another optimiser or teacher"
+                    " than this config makes; use its own config or another --workdir"
+                ) from error
         text = str(error)
         arrays = re.findall(r"'path': '([^']+?)/?',?\n    \}", text)
         files = re.findall(r'local file "([^"]+)"', text)
