@@ -255,7 +255,7 @@ def test_attention_has_the_kernel_that_can_run(changes, kernel, monkeypatch):
     assert kernels.attention_kernel(**asked) == kernel
 
 
-@pytest.mark.parametrize("found", [None, object()])  # jax 0.10.0's has no dot
+@pytest.mark.parametrize("found", [None, object()])  # before jax 0.10.2: no dot
 def test_a_jax_without_triton_has_flash_attention(monkeypatch, found):
     assert short_attention.fits(50, 64)
     monkeypatch.setattr(short_attention, "triton", found)

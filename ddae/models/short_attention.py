@@ -44,7 +44,7 @@ class Tiles(NamedTuple):
 def fits(tokens: int, width: int) -> bool:
     """Whether scores of so many tokens, and heads of this width, fit the registers, and
     whether this jax can still compile it."""
-    has_dot = hasattr(triton, "dot")  # jax 0.10.0 has not
+    has_dot = hasattr(triton, "dot")  # from jax 0.10.2 on
     return has_dot and tokens <= {16: 256, 32: 256, 64: 64}.get(width, 0)
 
 
