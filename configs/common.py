@@ -106,9 +106,15 @@ def pretraining() -> ConfigDict:
 
 def knn(k: int | tuple[int, ...]) -> ConfigDict:
     """The evaluator of nearest neighbours, over all images of both sets."""
-    counts = {"num_train": 0, "num_held_out": 0}
     return ConfigDict(
-        {"k": k, "temperature": 0.07, "pool": "mean", "linear": False, **counts}
+        {
+            "k": k,
+            "temperature": 0.07,
+            "pool": "mean",
+            "linear": False,
+            "num_train": 0,
+            "num_held_out": 0,
+        }
     )
 
 

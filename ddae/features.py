@@ -39,8 +39,11 @@ def extract(
     """
     params, encode, shape = read_encoder(workdir)
     config = describe(workdir)["config"]["data"]
-    config |= {"eval_crop": data.crop_of(config), "on_error": on_error}
-    config["max_bad"] = sys.maxsize  # the run's is for its own images
+    config |= {
+        "eval_crop": data.crop_of(config),
+        "on_error": on_error,
+        "max_bad": sys.maxsize,  # the run's is for its own images
+    }
     chosen = settings.build(data.DataSettings, config, "data.")
     source = ImageSource(records := FolderRecords(folder, "features"), shape, chosen)
 

@@ -79,9 +79,10 @@ def _colours_are_their_own(data: Any) -> Any:
     bits = tf.io.decode_raw(tf.strings.substr(data, 28, 2), tf.uint16)[0]
 
     def greys() -> Any:
-        table = tf.strings.substr(data, start, 4 * len(GREYS)) + bytes(4 * len(GREYS))
-        table = tf.reshape(tf.io.decode_raw(table, tf.uint8)[: 4 * len(GREYS)], (-1, 4))
-        return tf.reduce_all(table[:, :3] == GREYS)
+        size = 4 * len(GREYS)
+        table = tf.strings.substr(data, start, size) + bytes(size)  # it may be short
+        rows = tf.reshape(tf.io.decode_raw(table, tf.uint8)[:size], (-1, 4))
+        return tf.reduce_all(rows[:, :3] == GREYS)
 
     fine = tf.cond(tf.cast(bits, tf.int32) > 8, lambda: tf.constant(True), greys)
     return tf.debugging.assert_equal(
